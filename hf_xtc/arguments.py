@@ -1,0 +1,114 @@
+"""The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hf_xtc.errors import RecipeError
+from hf_xtc.recipe import XTCRecipe
+from hf_xtc.specs import check_choice
+
+
+@dataclass
+class JobArguments:
+    """What to compress, and how long the stages before quantization train."""
+
+    teacher: str = field(
+        metadata={"help": "Folder or Hub id of a fine-tuned BERT, or of a base one with --fine_tune."}
+    )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
+    fine_tune: bool = field(default=False, metadata={"help": "Fine-tune the teacher on the task first."})
+    fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
+    fine_tune_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of that fine-tuning."})
+    reduction_epochs: float = field(
+        default=1.0,
+        metadata={"help": "Epochs of the layer-reduced float student, which the 1-bit student starts from."},
+    )
+    reduction_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that stage."})
+    student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students while training."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})
+
+    def __post_init__(self) -> None:
+        for name in ("fine_tune_epochs", "reduction_epochs", "fine_tune_learning_rate", "reduction_learning_rate"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 <= self.student_dropout < 1:
+            raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
+
+
+@dataclass
+class RecipeArguments:
+    """The recipe on the command line; `none` keeps a part in float."""
+
+    weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
+    embedding_weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
+    position_weights: str = field(default="int8", metadata={"help": "Position and token-type rows; int8 or none."})
+    granularity: str = field(default="per_channel", metadata={"help": "per_tensor, per_channel or per_group scales."})
+    group_size: int | None = field(default=None, metadata={"help": "Input columns per scale, for per_group."})
+    activation_bits: str = field(default="8", metadata={"help": "8, 4 or none."})
+    activation_calibration: str = field(default="dynamic", metadata={"help": "dynamic (per token) or static."})
+    activation_asymmetric: bool = field(default=False, metadata={"help": "Asymmetric activation levels."})
+    keep_layers: int | None = field(default=None, metadata={"help": "Depth of the student, spread evenly."})
+    layers: str | None = field(default=None, metadata={"help": "Teacher layers to keep, from 0: 2,4,6,8,10."})
+    scale_dtype: str = field(default="float16", metadata={"help": "Type of the scales."})
+    rest_dtype: str = field(
+        default="float16", metadata={"help": "Type the file stores biases, LayerNorm and head in."}
+    )
+    recipe_file: str | None = field(
+        default=None,
+        metadata={"help": "JSON of a recipe, or a DeepSpeed JSON with compression_training, instead of the options."},
+    )
+
+    def recipe(self) -> XTCRecipe:
+        """The `XTCRecipe` of these options.
+
+        Raises:
+            XTCError: if an option has a value that does not exist, or the file cannot be read.
+        """
+        if self.recipe_file is not None:
+            return _read_recipe(self.recipe_file)
+        check_choice("activation_bits", self.activation_bits, ("8", "4", "none"))
+        return XTCRecipe(
+            weights=_or_none(self.weights),
+            granularity=self.granularity,
+            group_size=self.group_size,
+            embedding_weights=_or_none(self.embedding_weights),
+            position_weights=_or_none(self.position_weights),
+            activation_bits=None if self.activation_bits == "none" else int(self.activation_bits),
+            activation_symmetric=not self.activation_asymmetric,
+            activation_calibration=self.activation_calibration,
+            keep_layers=self.keep_layers,
+            layers=None if self.layers is None else _layer_list(self.layers),
+            scale_dtype=self.scale_dtype,
+            rest_dtype=self.rest_dtype,
+        )
+
+
+def _or_none(value: str) -> str | None:
+    return None if value.lower() == "none" else value
+
+
+def _layer_list(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"--layers {text!r} is no list of whole numbers. Write it like 2,4,6,8,10.") from None
+
+
+def _read_recipe(path: str) -> XTCRecipe:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+    if "compression_training" in values:
+        return XTCRecipe.from_deepspeed(values)
+    return XTCRecipe.from_dict(values)
+
+
+@dataclass
+class EvaluateArguments:
+    """What to measure."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed or float sequence classifier."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the metrics to."})
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})

@@ -1,0 +1,86 @@
+"""Callbacks: when quantization starts, and how large the packed file will be.
+
+Everything here is a pure function of `state.global_step` and `state.max_steps`; what must survive a restart lives in
+module buffers. So resuming from a checkpoint needs no state of a callback.
+"""
+
+import logging
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_xtc.layers import XTCEmbedding, XTCLinear
+from hf_xtc.ledger import ledger
+
+logger = logging.getLogger(__name__)
+
+
+def start_step(start: float, max_steps: int) -> int:
+    """The step that `start` names: a step if at least 1, else a share of `max_steps`."""
+    return int(start) if start >= 1 else int(start * max_steps)
+
+
+def set_quantization(model: nn.Module, *, weights: bool, activations: bool) -> None:
+    """Switches the fake-quantization of weights and activations of every latent layer on or off."""
+    for module in model.modules():
+        if isinstance(module, XTCLinear | XTCEmbedding):
+            module.quantize_weight = weights
+        if isinstance(module, XTCLinear):
+            module.quantize_activation = activations
+
+
+class QuantizationCallback(TrainerCallback):
+    """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
+
+    From the end of training on the model is quantized whatever the schedule, as its packed file will be.
+
+    Args:
+        weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.
+    """
+
+    def __init__(self, weight_start: float = 0.0, activation_start: float = 0.0):
+        self.weight_start = weight_start
+        self.activation_start = activation_start
+
+    def _apply(self, state: TrainerState, model: nn.Module) -> None:
+        set_quantization(
+            model,
+            weights=state.global_step >= start_step(self.weight_start, state.max_steps),
+            activations=state.global_step >= start_step(self.activation_start, state.max_steps),
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Sets the state of the step that training starts or resumes at."""
+        self._apply(state, model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Sets the state of the step to come."""
+        if self.weight_start or self.activation_start:
+            self._apply(state, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Quantizes everything: the trained model is what will be packed."""
+        set_quantization(model, weights=True, activations=True)
+
+
+class PackedSizeCallback(TrainerCallback):
+    """Logs, once at the start, the bytes that the packed file will take and the ratio to float32."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Logs the ledger's total."""
+        if state.is_world_process_zero:
+            packed = ledger(model.config, model_class=type(model))  # type: ignore[arg-type]
+            ratio = packed.float32_bytes / packed.total_bytes
+            logger.info("The packed file will take %d bytes, %.1f times less than float32.", packed.total_bytes, ratio)
+            state.log_history.append(
+                {"packed_bytes": packed.total_bytes, "packed_ratio": round(ratio, 2), "step": state.global_step}
+            )

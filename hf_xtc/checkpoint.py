@@ -1,0 +1,158 @@
+"""Files: written whole or not at all, and read only when their header says what the model expects.
+
+Knows folders, safetensors headers and JSON; no models. Nothing is ever unpickled.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hf_xtc.errors import PackedFileError, StateError, XTCError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I64": torch.int64,
+}
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike[str], *, replaces: str | None = None) -> Iterator[Path]:
+    """Yields an empty folder inside `folder`; on success its files move into `folder`, on failure nothing is left.
+
+    Every file is renamed into place, so a reader sees the old file or the new one, never a part. `config.json` moves
+    last: a folder without it is none that `from_pretrained` takes.
+
+    Args:
+        folder (`str` or `os.PathLike`): Where the files shall be; made if missing.
+        replaces (`str`, *optional*): Glob of earlier files that the new ones supersede (shards of an earlier save).
+
+    Raises:
+        StateError: if the files cannot be written (disk full, read-only folder); names the cause.
+    """
+    target = Path(folder)
+    created = not target.exists()
+    scratch: Path | None = None
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target))
+        yield scratch
+        files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
+        for stale in target.glob(replaces) if replaces else ():
+            if not (scratch / stale.name).exists():
+                stale.unlink()
+        for file in files:
+            place = target / file.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"Could not write {target}: {error}. Nothing half-written was left there.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if created and target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON under a temporary name and renames it.
+
+    Raises:
+        StateError: if the file cannot be written; names the cause.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text under a temporary name and renames it.
+
+    Raises:
+        StateError: if the file cannot be written; names the cause.
+    """
+    target = Path(path)
+    scratch = target.with_name(f".incomplete-{target.name}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, target)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise StateError(f"Could not write {target}: {error}.") from error
+
+
+def require_empty(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Checks that results may go into `folder`.
+
+    Raises:
+        XTCError: if it is a file, or holds files and `overwrite` is false.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise XTCError(f"{path} is a file; results need a folder. Give another --output_dir.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise XTCError(f"The folder {path} is not empty. Give another --output_dir, or --overwrite to replace it.")
+
+
+def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Name -> (dtype, shape) of every tensor of a safetensors file; reads the header only.
+
+    Raises:
+        PackedFileError: if the file is truncated or no safetensors file.
+    """
+    try:
+        with safe_open(file, framework="pt") as reader:
+            slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
+            return {name: (_dtype(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise PackedFileError(
+            f"{file} is truncated or no safetensors file ({error}). Download or write it again."
+        ) from error
+
+
+def _dtype(name: str) -> Any:
+    return _DTYPES.get(name, name)
+
+
+def check_header(
+    header: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], expected: Mapping[str, Tensor], where: str
+) -> None:
+    """Compares a file's header with the tensors that the configuration promises.
+
+    Args:
+        header: As `read_header` gives.
+        expected (`dict[str, torch.Tensor]`): Tensors the file must hold; `uint8` and scale dtypes must match exactly.
+        where (`str`): Name of the file in messages.
+
+    Raises:
+        PackedFileError: if a tensor is missing, has another shape, or codes or scales have another dtype.
+    """
+    missing = [name for name in expected if name not in header]
+    if missing:
+        raise PackedFileError(
+            f"{where} does not hold {len(missing)} of the {len(expected)} tensors that its config.json promises "
+            f"(first: {missing[0]}). Config and weights are not of one model; download or write both again."
+        )
+    for name, tensor in expected.items():
+        dtype, shape = header[name]
+        if shape != tuple(tensor.shape):
+            raise PackedFileError(
+                f"{where}: {name} has shape {list(shape)}, but config.json promises {list(tensor.shape)}. "
+                "Config and weights are not of one model; download or write both again."
+            )
+        if name.endswith(("weight_packed", "weight_scale")) and dtype != tensor.dtype:
+            raise PackedFileError(
+                f"{where}: {name} has dtype {dtype}, but config.json promises {tensor.dtype}. "
+                "The file was not written by this package; write it again with pack_model."
+            )

@@ -1,0 +1,459 @@
+"""Data of the command line: GLUE or own files in, tables with `text`, `text_pair` (pairs only) and `label` out.
+
+Owns every check of data that needs no model. In a `TaskData` each row has its texts (blank ones in GLUE only: official
+QQP has two empty questions) and a label that is a class id below the number of names, or a finite number. Whatever
+cannot be read so is refused with a `DataError`; nothing is dropped or guessed.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from hf_xtc.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# pandas quoting=3 takes quotes as text, as the GLUE files mean them
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"sep": ",", "index_col": False, "keep_default_na": False}),
+    ".tsv": ("csv", {"sep": "\t", "index_col": False, "keep_default_na": False, "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+class Columns(NamedTuple):
+    """Column names of a table, and its label names by class id if they are known beforehand."""
+
+    text: str
+    text_pair: str | None = None
+    label_names: tuple[str, ...] | None = None
+    label: str = "label"
+
+
+class Table(NamedTuple):
+    """One split before its labels are numbered: columns by their new names, class ids of known names as names."""
+
+    source: str
+    columns: dict[str, list[Any]]
+    label_names: tuple[str, ...] | None
+
+    def refuse(self, bad: Sequence[bool], what: str, cure: str) -> None:
+        """Raises `DataError` with the number of `bad` rows and the first of them (from 1), if there are any."""
+        if rows := [row for row, is_bad in enumerate(bad, start=1) if is_bad]:
+            where = f"{len(rows)} of {len(bad)} rows (first: row {rows[0]})"
+            raise DataError(f"{self.source}: {what} in {where}. {cure}")
+
+
+def read_file(path: str) -> Dataset:
+    """The file as an in-memory table; csv and tsv cells all as text, so that "null" and "007" stay what they are.
+
+    Parsed anew in each call: the cache of datasets goes by modification time alone, and so may serve stale rows.
+
+    Raises:
+        DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
+    """
+    builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
+    if not builder:
+        raise DataError(f"{path} has an extension that is not supported. Use one of: {', '.join(FORMATS)}.")
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist, or is not a file.")
+    if builder != "parquet":
+        _check_text_file(path)
+    try:
+        with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
+            if builder == "csv":
+                options = options | {"converters": dict.fromkeys(pd.read_csv(path, nrows=0, **options), str)}
+            options = options | {"split": "train", "cache_dir": cache, "keep_in_memory": True}
+            table = load_dataset(builder, data_files=glob.escape(path), **options)  # brackets would be a pattern
+            table.data.table.validate(full=True)  # finds parquet strings that are not UTF-8
+    except (DatasetGenerationError, ValueError, StopIteration, pd.errors.ParserWarning) as error:
+        reason = str(error.__cause__ or error).strip()
+        if "corresponds to no data" in reason or "BatchSize must be greater" in reason:
+            raise DataError(f"{path} has no rows.") from error
+        raise DataError(f"{path} cannot be read as {builder}: {reason}") from error
+    return table
+
+
+def _check_text_file(path: str) -> None:
+    try:
+        blank = not Path(path).read_bytes().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise DataError(f"{path} is not UTF-8: {where}. Save it as UTF-8.") from None
+    if blank:
+        raise DataError(f"{path} has no rows.")
+
+
+def select(source: str, dataset: Dataset, names: Columns) -> Table:
+    """The columns that `names` points to, under the names `text`, `text_pair` and `label`.
+
+    Raises:
+        DataError: if `dataset`, called `source` in messages, lacks one of them.
+    """
+    columns = {"text": names.text, "text_pair": names.text_pair, "label": names.label}
+    used = {new: old for new, old in columns.items() if old is not None}
+    if missing := [old for old in used.values() if old not in dataset.column_names]:
+        raise DataError(
+            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For own "
+            f"files pass --text_column, --text_pair_column and --label_column."
+        )
+    feature, values = dataset.features[names.label], {new: dataset[old][:] for new, old in used.items()}
+    known = tuple(feature.names) if isinstance(feature, ClassLabel) else names.label_names
+    if known:
+        values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
+    return Table(source, values, known)
+
+
+def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
+    """Raises `DataError` if a text is absent or no string, or a label is absent or (unless `numbers`) -1."""
+    for column in sorted(table.columns.keys() - {"label"}):
+        texts = table.columns[column]
+        wrong = [not isinstance(text, str | None) for text in texts]
+        table.refuse(wrong, f"{column} that is not a string", "Write it as text, or name another column.")
+        blank = [text is None or not (blank_allowed or text.strip()) for text in texts]
+        table.refuse(blank, f"empty {column}", "Fill or remove them.")
+    labels = table.columns["label"]
+    table.refuse([_is_missing(label, numbers=numbers) for label in labels], "no label", "Fill or remove them.")
+    wrong = [not isinstance(label, str | int | float) for label in labels]
+    table.refuse(wrong, "labels that are neither strings nor numbers", "Name another column with --label_column.")
+    if not numbers:
+        cure = "Use a labelled split; if -1 is one of your classes, write it as a word."
+        table.refuse([_label_text(label) == "-1" for label in labels], "label -1 (unlabelled)", cure)
+
+
+def class_names(train: Table) -> tuple[str, ...]:
+    """Label names by class id: the known ones, else those found, strings alphabetically and integers by size.
+
+    Raises:
+        DataError: if the labels are fractional numbers.
+    """
+    if train.label_names:
+        return train.label_names
+    found = {_label_text(value) for value in train.columns["label"]}
+    if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found):
+        return tuple(sorted(found, key=int))
+    numbers = [_number(name) for name in found]
+    if None not in numbers and any(number % 1 for number in numbers if number is not None):
+        what = f"the labels are fractional numbers ({len(found)} different ones), not classes"
+        raise DataError(f"{train.source}: {what}. Pass --regression to fit them.")
+    return tuple(sorted(found))
+
+
+def numbered(table: Table, names: tuple[str, ...] | None, rows: int | None) -> Dataset:
+    """The first `rows` rows with `label` as class id (`int64`), or as number (`float32`) if `names` is `None`.
+
+    Raises:
+        DataError: if a label is not among `names`, or is no finite `float32`.
+    """
+    labels = _numbers(table) if names is None else _ids(table, names)
+    features = {column: Value("string") for column in table.columns} | {"label": Value(str(labels.dtype))}
+    columns = table.columns | {"label": labels}
+    return Dataset.from_dict({name: values[:rows] for name, values in columns.items()}, features=Features(features))
+
+
+def _numbers(table: Table) -> np.ndarray:
+    labels = table.columns["label"]
+    numbers = [_number(label) for label in labels]
+    wrong = [number is None for number in numbers]
+    example = next((label for label, is_wrong in zip(labels, wrong, strict=True) if is_wrong), None)
+    table.refuse(wrong, f"labels that are not numbers (such as {example!r})", "Correct or remove them.")
+    with np.errstate(over="ignore"):
+        rounded = np.array(numbers, dtype=np.float32)
+    table.refuse(list(~np.isfinite(rounded)), "labels that are no finite float32", "Correct or remove them.")
+    return rounded
+
+
+def _ids(table: Table, names: tuple[str, ...]) -> np.ndarray:
+    ids = {name: i for i, name in enumerate(names)}
+    texts = [_label_text(label) for label in table.columns["label"]]
+    unknown = [text not in ids for text in texts]
+    example = next((text for text, is_unknown in zip(texts, unknown, strict=True) if is_unknown), "")
+    what = f"labels that are not among {_listed(names)} (such as {example!r})"
+    table.refuse(unknown, what, "Each class must occur in the train data.")
+    return np.array([ids[text] for text in texts], dtype=np.int64)
+
+
+def _is_missing(label: Any, *, numbers: bool) -> bool:
+    if isinstance(label, float):
+        return math.isnan(label) and not numbers  # among numbers nan is a wrong value, with a message of its own
+    return label is None or (isinstance(label, str) and not label.strip())
+
+
+def _label_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} ... ({len(names)} in all)"
+
+
+GLUE = {
+    "cola": Columns("sentence", None, ("unacceptable", "acceptable")),
+    "mnli": Columns("premise", "hypothesis", ("entailment", "neutral", "contradiction")),
+    "mrpc": Columns("sentence1", "sentence2", ("not_equivalent", "equivalent")),
+    "qnli": Columns("question", "sentence", ("entailment", "not_entailment")),
+    "qqp": Columns("question1", "question2", ("not_duplicate", "duplicate")),
+    "rte": Columns("sentence1", "sentence2", ("entailment", "not_entailment")),
+    "sst2": Columns("sentence", None, ("negative", "positive")),
+    "stsb": Columns("sentence1", "sentence2"),
+    "wnli": Columns("sentence1", "sentence2", ("not_entailment", "entailment")),
+}
+HUB_GLUE = "nyu-mll/glue"
+GLUE_DIR_HELP = (
+    "Folder of GLUE parquet files: [task/]train.parquet and [task/]validation.parquet (mnli: validation_matched and "
+    "validation_mismatched). Without it GLUE comes from the Hub."
+)
+
+
+@dataclass
+class DataArguments:
+    """What to train and evaluate on, for `HfArgumentParser`: a GLUE task, or own files.
+
+    Raises:
+        DataError: if not exactly one of the two is given, the task is unknown, columns coincide, or a number is not
+            positive.
+    """
+
+    task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
+    data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
+    train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
+    validation_file: str | None = field(default=None, metadata={"help": "Own validation data, likewise."})
+    text_column: str = field(default="text", metadata={"help": "Column of own files with the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})
+    label_column: str = field(default="label", metadata={"help": "Column of own files with the class or number."})
+    regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers to fit."})
+    max_length: int = field(default=128, metadata={"help": "Tokens per row; what is longer is cut off."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
+
+    def __post_init__(self) -> None:
+        files = [self.train_file, self.validation_file]
+        if (files != [None, None]) if self.task_name is not None else (None in files):
+            raise DataError(
+                f"Pass either --task_name, or both --train_file and --validation_file; got task_name="
+                f"{self.task_name!r}, train_file={self.train_file!r}, validation_file={self.validation_file!r}."
+            )
+        if self.task_name is not None and self.task_name not in GLUE:
+            raise DataError(f"Unknown GLUE task {self.task_name!r}. Use one of: {', '.join(GLUE)}.")
+        if self.task_name is None and self.data_dir is not None:
+            raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
+        if self.regression and self.task_name not in (None, "stsb"):
+            raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        columns = [self.text_column, self.text_pair_column, self.label_column]
+        if len(set(columns)) < len(columns):
+            raise DataError(f"The text, text pair and label columns must differ, but are {columns}.")
+        for name in ("max_length", "max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Train and validation data with the columns `text`, `text_pair` (pairs only) and `label`.
+
+    Args:
+        name (`str`): GLUE task, or the name of the train file (of its folder, if the file is called train).
+        task (`str` or `None`): GLUE task; `None` for own files.
+        train (`datasets.Dataset`): `label` is a class id (`int64`), or for regression a finite `float32`.
+        validation (`datasets.Dataset`): Likewise.
+        extra_validation (`dict[str, datasets.Dataset]`): `{"mismatched": ...}` for mnli, else empty.
+        label_names (`tuple[str, ...]` or `None`): Names by class id; `None` for regression.
+        fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
+            it): equal for equal contents, whatever the file, process or cache.
+    """
+
+    name: str
+    task: str | None
+    train: Dataset
+    validation: Dataset
+    extra_validation: dict[str, Dataset]
+    label_names: tuple[str, ...] | None
+    fingerprint: str
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are numbers."""
+        return self.label_names is None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row has two texts."""
+        return "text_pair" in self.train.column_names
+
+
+def load_task(args: DataArguments) -> TaskData:
+    """The train and validation data that `args` names, checked, with class ids for labels.
+
+    Label names come from a `ClassLabel` column, else from GLUE, else from the train data: strings in alphabetical,
+    integers in numerical order. `max_train_samples` and `max_eval_samples` keep the first rows, after the checks.
+
+    Raises:
+        DataError: if a file is missing, unreadable, empty or not UTF-8; lacks a column, a text or a label; has a label
+            that the train data has not; if only one class is left to train on; or if the Hub cannot be reached.
+    """
+    regression = args.regression or args.task_name == "stsb"
+    tables = {split: select(*table) for split, table in _splits(args).items()}
+    for table in tables.values():
+        check_rows(table, blank_allowed=args.task_name is not None, numbers=regression and args.task_name is None)
+    names = None if regression else class_names(tables["train"])
+    limits = {"train": args.max_train_samples}
+    splits = {k: numbered(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
+    train, validation = splits.pop("train"), splits.pop("validation")
+    if names and len(set(train["label"])) == 1:
+        only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
+        raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
+    contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
+    fingerprint = hashlib.sha256(contents.encode()).hexdigest()
+    path = Path(args.train_file or "").resolve()
+    name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
+    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint)
+
+
+def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
+    """Per split the name for messages, the raw table and the columns to take."""
+    if args.task_name is None:
+        own = Columns(args.text_column, args.text_pair_column, label=args.label_column)
+        paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
+        return {split: (path, read_file(path), own) for split, path in paths.items()}
+    task, columns = args.task_name, GLUE[args.task_name]
+    files = {"train": "train", "validation": "validation"}
+    if task == "mnli":
+        files |= {"validation": "validation_matched", "mismatched": "validation_mismatched"}
+    if args.data_dir is None:
+        hub = _load_hub(task)
+        return {split: (f"{HUB_GLUE} {task} {file}", hub[file], columns) for split, file in files.items()}
+    folders = [Path(args.data_dir) / task, Path(args.data_dir)]
+    found = [folder for folder in folders if (folder / "train.parquet").is_file()]
+    if not found:
+        tried = " nor ".join(str(folder / "train.parquet") for folder in folders)
+        raise DataError(f"--data_dir holds no GLUE {task}: there is neither {tried}.")
+    paths = {split: str(found[0] / f"{file}.parquet") for split, file in files.items()}
+    return {split: (path, read_file(path), columns) for split, path in paths.items()}
+
+
+def _load_hub(task: str) -> dict[str, Dataset]:
+    try:
+        return dict(load_dataset(HUB_GLUE, task))
+    except Exception as error:  # a dozen types, from socket to cache; the way out is the same for all
+        raise DataError(
+            f"GLUE task {task} cannot be loaded from {HUB_GLUE} on the Hub: {error}. Pass --data_dir with its parquet "
+            f"files, or own data with --train_file and --validation_file."
+        ) from error
+
+
+def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -> Dataset:
+    """Rows as the model takes them, cut to `max_length` tokens and not padded.
+
+    Args:
+        dataset (`datasets.Dataset`): A split of a `TaskData`.
+        tokenizer (`PreTrainedTokenizerBase`): Only called, with lists of texts.
+        max_length (`int`): Tokens, special ones included.
+
+    Returns:
+        `datasets.Dataset`: lists of integers `input_ids`, `attention_mask` (and `token_type_ids`) of a row's length;
+        `labels`, `int64` or `float32`.
+
+    Raises:
+        DataError: if `max_length` exceeds what the tokenizer's model takes, or is below its special tokens.
+    """
+    limit = getattr(tokenizer, "model_max_length", max_length)
+    if max_length > limit:
+        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
+    texts = [column for column in ("text", "text_pair") if column in dataset.column_names]
+    arguments = {"tokenizer": tokenizer, "texts": texts, "max_length": max_length}
+    return dataset.rename_column("label", "labels").map(
+        _encode, batched=True, fn_kwargs=arguments, remove_columns=texts
+    )
+
+
+def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
+    encoded = dict(tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length))
+    # fast tokenizers give up cutting, silently, where the special tokens alone are too many
+    if any(len(ids) > max_length for ids in encoded["input_ids"]):
+        raise DataError(f"max_length is {max_length}, less than the special tokens of a row. Raise it.")
+    return encoded
+
+
+def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> TaskData:
+    """`data` with the class ids of the teacher's head.
+
+    Names are matched ignoring case. If the teacher's are generic (`LABEL_0`), or the data's are integers, ids are
+    matched by position, with a warning. Regression data is returned as it is.
+
+    Args:
+        data (`TaskData`): As loaded.
+        label2id (`dict[str, int]`): Of the teacher's config.
+        teacher (`str`): Its name, for messages.
+
+    Raises:
+        DataError: if the labels do not match the head: another number of them, other names, or a classification and
+            the single output of a regression.
+    """
+    heads = tuple(sorted(label2id, key=label2id.__getitem__))
+    if [label2id[name] for name in heads] != list(range(len(heads))):
+        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    if data.label_names is None:
+        if len(heads) != 1:
+            raise DataError(
+                f"{data.name} is a regression, but the head of {teacher} has {len(heads)} outputs: {_listed(heads)}. "
+                f"Use a teacher with num_labels=1."
+            )
+        return data
+    if len(heads) == 1:
+        raise DataError(
+            f"{data.name} has the labels {_listed(data.label_names)}, but the head of {teacher} has one output, for "
+            f"regression. Use a teacher trained on these labels, or --regression if they are numbers."
+        )
+    ids, names = _match(data, heads, teacher)
+    moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
+    train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
+    return replace(data, train=train, validation=validation, extra_validation=moved, label_names=names)
+
+
+def _match(data: TaskData, heads: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
+    """The new id of each old one, and the label names by new id."""
+    names = data.label_names or ()
+    positions = list(range(len(names)))
+    for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
+        by_name = {fold(name): i for i, name in enumerate(heads)}
+        ids = [by_name.get(fold(name), -1) for name in names]
+        if sorted(ids) == list(range(len(heads))):
+            return ids, heads
+    generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in heads)
+    if len(heads) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
+        pairs = ", ".join(f"{name} = {head}" for name, head in zip(names, heads, strict=True))
+        logger.warning("The labels of %s and %s are matched by position: %s.", data.name, teacher, pairs)
+        return positions, names if generic_head else heads
+    raise DataError(
+        f"{data.name} has labels that do not match the head: the data has {len(names)} ({_listed(names)}), {teacher} "
+        f"has {len(heads)} ({_listed(heads)}). Use a teacher trained on these labels."
+    )
+
+
+def _relabel(dataset: Dataset, ids: list[int]) -> Dataset:
+    moved = np.array(ids, dtype=np.int64)[dataset["label"][:]]
+    return Dataset.from_dict(dataset.to_dict() | {"label": moved}, features=dataset.features)

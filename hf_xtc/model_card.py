@@ -1,0 +1,197 @@
+"""What a run measured, as a table and as the model card of the packed file.
+
+Every figure comes from the `Run`; what was not measured is said to be so. Text that comes from outside (names of
+models, labels, data) is escaped.
+"""
+
+import html
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_xtc.checkpoint import write_text
+from hf_xtc.ledger import Ledger
+from hf_xtc.recipe import XTCRecipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a run: its metrics on the validation split, bytes on disk, depth and storage."""
+
+    model: str
+    metrics: dict[str, float]
+    bytes: int
+    layers: int
+    storage: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a compression run measured and was told; the rows are teacher, reduced, student, packed file."""
+
+    name: str
+    task: str
+    metric: str
+    rows: list[Row]
+    ledger: Ledger
+    provenance: dict[str, Any]
+    recipe: XTCRecipe
+    selection: str
+    citations: list[str] = field(default_factory=list)
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as a JSON object."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "metric": self.metric,
+            "rows": [asdict(row) for row in self.rows],
+            "ledger": self.ledger.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "provenance": self.provenance,
+            "selection": self.selection,
+            "log": self.log,
+        }
+
+
+def results_table(run: Run) -> str:
+    """The rows of a run as a Markdown table that also reads well in a terminal."""
+    teacher = run.rows[0]
+    header = ["model", f"{run.metric}, validation", "bytes on disk", "ratio", "layers", "stored as"]
+    body = [
+        [
+            html.escape(row.model),
+            f"{row.metrics[run.metric]:.4f}",
+            f"{row.bytes:,}",
+            f"{teacher.bytes / row.bytes:.1f}x",
+            str(row.layers),
+            row.storage,
+        ]
+        for row in run.rows
+    ]
+    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *body]
+    return "\n".join(
+        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+_TEMPLATE = """---
+{card_data}
+---
+
+# {name}
+
+{summary}
+
+```python
+import hf_xtc  # registers the architecture
+from transformers import pipeline
+
+classify = pipeline("text-classification", "{name}")
+```
+
+## Results
+
+{table}
+
+The last row was measured on the file itself, loaded in a new process. {selection}
+
+## Bytes
+
+```
+{ledger}
+```
+
+## How it was made
+
+{made}
+
+Recipe:
+
+```json
+{recipe}
+```
+
+## Limits
+
+- One run with one seed; the spread over seeds was not measured.
+- Speed, fairness, robustness and other domains than the one above were not measured.
+- {reference}
+
+## Credits
+
+{citations}
+"""
+
+
+def card_text(run: Run) -> str:
+    """The model card of a run, with `model-index` metadata.
+
+    Args:
+        run (`Run`): Names in it may come from anywhere; they are escaped.
+    """
+    packed, teacher = run.rows[-1], run.rows[0]
+    name, task = html.escape(run.name), html.escape(run.task)
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=task,
+            dataset_name=task,
+            dataset_split="validation",
+            metric_type=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in packed.metrics.items()
+        if metric != "loss"
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["xtc", "hf_xtc", run.recipe.weights or "float", "quantization", "knowledge-distillation"],
+        model_name=name,
+        eval_results=results or None,
+    )
+    kept = packed.metrics[run.metric] / teacher.metrics[run.metric] if teacher.metrics[run.metric] else float("nan")
+    summary = (
+        f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {task}: "
+        f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
+        f"teacher in float32, with {kept:.1%} of the teacher's {run.metric}. "
+        "Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc."
+    )
+    return _TEMPLATE.format(
+        card_data=data.to_yaml(),
+        name=name,
+        summary=summary,
+        table=results_table(run),
+        selection=f"Checkpoint: {run.selection}.",
+        ledger=run.ledger,
+        made=_made(run),
+        recipe=run.recipe.to_json(),
+        reference="The teacher's own limits and biases are inherited; see its card.",
+        citations="\n".join(f"- {citation}" for citation in run.citations) or "- none",
+    )
+
+
+def _made(run: Run) -> str:
+    facts = run.provenance
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {entry}" for name, entry in value.items())
+        lines.append(f"- {key.replace('_', ' ')}: {html.escape(str(value))}")
+    return "\n".join(lines)
+
+
+def write_card(run: Run, path: str | os.PathLike[str]) -> None:
+    """Writes the card as `README.md` of a model folder, checked to be a readable card.
+
+    Raises:
+        StateError: if the file cannot be written.
+    """
+    text = card_text(run)
+    ModelCard(text)
+    write_text(path, text)

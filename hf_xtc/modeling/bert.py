@@ -1,0 +1,344 @@
+"""BERT in its two states: `XTCBertConfig`, `XTCBertModel` and its heads.
+
+The forward passes are transformers' own; only the linears and embeddings of the recipe's scopes are swapped. A packed
+model saves its float parameters in `recipe.rest_dtype` and computes in the dtype it is loaded with.
+"""
+
+import os
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    BertPreTrainedModel,
+)
+from transformers.models.bert.modeling_bert import (
+    BertEmbeddings,
+    BertEncoder,
+    BertOnlyMLMHead,
+    BertOnlyNSPHead,
+    BertPooler,
+    BertPreTrainingHeads,
+)
+
+from hf_xtc.checkpoint import check_header, read_header, whole_folder
+from hf_xtc.errors import PackedFileError, StateError
+from hf_xtc.layers import PackedEmbedding, PackedLinear
+from hf_xtc.modeling.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    check_xtc_block,
+    layer_map_of,
+    recipe_of,
+    swap_module,
+    swap_modules,
+    xtc_block,
+)
+from hf_xtc.packing import check_packed
+from hf_xtc.quantizers import get_quantizer
+from hf_xtc.recipe import XTCRecipe
+from hf_xtc.specs import LayerMap
+
+SCOPES = {
+    "attention": (
+        "encoder.layer.*.attention.self.query",
+        "encoder.layer.*.attention.self.key",
+        "encoder.layer.*.attention.self.value",
+        "encoder.layer.*.attention.output.dense",
+    ),
+    "feed_forward": ("encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"),
+    "pooler": ("pooler.dense",),
+    "word_embeddings": ("embeddings.word_embeddings",),
+    "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
+}
+DECODER = "cls.predictions.decoder"
+
+
+@strict
+class XTCBertConfig(BertConfig):
+    """A `BertConfig` with the state of the model and all that XTC knows of it.
+
+    Args:
+        state (`str`): "latent" (float weights, for training) or "packed" (codes and scales, for everything else).
+        xtc (`dict`): Format version, recipe, layer map and provenance; by default the default recipe.
+
+    Raises:
+        PackedFileError: if the format version is unknown or the layer map disagrees with the depth.
+        XTCError: if the recipe names something that does not exist.
+    """
+
+    model_type = "xtc_bert"
+
+    state: str = "latent"
+    xtc: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.xtc is None:
+            self.xtc = xtc_block(XTCRecipe())
+        check_xtc_block(self)
+
+    @property
+    def recipe(self) -> XTCRecipe:
+        """The recipe the model is made by."""
+        return recipe_of(self)
+
+    @property
+    def layer_map(self) -> LayerMap | None:
+        """The layer map onto the teacher, or `None` for a model that was not cut from one."""
+        return layer_map_of(self)
+
+
+class XTCBertPreTrainedModel(BertPreTrainedModel):
+    """What all XTC BERT models share: the swap of modules, and saving and loading of both states."""
+
+    config: XTCBertConfig
+    config_class = XTCBertConfig
+    # BERT's losses ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
+    accepts_loss_kwargs = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether the model holds codes (packed) or latent weights."""
+        return self.config.state == "packed"
+
+    def post_init(self) -> None:
+        """Swaps modules, ties what is tied in this state, then initialises as any transformers model."""
+        if not hasattr(self, self.base_model_prefix):
+            swap_modules(self, ARCHITECTURES["bert"], self.config)
+        elif hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
+            self._swap_decoder()
+        super().post_init()
+
+    def _swap_decoder(self) -> None:
+        """Gives the output layer that shares the word embedding the embedding's codes."""
+        spec = self.config.recipe.spec("word_embeddings")
+        if spec is None:
+            return
+        swap_module(self, DECODER, spec, None, packed=self.packed)
+        if self.packed:
+            embedding = f"{self.base_model_prefix}.embeddings.word_embeddings"
+            self._tied_weights_keys = {
+                f"{DECODER}.weight_packed": f"{embedding}.weight_packed",
+                f"{DECODER}.weight_scale": f"{embedding}.weight_scale",
+                f"{DECODER}.bias": "cls.predictions.bias",
+            }
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in transformers, which looks for tied parameters only: tied codes and scales are buffers."""
+        for name in self.all_tied_weights_keys:
+            self.get_parameter_or_buffer(name)._is_hf_initialized = True
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers for a latent model.
+
+        Raises:
+            StateError: for a packed model.
+        """
+        if self.packed:
+            raise StateError(
+                "A packed model cannot grow or shrink its vocabulary: rows of codes cannot be trained. "
+                "Call unpack_model first, resize and train the latent model, then pack_model."
+            )
+        resized: nn.Module = super().resize_token_embeddings(*args, **kwargs)
+        return resized
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], state_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As in transformers, but whole or not at all; a packed model stores its parameters in `recipe.rest_dtype`.
+
+        Raises:
+            StateError: if the folder cannot be written.
+        """
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+        if self.packed:
+            state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
+        with whole_folder(save_directory, replaces="model*.safetensors*") as folder:
+            super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+
+    def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""
+        rest_dtype = getattr(torch, self.config.recipe.rest_dtype)
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        stored: dict[int, torch.Tensor] = {}
+        result = {}
+        for name, tensor in state_dict.items():
+            if name in parameters:
+                tensor = stored.setdefault(id(parameters[name]), tensor.to(rest_dtype))
+            result[name] = tensor
+        return result
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: dict[str, Any] | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, after a check that the files hold what the config promises."""
+        if checkpoint_files is not None:
+            _check_files(model, checkpoint_files)
+        loaded = BertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear | PackedEmbedding) and module.weight_packed.device.type != "meta":
+                levels = get_quantizer(module.spec.quantizer).levels
+                check_packed(module.weight_packed, module.weight_scale, levels, name)
+        return loaded
+
+
+def _check_files(model: XTCBertPreTrainedModel, files: list[str]) -> None:
+    if not all(file.endswith(".safetensors") for file in files):
+        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
+    prefix = f"{model.base_model_prefix}."
+    # A bare encoder's file has no prefix, a head's file has one; what belongs to the encoder is compared without it.
+    header = {name.removeprefix(prefix): entry for file in files for name, entry in read_header(file).items()}
+    where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
+    holds_codes = any(name.endswith("weight_packed") for name in header)
+    if holds_codes and not model.packed:
+        raise PackedFileError(
+            f"{where} holds packed codes, but config.json says state='latent'. "
+            "Config and weights are not of one model; download or write both again."
+        )
+    if model.packed:
+        base: nn.Module = getattr(model, model.base_model_prefix, model)
+        expected = base.state_dict()
+        if not any(name.startswith("pooler.") for name in header):
+            expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
+        check_header(header, expected, where)
+
+
+class XTCBertModel(XTCBertPreTrainedModel, BertModel):
+    """`BertModel` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig, add_pooling_layer: bool = True):
+        BertPreTrainedModel.__init__(self, config)
+        self.gradient_checkpointing = False
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+
+class XTCBertForSequenceClassification(XTCBertPreTrainedModel, BertForSequenceClassification):
+    """`BertForSequenceClassification` with latent or packed weights: classification and regression."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = XTCBertModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class XTCBertForTokenClassification(XTCBertPreTrainedModel, BertForTokenClassification):
+    """`BertForTokenClassification` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = XTCBertModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class XTCBertForQuestionAnswering(XTCBertPreTrainedModel, BertForQuestionAnswering):
+    """`BertForQuestionAnswering` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.bert = XTCBertModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+class XTCBertForMaskedLM(XTCBertPreTrainedModel, BertForMaskedLM):
+    """`BertForMaskedLM` with latent or packed weights; its decoder shares the word embedding, packed too."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.bert = XTCBertModel(config, add_pooling_layer=False)
+        self.cls = BertOnlyMLMHead(config)
+        self.post_init()
+
+
+class XTCBertForMultipleChoice(XTCBertPreTrainedModel, BertForMultipleChoice):
+    """`BertForMultipleChoice` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.bert = XTCBertModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+
+class XTCBertForNextSentencePrediction(XTCBertPreTrainedModel, BertForNextSentencePrediction):
+    """`BertForNextSentencePrediction` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.bert = XTCBertModel(config)
+        self.cls = BertOnlyNSPHead(config)
+        self.post_init()
+
+
+class XTCBertForPreTraining(XTCBertPreTrainedModel, BertForPreTraining):
+    """`BertForPreTraining` with latent or packed weights."""
+
+    def __init__(self, config: XTCBertConfig):
+        BertPreTrainedModel.__init__(self, config)
+        self.bert = XTCBertModel(config)
+        self.cls = BertPreTrainingHeads(config)
+        self.post_init()
+
+
+def _classifier_dropout(config: XTCBertConfig) -> float:
+    chosen = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    return float(chosen)
+
+
+_AUTO_CLASSES = {
+    AutoModel: XTCBertModel,
+    AutoModelForSequenceClassification: XTCBertForSequenceClassification,
+    AutoModelForTokenClassification: XTCBertForTokenClassification,
+    AutoModelForQuestionAnswering: XTCBertForQuestionAnswering,
+    AutoModelForMaskedLM: XTCBertForMaskedLM,
+    AutoModelForMultipleChoice: XTCBertForMultipleChoice,
+    AutoModelForNextSentencePrediction: XTCBertForNextSentencePrediction,
+    AutoModelForPreTraining: XTCBertForPreTraining,
+}
+
+ARCHITECTURES.register("bert")(
+    Architecture(
+        config_class=XTCBertConfig,
+        model_classes={cls.__name__.removeprefix("XTC"): cls for cls in _AUTO_CLASSES.values()},
+        layers="encoder.layer",
+        scopes=SCOPES,
+        tied_decoder=DECODER,
+    )
+)
+
+AutoConfig.register(XTCBertConfig.model_type, XTCBertConfig)
+for _auto, _model in _AUTO_CLASSES.items():
+    _auto.register(XTCBertConfig, _model)

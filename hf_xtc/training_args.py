@@ -1,0 +1,76 @@
+"""The arguments of a compression run."""
+
+import json
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_xtc.distillation import TERMS
+from hf_xtc.errors import RecipeError
+from hf_xtc.specs import check_choice
+
+DEFAULT_TERMS = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
+
+
+@dataclass
+class XTCTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with distillation and quantization added; all of XTC's are listed here.
+
+    Raises:
+        XTCError: if a term is unknown (names those registered).
+        RecipeError: if another value does not exist.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "terms"]
+
+    terms: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Distillation terms and their weights, as JSON: {'logits': 1, 'hidden_states': 1, "
+            "'attention_scores': 1} (default). Also known: labels, the loss against the data's own labels."
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the term 'logits'."})
+    distillation_stages: int = field(
+        default=1,
+        metadata={
+            "help": "1: all terms at once (XTC's finding). 2: intermediate terms, then the head's. 3: intermediate "
+            "terms, all, then the head's. Stages share the steps evenly."
+        },
+    )
+    weight_quantization_start: float = field(
+        default=0.0,
+        metadata={"help": "Step from which weights are quantized; below 1 a share of all steps (schedule_offset)."},
+    )
+    activation_quantization_start: float = field(
+        default=0.0,
+        metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.terms, str):
+            try:
+                self.terms = json.loads(self.terms.replace("'", '"'))
+            except json.JSONDecodeError as error:
+                raise RecipeError(
+                    f"terms={self.terms!r} is no JSON object ({error}). Example: '{{\"logits\": 1}}'."
+                ) from None
+        if self.terms is None:
+            self.terms = dict(DEFAULT_TERMS)
+        super().__post_init__()
+        if not isinstance(self.terms, dict) or not self.terms:
+            raise RecipeError(f"terms={self.terms!r} must name at least one term and its weight.")
+        for name, weight in self.terms.items():
+            TERMS[name]
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
+                raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
+        check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
+        for name in ("weight_quantization_start", "activation_quantization_start"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Name and weight of each distillation term."""
+        assert isinstance(self.terms, dict)
+        return self.terms
