@@ -25,8 +25,8 @@ class Quantizer(ABC):
     """One way to write a group of weights as small integers and a scale.
 
     `levels` is the number of codes, `bits` what a code needs alone (`packing` may store several more tightly).
-    All methods are pure and take `groups` of shape `(num_groups, size)`, float32. Decoders convert codes to float first
-    and then work in place: mixed-dtype arithmetic is 20 to 100 times slower on CPU.
+    All methods are pure and take `groups` of shape `(num_groups, size)`, float32. Decoders convert codes to float
+    first, then work in place: mixed-dtype arithmetic is 20 to 100 times slower on CPU.
     """
 
     levels: int
@@ -70,7 +70,7 @@ class BinaryQuantizer(Quantizer):
 
 @QUANTIZERS.register("ternary")
 class TernaryQuantizer(Quantizer):
-    """Ternary weight networks (Li et al. 2016, eq. 5-6): threshold `0.7 mean|w|`, scale the mean of what exceeds it."""
+    """Ternary weight networks (Li et al. 2016, eq. 5-6): threshold `0.7 mean|w|`, scale the mean beyond it."""
 
     levels = 3
     citation = "Li et al., Ternary Weight Networks, 2016"
@@ -94,7 +94,7 @@ class TernaryQuantizer(Quantizer):
 
 
 class UniformQuantizer(Quantizer):
-    """Symmetric uniform levels: step `2 max|w| / levels`, saturating at the positive end (DeepSpeed `SymQuantizer`)."""
+    """Symmetric uniform levels: step `2 max|w| / levels`, the positive end saturates (DeepSpeed `SymQuantizer`)."""
 
     def scale(self, groups: Tensor) -> Tensor:
         largest: Tensor = torch.linalg.vector_norm(groups, ord=torch.inf, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The reference backend: decode, then `F.linear`. Any device and dtype, differentiable in its input; defines results."""
+"""The reference backend: decode, then `F.linear`. Any device and dtype, differentiable in its input; sets the result."""
 
 import torch
 from torch import Tensor

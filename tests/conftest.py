@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests: a tiny teacher whose widths are no multiples of 8, 5 or 4, and a device."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, set_seed
+
+
+@pytest.fixture
+def tiny_config() -> BertConfig:
+    """Four layers of width 36, feed-forward 50, three labels."""
+    return BertConfig(
+        vocab_size=101,
+        hidden_size=36,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=50,
+        max_position_embeddings=40,
+        num_labels=3,
+    )
+
+
+@pytest.fixture
+def tiny_teacher(tiny_config: BertConfig) -> BertForSequenceClassification:
+    """A random teacher of `tiny_config`, the same in every test, in eval mode."""
+    set_seed(0)
+    return BertForSequenceClassification(tiny_config).eval()
+
+
+@pytest.fixture
+def tiny_batch() -> dict[str, torch.Tensor]:
+    """Three rows of eleven tokens; the last five of row 1 and the last eight of row 2 are padding."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(1, 101, (3, 11), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 6:] = 0
+    attention_mask[2, 3:] = 0
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask}
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device this machine has."""
+    return torch.device(request.param)
