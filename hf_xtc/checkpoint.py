@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ _DTYPES = {
     "I8": torch.int8,
     "I64": torch.int64,
 }
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def whole_folder(folder: str | os.PathLike[str], *, replaces: str | None = None) -> Iterator[Path]:
+def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields an empty folder inside `folder`; on success its files move into `folder`, on failure nothing is left.
 
     Every file is renamed into place, so a reader sees the old file or the new one, never a part. `config.json` moves
@@ -38,7 +39,8 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: str | None = None)
 
     Args:
         folder (`str` or `os.PathLike`): Where the files shall be; made if missing.
-        replaces (`str`, *optional*): Glob of earlier files that the new ones supersede (shards of an earlier save).
+        replaces (`tuple[str, ...]`): Globs of the files that belong together (weights and their shards): where one is
+            written, those of an earlier save are removed.
 
     Raises:
         StateError: if the files cannot be written (disk full, read-only folder); names the cause.
@@ -51,9 +53,10 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: str | None = None)
         scratch = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target))
         yield scratch
         files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
-        for stale in target.glob(replaces) if replaces else ():
-            if not (scratch / stale.name).exists():
-                stale.unlink()
+        if any(any(scratch.glob(pattern)) for pattern in replaces):  # else nothing supersedes the earlier files
+            for stale in [file for pattern in replaces for file in target.glob(pattern)]:
+                if not (scratch / stale.name).exists():
+                    stale.unlink()
         for file in files:
             place = target / file.relative_to(scratch)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, target)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even removing a file that is not there fails
+            scratch.unlink()
         raise StateError(f"Could not write {target}: {error}.") from error
 
 
@@ -126,23 +130,35 @@ def _dtype(name: str) -> Any:
 
 
 def check_header(
-    header: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], expected: Mapping[str, Tensor], where: str
+    header: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    expected: Mapping[str, Tensor],
+    where: str,
+    *,
+    exact: bool = False,
 ) -> None:
     """Compares a file's header with the tensors that the configuration promises.
 
     Args:
         header: As `read_header` gives.
-        expected (`dict[str, torch.Tensor]`): Tensors the file must hold; `uint8` and scale dtypes must match exactly.
+        expected (`dict[str, torch.Tensor]`): Tensors the file must hold; codes and scales must be of exactly this
+            dtype, the others of any float dtype.
         where (`str`): Name of the file in messages.
+        exact (`bool`): The file must hold no other tensors.
 
     Raises:
-        PackedFileError: if a tensor is missing, has another shape, or codes or scales have another dtype.
+        PackedFileError: if a tensor is missing or too many, has another shape or a wrong dtype.
     """
     missing = [name for name in expected if name not in header]
     if missing:
         raise PackedFileError(
             f"{where} does not hold {len(missing)} of the {len(expected)} tensors that its config.json promises "
             f"(first: {missing[0]}). Config and weights are not of one model; download or write both again."
+        )
+    unknown = [name for name in header if name not in expected] if exact else []
+    if unknown:
+        raise PackedFileError(
+            f"{where} holds {len(unknown)} tensors that its config.json does not promise (first: {min(unknown)}). "
+            "Config and weights are not of one model; download or write both again."
         )
     for name, tensor in expected.items():
         dtype, shape = header[name]
@@ -151,7 +167,8 @@ def check_header(
                 f"{where}: {name} has shape {list(shape)}, but config.json promises {list(tensor.shape)}. "
                 "Config and weights are not of one model; download or write both again."
             )
-        if name.endswith(("weight_packed", "weight_scale")) and dtype != tensor.dtype:
+        quantized = name.endswith(("weight_packed", "weight_scale"))
+        if dtype != tensor.dtype if quantized else dtype not in _FLOATS:
             raise PackedFileError(
                 f"{where}: {name} has dtype {dtype}, but config.json promises {tensor.dtype}. "
                 "The file was not written by this package; write it again with pack_model."

@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 
 from hf_xtc.arguments import EvaluateArguments, JobArguments, RecipeArguments
@@ -25,6 +26,7 @@ DEFAULTS = {
     "logging_steps": 50,
     "save_strategy": "epoch",
     "save_total_limit": 1,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
 USAGE = """usage: hf-xtc {compress,evaluate} [options | options.json]

@@ -13,26 +13,10 @@ from transformers.initialization import no_init_weights
 
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
-from hf_xtc.modeling import ARCHITECTURES, Architecture
-from hf_xtc.modeling.architecture import xtc_block
+from hf_xtc.modeling import Architecture
+from hf_xtc.modeling.architecture import architecture_of, xtc_block
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
-
-
-def architecture_for(model: PreTrainedModel) -> Architecture:
-    """The architecture whose teachers or students `model` is one of.
-
-    Raises:
-        XTCError: if there is none (names those there are).
-    """
-    for teacher_type, architecture in ARCHITECTURES.items():
-        if model.config.model_type in (teacher_type, architecture.config_class.model_type):
-            found: Architecture = architecture
-            return found
-    raise XTCError(
-        f"{type(model).__name__} is of model type {model.config.model_type!r}, which XTC does not know. "
-        f"It compresses: {', '.join(sorted(ARCHITECTURES))}."
-    )
 
 
 def compress(
@@ -68,7 +52,7 @@ def compress(
         (1, 3)
     """
     recipe = XTCRecipe() if recipe is None else recipe
-    architecture = architecture_for(teacher)
+    architecture = architecture_of(teacher.config)
     layer_map = recipe.layer_map(teacher.config.num_hidden_layers)
     source = teacher if weights_from is None else weights_from
     copied = layer_map if weights_from is None else LayerMap.skip(len(layer_map.layers), len(layer_map.layers))
@@ -171,6 +155,9 @@ def pack_model(student: PreTrainedModel, *, rest_dtype: str | None = None) -> Pr
             bias = getattr(layer, "bias", None)
             if bias is not None:
                 bias.data = _rounded(bias.data, stored, f"{name}.bias")
+    for name, buffer in packed.named_buffers():
+        if name.endswith("activation.range"):
+            _rounded(buffer, torch.float32, name)
     packed.tie_weights()
     return packed
 

@@ -19,9 +19,8 @@ from hf_xtc.specs import LayerMap
 
 TERMS = Registry("distillation term")
 
-XTC_CITATION = (
-    "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
-)
+TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
+XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
 
 
 class DistillationTerm(ABC):
@@ -33,7 +32,7 @@ class DistillationTerm(ABC):
 
     needs: frozenset[str] = frozenset()
     intermediate = False
-    citation = XTC_CITATION
+    citations: tuple[str, ...] = (XTC,)
 
     @abstractmethod
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
@@ -53,20 +52,21 @@ class DistillationTerm(ABC):
 
 
 class _MaskedError(torch.autograd.Function):
-    """`sum(weight * (student - teacher)**2)`; keeps one tensor for the backward pass instead of three."""
+    """`sum(mask * (student - teacher)**2 / count)`; one tensor of that size is made and kept."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        difference = student.detach().float() - teacher.detach()
-        weighted = difference * weight
-        ctx.save_for_backward(weighted)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+        difference = (student.detach().float() - teacher.detach()).mul_(mask)
+        ctx.save_for_backward(difference, count)
         ctx.dtype = student.dtype
-        return torch.dot(difference.flatten(), weighted.flatten())
+        rows = difference.flatten(1)
+        error: Tensor = (torch.linalg.vecdot(rows, rows) / count.flatten()).sum()
+        return error
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weighted,) = ctx.saved_tensors
-        return (weighted * (2 * grads[0])).to(ctx.dtype), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        difference, count = ctx.saved_tensors
+        return (difference * (2 * grads[0] / count)).to(ctx.dtype), None, None, None
 
 
 def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -78,20 +78,20 @@ def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
     return mask.reshape(-1, mask.shape[-1]).to(like.device, torch.float32)
 
 
-def masked_mse(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """Mean over examples of the weighted mean of `(student - teacher)**2` within each.
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean over examples of the mean of `(student - teacher)**2` over what counts within each.
 
     Args:
         student, teacher (`torch.Tensor` of shape `(batch, ...)`, any float dtype): The gradient reaches the student.
-        weight (`torch.Tensor`, broadcastable to them, float32): 0 where nothing counts.
+        mask (`torch.Tensor`, broadcastable to them, float32): 1 where an element counts, else 0.
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
     """
     inner = tuple(range(1, student.dim()))
-    copies = student[0].numel() / weight[0].numel()
-    count = weight.sum(inner, keepdim=True).clamp(min=1) * (copies * student.shape[0])
-    error: Tensor = _MaskedError.apply(student, teacher, weight / count)
+    copies = student[0].numel() / mask[0].numel()
+    count = mask.sum(inner, keepdim=True).clamp(min=1) * (copies * student.shape[0])
+    error: Tensor = _MaskedError.apply(student, teacher, mask, count)
     return error
 
 
@@ -134,7 +134,7 @@ class LogitsTerm(DistillationTerm):
         regression (`bool`): Mean squared error whatever the number of outputs.
     """
 
-    citation = f"Hinton et al., Distilling the Knowledge in a Neural Network, 2015; {XTC_CITATION}"
+    citations = ("Hinton et al., Distilling the Knowledge in a Neural Network, 2015", XTC)
 
     def __init__(self, temperature: float = 1.0, regression: bool = False):
         if not temperature > 0:
@@ -177,7 +177,7 @@ class HiddenStatesTerm(DistillationTerm):
 
     needs = frozenset({"hidden_states"})
     intermediate = True
-    citation = f"Jiao et al., TinyBERT, Findings of EMNLP 2020; {XTC_CITATION}"
+    citations = (TINYBERT, XTC)
 
     def __init__(self, projection: nn.Module | None = None):
         self.projection = projection
@@ -203,7 +203,7 @@ class AttentionScoresTerm(DistillationTerm):
 
     needs = frozenset({"attentions"})
     intermediate = True
-    citation = f"Jiao et al., TinyBERT, Findings of EMNLP 2020; {XTC_CITATION}"
+    citations = (TINYBERT, XTC)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
         ours, theirs = student["attentions"], teacher["attentions"]
@@ -231,7 +231,7 @@ class AttentionScoresTerm(DistillationTerm):
 class LabelsTerm(DistillationTerm):
     """The head's own loss against the data's labels (not part of XTC, whose students see the teacher only)."""
 
-    citation = ""
+    citations = ()
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
         loss = student.get("loss")

@@ -45,7 +45,9 @@ def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
-            TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True),
+            TrainingArguments(
+                folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False
+            ),
             eval_dataset=tokenize(data.validation, tokenizer, data_args.max_length),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),

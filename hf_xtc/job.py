@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from transformers import (
 from hf_xtc.arguments import JobArguments, RecipeArguments
 from hf_xtc.callbacks import PackedSizeCallback
 from hf_xtc.checkpoint import require_empty, write_json
-from hf_xtc.compress import architecture_for, compress
+from hf_xtc.compress import compress
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
@@ -36,6 +37,7 @@ from hf_xtc.evaluation import measure
 from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row, Run, write_card
+from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
@@ -47,7 +49,7 @@ PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggin
 
 @dataclass
 class Job:
-    """Everything the stages share."""
+    """Everything the stages share; the data are tokenized once."""
 
     args: JobArguments
     data_args: DataArguments
@@ -55,6 +57,11 @@ class Job:
     training_args: XTCTrainingArguments
     data: TaskData
     tokenizer: Any
+
+    def __post_init__(self) -> None:
+        splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
+        length = self.data_args.max_length
+        self.tokenized = {name: tokenize(split, self.tokenizer, length) for name, split in splits.items()}
 
     @property
     def out(self) -> Path:
@@ -75,20 +82,20 @@ class Job:
             model,
             dataclasses.replace(self.training_args, **changes),
             teacher_model=teacher,
-            train_dataset=tokenize(self.data.train, self.tokenizer, self.data_args.max_length),
-            eval_dataset=tokenize(self.data.validation, self.tokenizer, self.data_args.max_length),
+            train_dataset=self.tokenized["train"],
+            eval_dataset=self.tokenized["validation"],
             processing_class=self.tokenizer,
             data_collator=DataCollatorWithPadding(self.tokenizer),
             compute_metrics=build_compute_metrics(self.data.task, regression=self.data.regression),
         )
 
-    def measure(self, trainer: XTCTrainer) -> dict[str, float]:
-        """Metrics of the trainer's model on the validation split."""
-        extra = {
-            name: tokenize(dataset, self.tokenizer, self.data_args.max_length)
-            for name, dataset in self.data.extra_validation.items()
-        }
-        return measure(trainer, extra)
+    def row(self, name: str, trainer: XTCTrainer, stage: str, stored: str) -> Row:
+        """What the trainer's model scores on the validation split and what its float weights take on disk."""
+        extra = {key: split for key, split in self.tokenized.items() if key not in ("train", "validation")}
+        model: Any = trainer.model
+        in_memory = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        size = weight_bytes(self.training / stage) or in_memory  # a teacher that came fine-tuned is not saved again
+        return Row(name, measure(trainer, extra), size, model.config.num_hidden_layers, stored)
 
 
 def run_compress(
@@ -102,64 +109,50 @@ def run_compress(
     require_empty(training_args.output_dir, overwrite=args.overwrite)
     recipe = recipe_args.recipe()
     config = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision)
+    architecture_of(config)
     recipe.layer_map(config.num_hidden_layers)
     data = load_task(data_args)
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
     job = Job(args, data_args, recipe, training_args, data, tokenizer)
+    shutil.rmtree(job.training, ignore_errors=True)  # of an earlier run, where --overwrite allows it
     set_seed(training_args.seed)
     teacher, teacher_row = teacher_stage(job)
     reduced, reduced_row = reduction_stage(job, teacher)
     trainer, student_row = quantization_stage(job, teacher, reduced)
     trainer.save_model(str(job.out))
-    packed_row = packed_stage(job, student_row)
-    rows = [teacher_row, reduced_row, student_row, packed_row]
-    return _finish(job, trainer, rows)
+    return finish(job, trainer, [teacher_row, reduced_row, student_row, packed_stage(job, student_row)])
 
 
 def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
-    """The teacher, fine-tuned here if asked, and its metrics.
-
-    Raises:
-        XTCError: if the teacher is of an architecture that XTC does not know.
-    """
-    names = job.data.label_names
-    labels: dict[str, Any] = {}
-    if job.args.fine_tune:
-        labels = (
-            {"num_labels": 1, "problem_type": "regression"}
-            if names is None
-            else {
-                "num_labels": len(names),
-                "id2label": dict(enumerate(names)),
-                "label2id": {name: i for i, name in enumerate(names)},
-            }
-        )
+    """The teacher, fine-tuned here if asked, and its metrics."""
+    args, names = job.args, job.data.label_names
+    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if names is not None:
+        # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
+        label2id = {name: i for i, name in enumerate(names)}
+        head = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": label2id}
     teacher = AutoModelForSequenceClassification.from_pretrained(
-        job.args.teacher, revision=job.args.teacher_revision, dtype=torch.float32, **labels
+        args.teacher, revision=args.teacher_revision, dtype=torch.float32, **head
     )
-    architecture_for(teacher)
-    epochs = job.args.fine_tune_epochs if job.args.fine_tune else 0.0
     trainer = job.trainer(
         teacher,
         None,
         "teacher",
-        num_train_epochs=epochs,
-        learning_rate=job.args.fine_tune_learning_rate,
+        num_train_epochs=args.fine_tune_epochs,
+        learning_rate=args.fine_tune_learning_rate,
         terms={"labels": 1.0},
         distillation_stages=1,
         load_best_model_at_end=False,
         save_strategy="no",
     )
-    if epochs > 0:
+    if args.fine_tune:
         logger.info("Fine-tuning the teacher.")
         trainer.train()
         teacher.save_pretrained(job.training / "teacher")
         job.tokenizer.save_pretrained(job.training / "teacher")
-    size = sum(parameter.numel() * parameter.element_size() for parameter in teacher.parameters())
-    row = Row("teacher", job.measure(trainer), size, teacher.config.num_hidden_layers, "float32")
-    return trainer.model, row
+    return teacher, job.row("teacher", trainer, "teacher", "float32")
 
 
 def reduction_stage(job: Job, teacher: PreTrainedModel) -> tuple[PreTrainedModel, Row]:
@@ -182,14 +175,7 @@ def reduction_stage(job: Job, teacher: PreTrainedModel) -> tuple[PreTrainedModel
         logger.info("Training the layer-reduced student.")
         trainer.train()
     student.save_pretrained(job.training / "reduced")
-    row = Row(
-        "layer-reduced student",
-        job.measure(trainer),
-        _weight_bytes(job.training / "reduced"),
-        student.config.num_hidden_layers,
-        "float32",
-    )
-    return student, row
+    return student, job.row("layer-reduced student", trainer, "reduced", "float32")
 
 
 def quantization_stage(job: Job, teacher: PreTrainedModel, reduced: PreTrainedModel) -> tuple[XTCTrainer, Row]:
@@ -201,14 +187,7 @@ def quantization_stage(job: Job, teacher: PreTrainedModel, reduced: PreTrainedMo
     logger.info("Training the %s student.", job.recipe.weights)
     trainer.train()
     student.save_pretrained(job.training / "student")
-    row = Row(
-        f"{job.recipe.weights or 'float'} student",
-        job.measure(trainer),
-        _weight_bytes(job.training / "student"),
-        student.config.num_hidden_layers,
-        "float32, latent",
-    )
-    return trainer, row
+    return trainer, job.row(f"{job.recipe.weights or 'float'} student", trainer, "student", "float32, latent")
 
 
 def packed_stage(job: Job, student: Row) -> Row:
@@ -222,12 +201,12 @@ def packed_stage(job: Job, student: Row) -> Row:
         if done.returncode:
             raise StateError(f"Measuring the packed file in a new process failed:\n{done.stderr[-2000:]}")
         metrics = json.loads(Path(request["output_file"]).read_text(encoding="utf-8"))
-    return Row(
-        "packed file, reloaded", metrics, _weight_bytes(job.out), student.layers, f"{job.recipe.weights}, packed"
-    )
+    size = weight_bytes(job.out)
+    return Row("packed file, reloaded", metrics, size, student.layers, f"{job.recipe.weights or 'float'}, packed")
 
 
-def _finish(job: Job, trainer: XTCTrainer, rows: list[Row]) -> Run:
+def finish(job: Job, trainer: XTCTrainer, rows: list[Row]) -> Run:
+    """Writes metrics.json and the model card beside the packed file, and returns what they say."""
     best = trainer.state.best_model_checkpoint
     run = Run(
         name=job.out.resolve().name,
@@ -240,7 +219,7 @@ def _finish(job: Job, trainer: XTCTrainer, rows: list[Row]) -> Run:
         selection="the last step; no split chose it"
         if best is None
         else "the validation split, on which it is reported",
-        citations=sorted({TERMS[name].citation for name in job.training_args.term_weights} - {""}),
+        citations=sorted({line for name in job.training_args.term_weights for line in TERMS[name].citations}),
         log=[entry for entry in trainer.state.log_history if "loss" in entry or "packed_bytes" in entry],
     )
     write_json(job.out / "metrics.json", run.to_dict())
@@ -272,5 +251,6 @@ def _set_dropout(model: PreTrainedModel, probability: float) -> None:
             module.p = probability
 
 
-def _weight_bytes(folder: Path) -> int:
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files of a model folder; 0 if it has none."""
     return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))

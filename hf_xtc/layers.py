@@ -6,6 +6,7 @@ Packed (everything shipped): `PackedLinear`, `PackedEmbedding` hold `uint8` code
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,6 +59,11 @@ class XTCLinear(nn.Linear):
         return f"{super().extra_repr()}, {self.spec.quantizer} {self.spec.granularity}"
 
 
+def _per_row(spec: QuantSpec) -> QuantSpec:
+    # A lookup sees some rows only, so a scale that spans rows would depend on the batch.
+    return replace(spec, granularity="per_channel", group_size=None)
+
+
 class XTCEmbedding(nn.Embedding):
     """An embedding whose rows are fake-quantized as they are looked up; `weight` is the latent weight.
 
@@ -76,7 +82,7 @@ class XTCEmbedding(nn.Embedding):
         device: torch.device | str | None = None,
     ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device)
-        self.spec = spec
+        self.spec = _per_row(spec)
         self.quantize_weight = True
 
     def forward(self, input: Tensor) -> Tensor:
@@ -171,7 +177,7 @@ class PackedEmbedding(_Packed):
 
     Args:
         num_embeddings, embedding_dim, padding_idx (`int`): As in `nn.Embedding`.
-        spec (`QuantSpec`): How rows are quantized.
+        spec (`QuantSpec`): How rows are quantized; one scale per row, as in `XTCEmbedding`.
     """
 
     output: Tensor
@@ -185,7 +191,7 @@ class PackedEmbedding(_Packed):
         spec: QuantSpec,
         device: torch.device | str | None = None,
     ):
-        super().__init__(num_embeddings, embedding_dim, spec, device)
+        super().__init__(num_embeddings, embedding_dim, _per_row(spec), device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_xtc.errors import XTCError
-from hf_xtc.modeling import ARCHITECTURES
-from hf_xtc.modeling.architecture import xtc_block
+from hf_xtc.modeling.architecture import architecture_of, xtc_block
 from hf_xtc.recipe import XTCRecipe
 
 
@@ -81,11 +79,7 @@ def ledger(
         >>> ledger(BertConfig(), XTCRecipe(keep_layers=5)).total_bytes < 8.1e6
         True
     """
-    architecture = next(
-        (a for t, a in ARCHITECTURES.items() if config.model_type in (t, a.config_class.model_type)), None
-    )
-    if architecture is None:
-        raise XTCError(f"XTC does not know the model type {config.model_type!r}; it knows: {sorted(ARCHITECTURES)}.")
+    architecture = architecture_of(config)
     if model_class is None:
         name = (config.architectures or ["BertForSequenceClassification"])[0].removeprefix("XTC")
         model_class = architecture.model_classes.get(name) or next(

@@ -182,7 +182,7 @@ def _made(run: Run) -> str:
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {entry}" for name, entry in value.items())
-        lines.append(f"- {key.replace('_', ' ')}: {html.escape(str(value))}")
+        lines.append(f"- {key.replace('_', ' ')}: {html.escape(str(value), quote=False)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The reference backend: decode, then `F.linear`. Any device and dtype, differentiable in its input; sets the result."""
+"""The reference backend: decode, then `F.linear`. Any device and dtype, differentiable in its input."""
 
 import torch
 from torch import Tensor

@@ -1,18 +1,23 @@
 """What an architecture declares, and the swap of its modules for latent or packed ones.
 
 The swap runs inside each model's `__init__` (in `post_init`), before weights are loaded: a model knows its state and
-recipe from its config alone, so `from_pretrained`, the meta device and the Auto classes need nothing special.
+recipe from its config alone, so `from_pretrained`, the meta device and the Auto classes need nothing special. What is
+loaded is checked against that config, before and after: a file that does not fit it is refused.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from hf_xtc.checkpoint import check_header, read_header
 from hf_xtc.errors import PackedFileError, XTCError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
-from hf_xtc.packing import FORMAT_VERSION
+from hf_xtc.packing import FORMAT_VERSION, check_packed
+from hf_xtc.quantizers import get_quantizer
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.registry import Registry
 from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
@@ -44,6 +49,20 @@ class Architecture:
             yield from (path.replace("*", str(i)) for i in range(num_layers)) if "*" in path else (path,)
 
 
+def architecture_of(config: Any) -> Architecture:
+    """The architecture that a teacher's or student's config belongs to.
+
+    Raises:
+        XTCError: if there is none (names those there are).
+    """
+    for teacher_type, architecture in ARCHITECTURES.items():
+        if config.model_type in (teacher_type, architecture.config_class.model_type):
+            found: Architecture = architecture
+            return found
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise XTCError(f"XTC does not know the model type {config.model_type!r}; it compresses: {known}.")
+
+
 def xtc_block(
     recipe: XTCRecipe, layer_map: LayerMap | None = None, provenance: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -60,7 +79,8 @@ def check_xtc_block(config: Any) -> None:
     """Checks `config.state` and `config.xtc`.
 
     Raises:
-        PackedFileError: if the format version is unknown, or the layer map disagrees with the depth.
+        PackedFileError: if the format version is unknown, the layer map disagrees with the depth, or the recipe or the
+            layer map is none.
         RecipeError: if the state or a field of the recipe does not exist.
     """
     check_choice("state", config.state, ("latent", "packed"))
@@ -84,14 +104,29 @@ def recipe_of(config: Any) -> XTCRecipe:
 
     Raises:
         RecipeError: if a field is unknown or has a value that does not exist.
+        PackedFileError: if it is no JSON object of fields.
     """
-    return XTCRecipe.from_dict(config.xtc.get("recipe") or {})
+    values = config.xtc.get("recipe", {})
+    try:
+        return XTCRecipe.from_dict(values)
+    except TypeError as error:
+        raise PackedFileError(
+            f"config.json holds {values!r} in place of a recipe ({error}). Restore the config written with the file."
+        ) from None
 
 
 def layer_map_of(config: Any) -> LayerMap | None:
     """The layer map in `config.xtc`, or `None` for a model that was not cut from a teacher."""
     block = config.xtc.get("layer_map")
-    return None if block is None else LayerMap(tuple(block["layers"]), block["num_teacher_layers"], block["shifted"])
+    if block is None:
+        return None
+    try:
+        return LayerMap(tuple(block["layers"]), block["num_teacher_layers"], block["shifted"])
+    except (KeyError, TypeError):
+        raise PackedFileError(
+            f"config.json holds {block!r} in place of a layer map (layers, num_teacher_layers, shifted). "
+            "Restore the config written with the file."
+        ) from None
 
 
 def swap_modules(base_model: nn.Module, architecture: Architecture, config: Any) -> None:
@@ -140,3 +175,68 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
         new.weight = old.weight
         new.train(old.training)
     return new
+
+
+def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
+    """Checks, from headers alone, that the files hold what the config of a model to be loaded promises.
+
+    A file written by the model's own class must hold every tensor. Of another class's file (a bare encoder into a
+    classifier, or the reverse) only the encoder is compared, and only where it is packed.
+
+    Args:
+        model (`PreTrainedModel`): The model, its tensors still without values.
+        files (`list[str]`): Paths of the file or of its shards.
+        new_head (`bool`): The caller asked for a head of another shape (`ignore_mismatched_sizes`).
+
+    Raises:
+        PackedFileError: if a file is damaged, a pickle, or not of one model with the config.
+    """
+    if not all(file.endswith(".safetensors") for file in files):
+        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
+    header = {name: entry for file in files for name, entry in read_header(file).items()}
+    packed = model.config.state == "packed"
+    where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
+    if not packed and any(name.endswith("weight_packed") for name in header):
+        raise PackedFileError(
+            f"{where} holds packed codes, but config.json says state='latent'. "
+            "Config and weights are not of one model; download or write both again."
+        )
+    own = type(model).__name__ in (model.config.architectures or ()) and not new_head
+    if own or packed:
+        header, expected = _comparable(model, header, own=own)
+        check_header(header, expected, where, exact=own and packed)
+
+
+def _comparable(model: Any, header: dict[str, Any], *, own: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A file's header and the tensors to expect in it, by the same names."""
+    prefix = f"{model.base_model_prefix}."
+    base = getattr(model, model.base_model_prefix, model)
+    if not own:  # a bare encoder's file has no prefix, a head's file has one
+        model, header = base, {name.removeprefix(prefix): entry for name, entry in header.items()}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    if model is base and not (_pooler(header) and _pooler(expected)):  # encoders come with and without one
+        header = {name: entry for name, entry in header.items() if name not in _pooler(header)}
+        expected = {name: tensor for name, tensor in expected.items() if name not in _pooler(expected)}
+    return header, expected
+
+
+def _pooler(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith("pooler.")}
+
+
+def check_values(model: nn.Module) -> None:
+    """Checks the loaded values of a packed model; tensors without values (missing, or left on disk) are passed over.
+
+    Raises:
+        PackedFileError: if codes do not exist in the format, a scale is negative, or a value is NaN or infinite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding) and not module.weight_packed.is_meta:
+            levels = get_quantizer(module.spec.quantizer).levels
+            check_packed(module.weight_packed, module.weight_scale, levels, name)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise PackedFileError(
+                f"{name} holds NaN or infinite values in {tensor.dtype}. "
+                "The file is damaged; download or write it again."
+            )

@@ -31,6 +31,8 @@ from transformers import (
     BertModel,
     BertPreTrainedModel,
 )
+from transformers import initialization as init
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -40,12 +42,14 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
-from hf_xtc.checkpoint import check_header, read_header, whole_folder
-from hf_xtc.errors import PackedFileError, StateError
+from hf_xtc.checkpoint import whole_folder
+from hf_xtc.errors import StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
     ARCHITECTURES,
     Architecture,
+    check_files,
+    check_values,
     check_xtc_block,
     layer_map_of,
     recipe_of,
@@ -53,8 +57,7 @@ from hf_xtc.modeling.architecture import (
     swap_modules,
     xtc_block,
 )
-from hf_xtc.packing import check_packed
-from hf_xtc.quantizers import get_quantizer
+from hf_xtc.quantizers import ActivationQuantizer
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
 
@@ -143,6 +146,14 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
                 f"{DECODER}.bias": "cls.predictions.bias",
             }
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers; a packed layer or a range that the file lacks gets zeros, not leftovers of memory."""
+        super()._init_weights(module)
+        if isinstance(module, PackedLinear | PackedEmbedding | ActivationQuantizer):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                init.zeros_(tensor)
+
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
         """As in transformers, which looks for tied parameters only: tied codes and scales are buffers."""
         for name in self.all_tied_weights_keys:
@@ -174,7 +185,9 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
             kwargs.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
         if self.packed:
             state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
-        with whole_folder(save_directory, replaces="model*.safetensors*") as folder:
+        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
+        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
             super().save_pretrained(folder, state_dict=state_dict, **kwargs)
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -185,44 +198,26 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
         result = {}
         for name, tensor in state_dict.items():
             if name in parameters:
+                tensor = load_offloaded_parameter(self, name) if tensor.is_meta else tensor
                 tensor = stored.setdefault(id(parameters[name]), tensor.to(rest_dtype))
             result[name] = tensor
         return result
 
     @staticmethod
     def _load_pretrained_model(
-        model: Any, state_dict: dict[str, Any] | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+        model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
     ) -> Any:
-        """As in transformers, after a check that the files hold what the config promises."""
-        if checkpoint_files is not None:
-            _check_files(model, checkpoint_files)
-        loaded = BertPreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        for name, module in model.named_modules():
-            if isinstance(module, PackedLinear | PackedEmbedding) and module.weight_packed.device.type != "meta":
-                levels = get_quantizer(module.spec.quantizer).levels
-                check_packed(module.weight_packed, module.weight_scale, levels, name)
+        """As in transformers, after a check that the files hold what the config promises.
+
+        Raises:
+            PackedFileError: if they do not, or hold values that no packed file has.
+        """
+        if files is not None:
+            check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
+        loaded = BertPreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
+        if model.packed:
+            check_values(model)
         return loaded
-
-
-def _check_files(model: XTCBertPreTrainedModel, files: list[str]) -> None:
-    if not all(file.endswith(".safetensors") for file in files):
-        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
-    prefix = f"{model.base_model_prefix}."
-    # A bare encoder's file has no prefix, a head's file has one; what belongs to the encoder is compared without it.
-    header = {name.removeprefix(prefix): entry for file in files for name, entry in read_header(file).items()}
-    where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
-    holds_codes = any(name.endswith("weight_packed") for name in header)
-    if holds_codes and not model.packed:
-        raise PackedFileError(
-            f"{where} holds packed codes, but config.json says state='latent'. "
-            "Config and weights are not of one model; download or write both again."
-        )
-    if model.packed:
-        base: Any = getattr(model, model.base_model_prefix, model)
-        expected = base.state_dict()
-        if not any(name.startswith("pooler.") for name in header):
-            expected = {name: tensor for name, tensor in expected.items() if not name.startswith("pooler.")}
-        check_header(header, expected, where)
 
 
 class XTCBertModel(XTCBertPreTrainedModel, BertModel):
