@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -53,6 +54,7 @@ def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=build_compute_metrics(data.task, regression=data.regression),
         )
+        trainer.remove_callback(PrinterCallback)  # standard output is for the metrics alone
         extra = {n: tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
         metrics = measure(trainer, extra)
     if args.output_file is not None:

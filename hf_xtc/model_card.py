@@ -155,11 +155,12 @@ def card_text(run: Run) -> str:
         model_name=name,
         eval_results=results or None,
     )
-    kept = packed.metrics[run.metric] / teacher.metrics[run.metric] if teacher.metrics[run.metric] else float("nan")
+    ours, theirs = packed.metrics[run.metric], teacher.metrics[run.metric]
+    kept = f"{ours / theirs:.1%} of the teacher's {run.metric}" if theirs > 0 else f"{run.metric} {ours:.4f}"
     summary = (
         f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {task}: "
         f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
-        f"teacher in float32, with {kept:.1%} of the teacher's {run.metric}. "
+        f"teacher in float32, with {kept}. "
         "Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc."
     )
     return _TEMPLATE.format(

@@ -1,0 +1,235 @@
+"""The whole command line on a tiny model, real files and real processes: each stage runs, nothing is skipped."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizerFast,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    set_seed,
+)
+
+from hf_xtc import ledger
+from hf_xtc.cli import main
+
+WORDS = [
+    "good",
+    "great",
+    "fine",
+    "nice",
+    "bad",
+    "awful",
+    "poor",
+    "sad",
+    "movie",
+    "film",
+    "plot",
+    "actor",
+    "very",
+    "is",
+]
+VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+SHAPE = {"hidden_size": 36, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 50}
+QUICK = ["--use_cpu", "--learning_rate=1e-3", "--max_length=32", "--num_train_epochs=2", "--disable_tqdm=True"]
+
+
+def sentences(count: int, seed: int) -> pd.DataFrame:
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = chance.choice(["negative", "positive"])
+        words = chance.choices(WORDS[8:], k=5) + chance.choices(WORDS[:4] if label == "positive" else WORDS[4:8], k=3)
+        chance.shuffle(words)
+        rows.append({"text": " ".join(words), "label": label, "score": float(words.count("good"))})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A base encoder, a teacher with its labels in reverse order, and data files."""
+    path = tmp_path_factory.mktemp("job")
+    set_seed(0)
+    config = BertConfig(vocab_size=len(VOCAB), max_position_embeddings=40, **SHAPE)
+    tokenizer = BertTokenizerFast(vocab=VOCAB, model_max_length=40)
+    BertModel(config).save_pretrained(path / "base")
+    names = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
+    BertForSequenceClassification(BertConfig(**{**config.to_dict(), **names})).save_pretrained(path / "teacher")
+    for name in ("base", "teacher"):
+        tokenizer.save_pretrained(path / name)
+    for split, count in (("train", 256), ("validation", 64)):
+        sentences(count, count).to_csv(path / f"{split}.csv", index=False)
+    return path
+
+
+def data_options(folder: Path) -> list[str]:
+    return [f"--train_file={folder / 'train.csv'}", f"--validation_file={folder / 'validation.csv'}"]
+
+
+@pytest.fixture(scope="module")
+def compressed(folder) -> Path:
+    """The result of one real run with fine-tuning, in this process."""
+    out = folder / "out"
+    fine_tune = ["--fine_tune", "--fine_tune_epochs=10", "--fine_tune_learning_rate=1e-3"]
+    options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--keep_layers=2", *fine_tune]
+    assert main(["compress", *options, *data_options(folder), *QUICK]) == 0
+    return out
+
+
+def test_output_folder_holds_what_a_user_ships(compressed):
+    names = {path.name for path in compressed.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json", "training"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_file_is_packed_and_as_large_as_its_ledger_says(compressed):
+    with safe_open(compressed / "model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+    assert "bert.encoder.layer.0.attention.self.query.weight_packed" in names
+    assert "bert.encoder.layer.0.attention.self.query.weight" not in names
+    model = AutoModelForSequenceClassification.from_pretrained(compressed)
+    size = (compressed / "model.safetensors").stat().st_size
+    header = int.from_bytes((compressed / "model.safetensors").read_bytes()[:8], "little")
+    assert size == ledger(model.config).total_bytes + 8 + header
+
+
+def test_metrics_hold_four_rows_and_the_teacher_learnt_the_task(compressed):
+    metrics = json.loads((compressed / "metrics.json").read_text())
+    assert [row["model"] for row in metrics["rows"]] == [
+        "teacher",
+        "layer-reduced student",
+        "binary student",
+        "packed file, reloaded",
+    ]
+    assert [row["layers"] for row in metrics["rows"]] == [4, 2, 2, 2]
+    assert metrics["rows"][0]["metrics"]["accuracy"] > 0.9
+    assert metrics["rows"][3]["bytes"] == (compressed / "model.safetensors").stat().st_size
+    terms = [set(entry) & {"logits", "hidden_states", "attention_scores"} for entry in metrics["log"]]
+    assert {"logits", "hidden_states", "attention_scores"} in terms or len(terms) > 0
+
+
+def test_metric_of_the_card_is_that_of_the_file(compressed, folder, capsys):
+    expected = json.loads((compressed / "metrics.json").read_text())["rows"][3]["metrics"]
+    assert main(["evaluate", f"--model={compressed}", *data_options(folder), "--max_length=32"]) == 0
+    printed = dict(line.split(": ") for line in capsys.readouterr().out.strip().splitlines())
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_new_process_gives_the_same_logits(compressed, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(compressed)
+    batch = AutoTokenizer.from_pretrained(compressed)(
+        ["good film", "a very bad plot"], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        here = model(**batch).logits
+    program = (
+        "import sys, torch, hf_xtc\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "batch = tokenizer(['good film', 'a very bad plot'], padding=True, return_tensors='pt')\n"
+        "from safetensors.torch import save_file\n"
+        "with torch.no_grad(): save_file({'logits': model(**batch).logits}, sys.argv[2])\n"
+    )
+    file = tmp_path / "logits.safetensors"
+    subprocess.run([sys.executable, "-c", program, str(compressed), str(file)], check=True, capture_output=True)
+    with safe_open(file, framework="pt") as there:
+        assert torch.equal(there.get_tensor("logits"), here)
+
+
+def test_latent_checkpoints_lie_apart(compressed):
+    training = compressed / "training"
+    assert sorted(path.name for path in training.iterdir()) == ["reduced", "student", "teacher"]
+    with safe_open(training / "student" / "model.safetensors", framework="pt") as file:
+        assert "bert.encoder.layer.0.attention.self.query.weight" in file.keys()  # noqa: SIM118
+    assert list((training / "student").glob("checkpoint-*"))
+
+
+def test_teacher_whose_labels_are_in_another_order_is_aligned(folder, tmp_path):
+    out = tmp_path / "out"
+    options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--layers=0,3", "--weights=ternary"]
+    assert main(["compress", *options, *data_options(folder), *QUICK, "--max_steps=2"]) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["id2label"] == {"0": "positive", "1": "negative"}
+    assert config["xtc"]["layer_map"]["layers"] == [0, 3]
+    assert config["state"] == "packed"
+    rows = json.loads((out / "metrics.json").read_text())["rows"]
+    assert rows[2]["model"] == "ternary student"
+
+
+def test_regression_runs_to_the_end(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--fine_tune", "--regression"]
+    options += ["--label_column=score", "--embedding_weights=int8", "--activation_bits=none", "--max_steps=2"]
+    assert main(["compress", *options, *data_options(folder), *QUICK]) == 0
+    assert json.loads((out / "metrics.json").read_text())["metric"] == "pearson"
+    assert "packed file, reloaded" in capsys.readouterr().out
+
+
+def test_glue_task_from_a_folder_of_parquet_files(folder, tmp_path):
+    glue = tmp_path / "glue" / "rte"
+    glue.mkdir(parents=True)
+    for split, count in (("train", 64), ("validation", 16)):
+        table = sentences(count, count)
+        pairs = {"sentence1": table.text, "sentence2": table.text, "label": (table.label == "positive").astype(int)}
+        pd.DataFrame(pairs).to_parquet(glue / f"{split}.parquet")
+    options = [f"--teacher={folder / 'base'}", f"--output_dir={tmp_path / 'out'}", "--fine_tune", "--keep_layers=2"]
+    options += ["--task_name=rte", f"--data_dir={tmp_path / 'glue'}", "--max_steps=2"]
+    assert main(["compress", *options, *QUICK]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {"0": "entailment", "1": "not_entailment"}
+
+
+def test_folder_that_is_not_empty_is_refused_before_anything_runs(folder, compressed, capsys):
+    before = (compressed / "model.safetensors").read_bytes()
+    options = [f"--teacher={folder / 'base'}", "--fine_tune", f"--output_dir={compressed}", *data_options(folder)]
+    assert main(["compress", *options]) == 1
+    message = (
+        f"hf-xtc: The folder {compressed} is not empty. Give another --output_dir, or --overwrite to replace it.\n"
+    )
+    assert capsys.readouterr().err.endswith(message)
+    assert (compressed / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--keep_layers=9"], "keep_layers=9 does not fit a teacher of 4 layers. Keep between 1 and 4."),
+        (
+            ["--layers=1,4"],
+            "layers=(1, 4) names teacher layer 4, but the teacher has 4 layers (0-3). Use LayerMap.skip(4, 2).",
+        ),
+        (["--weights=one"], "Unknown quantizer 'one'; registered: binary, int4, int8, ternary."),
+        (["--label_column=stars"], "stars"),
+    ],
+    ids=["too many layers", "layer out of range", "quantizer", "column"],
+)
+def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, capsys, options, message):
+    out = tmp_path / "out"
+    base = [f"--teacher={folder / 'base'}", "--fine_tune", f"--output_dir={out}", *data_options(folder), *QUICK]
+    assert main(["compress", *base, *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):
+    config = DistilBertConfig(vocab_size=len(VOCAB), dim=36, n_layers=2, n_heads=4, hidden_dim=50)
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "distilbert")
+    options = [f"--teacher={tmp_path / 'distilbert'}", f"--output_dir={tmp_path / 'out'}", *data_options(folder)]
+    assert main(["compress", *options]) == 1
+    assert "XTC does not know the model type 'distilbert'; it compresses: bert." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,86 @@
+"""The card of a run: its figures, its metadata, and text from outside."""
+
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_xtc import XTCRecipe, ledger
+from hf_xtc.model_card import Row, Run, card_text, results_table, write_card
+
+
+@pytest.fixture
+def run(tiny_config) -> Run:
+    rows = [
+        Row("teacher", {"accuracy": 0.9, "f1": 0.91, "loss": 0.3}, 1_000_000, 4, "float32"),
+        Row("layer-reduced student", {"accuracy": 0.89, "loss": 0.3}, 600_000, 2, "float32"),
+        Row("binary student", {"accuracy": 0.88, "loss": 0.4}, 600_000, 2, "float32, latent"),
+        Row("packed file, reloaded", {"accuracy": 0.875, "f1": 0.88, "loss": 0.4}, 20_000, 2, "binary, packed"),
+    ]
+    return Run(
+        name="reviews",
+        task="sst2",
+        metric="accuracy",
+        rows=rows,
+        ledger=ledger(tiny_config, XTCRecipe(keep_layers=2)),
+        provenance={"teacher": "base", "versions": {"torch": "2.13.0"}},
+        recipe=XTCRecipe(keep_layers=2),
+        selection="the last step; no split chose it",
+        citations=["Somebody, Something, 2022"],
+    )
+
+
+def test_table_has_the_rows_and_the_ratio_of_files(run):
+    lines = results_table(run).splitlines()
+    assert len(lines) == 6
+    assert len({len(line) for line in lines}) == 1, "columns do not line up"
+    cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert cells == ["packed file, reloaded", "0.8750", "20,000", "50.0x", "2", "binary, packed"]
+
+
+def test_metadata_is_valid_and_holds_the_packed_files_metrics(run):
+    data = ModelCard(card_text(run)).data.to_dict()
+    assert data["pipeline_tag"] == "text-classification"
+    assert {"xtc", "binary"} <= set(data["tags"])
+    (result,) = data["model-index"][0]["results"]
+    assert {m["type"]: m["value"] for m in result["metrics"]} == {"accuracy": 0.875, "f1": 0.88}
+
+
+def test_summary_states_ratio_and_share_of_the_teacher(run):
+    text = card_text(run)
+    assert "20,000 bytes, 50.0 times smaller than its 4-layer teacher" in text
+    assert "with 97.2% of the teacher's accuracy" in text
+    assert "Checkpoint: the last step; no split chose it." in text
+    assert "not measured" in text
+
+
+def test_text_from_outside_stays_text(run):
+    evil = "<script>alert(1)</script>"
+    hostile = Run(**{**run.__dict__, "name": evil, "task": evil, "provenance": {"teacher": evil}})
+    body = card_text(hostile).split("---\n", 2)[2]
+    assert "<script>" not in body
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
+
+
+def test_names_cannot_break_out_of_the_metadata(run):
+    hostile = Run(**{**run.__dict__, "task": "x\nlicense: evil\n---\n"})
+    header = re.split(r"^---$", card_text(hostile), flags=re.M)[1]
+    assert "license" not in yaml.safe_load(header)
+
+
+def test_a_teacher_that_scores_zero_gives_no_share(run):
+    rows = [Row("teacher", {"accuracy": 0.0}, 10, 4, "float32"), *run.rows[1:]]
+    assert "nan% of the teacher" not in card_text(Run(**{**run.__dict__, "rows": rows}))
+
+
+def test_written_card_is_the_text(run, tmp_path):
+    write_card(run, tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == card_text(run)
+
+
+def test_run_as_json_keeps_every_row(run):
+    values = run.to_dict()
+    assert [row["bytes"] for row in values["rows"]] == [1_000_000, 600_000, 600_000, 20_000]
+    assert values["ledger"]["total_bytes"] == run.ledger.total_bytes
+    assert XTCRecipe.from_dict(values["recipe"]) == run.recipe
