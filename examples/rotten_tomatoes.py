@@ -24,7 +24,7 @@ class DemoArguments:
     """Where things go and how long the stages train."""
 
     output_dir: str = field(default="demo", metadata={"help": "Folder for the data and the compressed model."})
-    epochs: float = field(default=4.0, metadata={"help": "Epochs of the 1-bit stage."})
+    epochs: float = field(default=2.5, metadata={"help": "Epochs of the 1-bit stage."})
     seed: int = field(default=1, metadata={"help": "Seed of the split and of training."})
 
 
@@ -76,9 +76,9 @@ def run(args: DemoArguments) -> int:
         "keep_layers": 3,
         "weights": "binary",
         "embedding_weights": "binary",
-        "fine_tune_epochs": 2,
+        "fine_tune_epochs": 1,
         "fine_tune_learning_rate": 1e-4,
-        "reduction_epochs": 1,
+        "reduction_epochs": 0.5,
         "num_train_epochs": args.epochs,
         "learning_rate": 5e-4,
         "max_length": 64,

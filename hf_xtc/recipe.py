@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_xtc.deepspeed import recipe_fields
 from hf_xtc.errors import RecipeError
-from hf_xtc.specs import FLOAT_DTYPES, ActivationSpec, LayerMap, QuantSpec, check_choice
+from hf_xtc.specs import FLOAT_DTYPES, ActivationSpec, LayerMap, QuantSpec, check_choice, check_count
 
 # Part of a BERT -> what the recipe calls it. Architectures assign their modules to these scopes.
 SCOPES = ("attention", "feed_forward", "pooler", "word_embeddings", "position_embeddings")
@@ -65,17 +65,27 @@ class XTCRecipe:
             if field.type is bool and not isinstance(value, bool):
                 raise RecipeError(f"{field.name}={value!r} must be true or false.")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+            self._check_layers(self.layers)
         if self.keep_layers is not None and self.layers is not None:
             raise RecipeError(
                 f"keep_layers={self.keep_layers} and layers={self.layers} both choose the student's depth. Give one."
             )
-        if self.keep_layers is not None and (not isinstance(self.keep_layers, int) or self.keep_layers < 1):
-            raise RecipeError(f"keep_layers={self.keep_layers!r} must be a positive number of layers.")
+        if self.keep_layers is not None:
+            check_count("keep_layers", self.keep_layers)
         check_choice("rest_dtype", self.rest_dtype, FLOAT_DTYPES)
+        # Fields that nothing uses (the granularity of float weights, say) must still make sense.
+        QuantSpec("binary", self.granularity, self.group_size, self.scale_dtype)
+        ActivationSpec(8, self.activation_symmetric, self.activation_calibration)
         for scope in SCOPES:
             self.spec(scope)
         self.activation()
+
+    def _check_layers(self, layers: Any) -> None:
+        if isinstance(layers, str | bytes) or not hasattr(layers, "__iter__"):
+            raise RecipeError(f"layers={layers!r} must list teacher layers from 0, like (2, 4, 6).")
+        object.__setattr__(self, "layers", tuple(layers))
+        whole = [layer for layer in self.layers or () if isinstance(layer, int)]
+        LayerMap(self.layers or (), max([*whole, 0]) + 1)
 
     def spec(self, scope: str) -> QuantSpec | None:
         """The `QuantSpec` of a scope's weights, or `None` where they stay in float."""
@@ -156,6 +166,8 @@ class XTCRecipe:
         Raises:
             RecipeError: if a field is unknown or has a value that does not exist.
         """
+        if not isinstance(values, dict):
+            raise RecipeError(f"A recipe is a JSON object, not {values!r}.")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -163,5 +175,18 @@ class XTCRecipe:
         return cls(**values)
 
     def to_json(self) -> str:
-        """The recipe as a JSON text, one field a line."""
+        """The recipe as a JSON text, one field a line; `XTCRecipe.from_json` reads it back."""
         return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "XTCRecipe":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            RecipeError: if it is no JSON, or a field is unknown or has a value that does not exist.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"The recipe is no JSON: {error}.") from error
+        return cls.from_dict(values)

@@ -16,8 +16,14 @@ FLOAT_DTYPES = ("float16", "bfloat16", "float32")
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raises `RecipeError` naming the choices if `value` is none of them."""
-    if value not in choices:
+    if value not in choices or type(value) not in map(type, choices):
         raise RecipeError(f"{name}={value!r} does not exist. Use one of: {', '.join(map(str, choices))}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises `RecipeError` unless `value` is a positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RecipeError(f"{name}={value!r} must be a positive whole number.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class QuantSpec:
     scale_dtype: str = "float16"
 
     def __post_init__(self) -> None:
-        QUANTIZERS[self.quantizer]
+        QUANTIZERS[str(self.quantizer)]
         check_choice("granularity", self.granularity, GRANULARITIES)
         check_choice("scale_dtype", self.scale_dtype, FLOAT_DTYPES)
         if (self.granularity == "per_group") != (self.group_size is not None):
@@ -57,8 +63,8 @@ class QuantSpec:
                 f"granularity={self.granularity!r} with group_size={self.group_size!r}: a group size is needed by "
                 "'per_group' and has no meaning elsewhere. Set both or neither."
             )
-        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
-            raise RecipeError(f"group_size={self.group_size!r} must be a positive number of columns.")
+        if self.group_size is not None:
+            check_count("group_size", self.group_size)
 
     def scale_shape(self, rows: int, columns: int) -> tuple[int, int]:
         """Shape of the scale of a `(rows, columns)` weight.
@@ -97,6 +103,7 @@ class ActivationSpec:
 
     def __post_init__(self) -> None:
         check_choice("activation bits", self.bits, (8, 4))
+        check_choice("activation symmetric", self.symmetric, (True, False))
         check_choice("activation calibration", self.calibration, ("dynamic", "static"))
 
 
@@ -153,9 +160,10 @@ class LayerMap:
         Raises:
             RecipeError: if `keep` is below 1 or above the teacher's depth.
         """
-        if not 1 <= keep <= num_teacher_layers:
+        whole = isinstance(keep, int) and not isinstance(keep, bool)
+        if not whole or not 1 <= keep <= num_teacher_layers:
             raise RecipeError(
-                f"keep_layers={keep} does not fit a teacher of {num_teacher_layers} layers. "
+                f"keep_layers={keep!r} does not fit a teacher of {num_teacher_layers} layers. "
                 f"Keep between 1 and {num_teacher_layers}."
             )
         if num_teacher_layers % keep == 0:
