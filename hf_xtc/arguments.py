@@ -3,7 +3,9 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from hf_xtc.deepspeed import schedule_offsets
 from hf_xtc.errors import RecipeError
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import check_choice
@@ -66,7 +68,8 @@ class RecipeArguments:
             XTCError: if an option has a value that does not exist, or the file cannot be read.
         """
         if self.recipe_file is not None:
-            return _read_recipe(self.recipe_file)
+            values = _read_json(self.recipe_file)
+            return XTCRecipe.from_deepspeed(values) if _is_deepspeed(values) else XTCRecipe.from_dict(values)
         check_choice("activation_bits", self.activation_bits, ("8", "4", "none"))
         return XTCRecipe(
             weights=_or_none(self.weights),
@@ -83,6 +86,11 @@ class RecipeArguments:
             rest_dtype=self.rest_dtype,
         )
 
+    def schedule(self) -> dict[str, int]:
+        """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
+        values = {} if self.recipe_file is None else _read_json(self.recipe_file)
+        return schedule_offsets(values) if _is_deepspeed(values) else {}
+
 
 def _or_none(value: str) -> str | None:
     return None if value.lower() == "none" else value
@@ -95,14 +103,15 @@ def _layer_list(text: str) -> tuple[int, ...]:
         raise RecipeError(f"--layers {text!r} is no list of whole numbers. Write it like 2,4,6,8,10.") from None
 
 
-def _read_recipe(path: str) -> XTCRecipe:
+def _is_deepspeed(values: Any) -> bool:
+    return isinstance(values, dict) and "compression_training" in values
+
+
+def _read_json(path: str) -> Any:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
-    if "compression_training" in values:
-        return XTCRecipe.from_deepspeed(values)
-    return XTCRecipe.from_dict(values)
 
 
 @dataclass

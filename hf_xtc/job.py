@@ -115,6 +115,7 @@ def run_compress(
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)
     tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
+    training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     job = Job(args, data_args, recipe, training_args, data, tokenizer)
     shutil.rmtree(job.training, ignore_errors=True)  # of an earlier run, where --overwrite allows it
     set_seed(training_args.seed)

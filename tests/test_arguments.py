@@ -18,6 +18,7 @@ def recipe_of(*options: str) -> XTCRecipe:
 
 def test_default_options_are_the_default_recipe():
     assert recipe_of() == XTCRecipe()
+    assert RecipeArguments().schedule() == {}
 
 
 @pytest.mark.parametrize(
@@ -83,11 +84,13 @@ def test_recipe_file_is_read_as_written(tmp_path):
 def test_recipe_file_may_be_deepspeeds(tmp_path):
     file = tmp_path / "ds_config.json"
     modules = ["attention.self", "intermediate", "output.dense", "word_embeddings"]
-    shared = {"enabled": True, "quantize_groups": 1, "quantize_weight_in_forward": True}
+    shared = {"enabled": True, "quantize_groups": 1, "quantize_weight_in_forward": True, "schedule_offset": 7}
     groups = {"wq1": {"params": {"start_bits": 1, "target_bits": 1}, "modules": modules}}
     weights = {"shared_parameters": shared, "different_groups": groups}
     file.write_text(json.dumps({"compression_training": {"weight_quantization": weights}}))
-    recipe = recipe_of("--recipe_file", str(file))
+    options = RecipeArguments(recipe_file=str(file))
+    assert options.schedule() == {"weight_quantization_start": 7, "activation_quantization_start": 0}
+    recipe = options.recipe()
     assert (recipe.weights, recipe.embedding_weights, recipe.granularity) == ("binary", "binary", "per_tensor")
     assert recipe.activation_bits is None
 

@@ -1,0 +1,73 @@
+"""The README's Python runs as written, its commands parse, its sizes are those of the ledger."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import BertConfig, BertTokenizerFast, HfArgumentParser
+
+from hf_xtc import XTCRecipe, ledger
+from hf_xtc.arguments import EvaluateArguments, JobArguments, RecipeArguments
+from hf_xtc.data import DataArguments
+from hf_xtc.training_args import XTCTrainingArguments
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+
+
+def test_python_blocks_run_in_order(tiny_teacher, tmp_path, monkeypatch, capsys):
+    """With a tiny teacher under the README's name, and one step instead of three epochs."""
+    monkeypatch.chdir(tmp_path)
+    tiny_teacher.save_pretrained("my-fine-tuned-bert")
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"])}
+    BertTokenizerFast(vocab=vocab).save_pretrained("my-fine-tuned-bert")
+    rows = {"input_ids": [[2, 5, 6, 3]] * 4, "attention_mask": [[1] * 4] * 4, "labels": [0, 1, 2, 0]}
+    names = {"tokenized": Dataset.from_dict(rows)}
+    for block in blocks("python"):
+        quick = block.replace("keep_layers=5", "keep_layers=2").replace(
+            "num_train_epochs=3", "max_steps=1, use_cpu=True"
+        )
+        exec(compile(quick, "README.md", "exec"), names)
+    assert names["classify"]("good film")[0]["label"] in {"LABEL_0", "LABEL_1", "LABEL_2"}
+    assert "times smaller than in float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()])
+def test_commands_parse(line, tmp_path):
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
+        return
+    classes = {
+        "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments),
+        "evaluate": (EvaluateArguments, DataArguments),
+    }[words[1]]
+    HfArgumentParser(classes).parse_args_into_dataclasses(
+        [*words[2:], "--use_cpu"] if words[1] == "compress" else words[2:]
+    )
+
+
+@pytest.mark.parametrize(
+    "row, recipe",
+    [
+        ("| 12 | binary | default | {} |", XTCRecipe()),
+        ("| 5 | binary | default | {} |", XTCRecipe(keep_layers=5)),
+        ("| 5 | ternary", XTCRecipe(weights="ternary", embedding_weights="ternary", keep_layers=5)),
+        ("| 12 | binary | `XTCRecipe.paper()`", XTCRecipe.paper()),
+    ],
+    ids=["12 binary", "5 binary", "5 ternary", "12 paper"],
+)
+def test_size_table_states_the_ledger(row, recipe):
+    """To the table's two decimals, the header (14 to 32 kB) included."""
+    found = ledger(BertConfig(), recipe)
+    line = next(line for line in README.splitlines() if line.startswith(row.split("{}")[0]))
+    megabytes = float(line.split("|")[4])
+    assert found.total_bytes + 13_000 <= megabytes * 1e6 + 5_000
+    assert megabytes * 1e6 - 5_000 <= found.total_bytes + 33_000
+    assert line.split("|")[5].strip() == f"{437_935_112 / (megabytes * 1e6):.0f}x"
