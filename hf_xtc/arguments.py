@@ -86,7 +86,7 @@ class RecipeArguments:
             rest_dtype=self.rest_dtype,
         )
 
-    def schedule(self) -> dict[str, int]:
+    def schedule(self) -> dict[str, Any]:
         """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
         values = {} if self.recipe_file is None else _read_json(self.recipe_file)
         return schedule_offsets(values) if _is_deepspeed(values) else {}

@@ -76,9 +76,10 @@ class PackedSizeCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Logs the ledger's total."""
-        if state.is_world_process_zero:
-            packed = ledger(model.config, model_class=type(model))  # type: ignore[arg-type]
+        """Logs the ledger's total; nothing for a model that is no latent one, whose file will not be packed."""
+        config: Any = getattr(model, "config", None)
+        if state.is_world_process_zero and getattr(config, "state", None) == "latent":
+            packed = ledger(config, model_class=type(model))  # type: ignore[arg-type]
             ratio = packed.float32_bytes / packed.total_bytes
             logger.info("The packed file will take %d bytes, %.1f times less than float32.", packed.total_bytes, ratio)
             state.log_history.append(

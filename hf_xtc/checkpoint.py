@@ -54,7 +54,7 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
         yield scratch
         files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
         if any(any(scratch.glob(pattern)) for pattern in replaces):  # else nothing supersedes the earlier files
-            for stale in [file for pattern in replaces for file in target.glob(pattern)]:
+            for stale in {file for pattern in replaces for file in target.glob(pattern)}:
                 if not (scratch / stale.name).exists():
                     stale.unlink()
         for file in files:

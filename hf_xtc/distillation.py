@@ -107,7 +107,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     Returns:
         `torch.Tensor` of shape `(...)`, float32.
     """
-    target = F.softmax(teacher.float() / temperature, dim=-1)
+    target = F.softmax(teacher.detach().float() / temperature, dim=-1)
     log_student = F.log_softmax(student.float() / temperature, dim=-1)
     return -(target * log_student).sum(-1) * temperature**2
 
@@ -152,12 +152,12 @@ class LogitsTerm(DistillationTerm):
     def _loss(self, key: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         if key in ("start_logits", "end_logits"):
             padding = token_mask(batch, student.unsqueeze(-1)) == 0
-            student, teacher = (
-                x.float().masked_fill(padding, torch.finfo(torch.float32).min) for x in (student, teacher)
-            )
+            # -1e30 and not the lowest float, which a temperature below 1 would make infinite, and 0 * infinity NaN.
+            student, teacher = (x.float().masked_fill(padding, -1e30) for x in (student, teacher))
         if self.regression or student.shape[-1] == 1:
-            return F.mse_loss(student.float(), teacher.float())
-        loss = soft_cross_entropy(student, teacher, self.temperature)
+            loss = (student.float() - teacher.detach().float()).square().mean(-1)
+        else:
+            loss = soft_cross_entropy(student, teacher, self.temperature)
         if student.dim() < 3:
             return loss.mean()
         mask = token_mask(batch, student)

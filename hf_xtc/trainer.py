@@ -66,6 +66,7 @@ class XTCTrainer(Trainer):
         ]
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
+        self._attention_before: list[tuple[Any, str]] = []
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         if kwargs.get("model_init") is None:
@@ -109,6 +110,21 @@ class XTCTrainer(Trainer):
         self._prepare_student(model)
         return model
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """As in Trainer; at the end, however it ends, both models have their attention implementations back."""
+        self._term_sums, self._term_steps = {}, 0
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            while self._attention_before:
+                model, implementation = self._attention_before.pop()
+                model.set_attn_implementation(implementation)
+
     def term_weights(self) -> dict[str, float]:
         """Name and weight of the terms that train at the current step: a function of `state.global_step` alone."""
         stages = self.args.distillation_stages
@@ -138,17 +154,23 @@ class XTCTrainer(Trainer):
         asked = {f"output_{kind}": True for kind in needs}
         unlabelled = {key: value for key, value in inputs.items() if key not in self.label_names}
         if "attentions" in needs:
-            _return_scores(self.accelerator.unwrap_model(model))
+            self._return_scores(model)
         student = model(**(inputs if "labels" in names else unlabelled), **asked)
         if self.teacher is None:
             return student, None
         if "attentions" in needs:
-            _return_scores(self.accelerator.unwrap_model(self.teacher))
+            self._return_scores(self.teacher)
         with torch.no_grad():
             teacher = self.teacher(**unlabelled, **asked)
         if self._label_order is not None:
             teacher["logits"] = teacher["logits"][..., self._label_order]
         return student, teacher
+
+    def _return_scores(self, model: nn.Module) -> None:
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        if unwrapped.config._attn_implementation != SCORES:
+            self._attention_before.append((unwrapped, unwrapped.config._attn_implementation))
+            unwrapped.set_attn_implementation(SCORES)
 
     _layer_map = LayerMap((0,), 1)
     _label_order: list[int] | None = None
@@ -244,8 +266,3 @@ def _layer_map(student: Any, teacher: Any) -> LayerMap:
         )
     found: LayerMap = layer_map
     return found
-
-
-def _return_scores(model: Any) -> None:
-    if model.config._attn_implementation != SCORES:
-        model.set_attn_implementation(SCORES)

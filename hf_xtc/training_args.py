@@ -1,6 +1,7 @@
 """The arguments of a compression run."""
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -62,11 +63,11 @@ class XTCTrainingArguments(TrainingArguments):
             raise RecipeError(f"terms={self.terms!r} must name at least one term and its weight.")
         for name, weight in self.terms.items():
             TERMS[name]
-            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight > 0:
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
                 raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
         check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
         for name in ("weight_quantization_start", "activation_quantization_start"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")
 
     @property

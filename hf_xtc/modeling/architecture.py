@@ -79,8 +79,7 @@ def check_xtc_block(config: Any) -> None:
     """Checks `config.state` and `config.xtc`.
 
     Raises:
-        PackedFileError: if the format version is unknown, the layer map disagrees with the depth, or the recipe or the
-            layer map is none.
+        PackedFileError: if the format version is unknown, or the layer map is none or disagrees with the depth.
         RecipeError: if the state or a field of the recipe does not exist.
     """
     check_choice("state", config.state, ("latent", "packed"))
@@ -104,15 +103,8 @@ def recipe_of(config: Any) -> XTCRecipe:
 
     Raises:
         RecipeError: if a field is unknown or has a value that does not exist.
-        PackedFileError: if it is no JSON object of fields.
     """
-    values = config.xtc.get("recipe", {})
-    try:
-        return XTCRecipe.from_dict(values)
-    except TypeError as error:
-        raise PackedFileError(
-            f"config.json holds {values!r} in place of a recipe ({error}). Restore the config written with the file."
-        ) from None
+    return XTCRecipe.from_dict(config.xtc.get("recipe", {}))
 
 
 def layer_map_of(config: Any) -> LayerMap | None:
