@@ -153,13 +153,11 @@ class XTCTrainer(Trainer):
         needs = frozenset().union(*(self.terms[name].needs for name in names))
         asked = {f"output_{kind}": True for kind in needs}
         unlabelled = {key: value for key, value in inputs.items() if key not in self.label_names}
-        if "attentions" in needs:
-            self._return_scores(model)
+        self._return_scores(model)
         student = model(**(inputs if "labels" in names else unlabelled), **asked)
         if self.teacher is None:
             return student, None
-        if "attentions" in needs:
-            self._return_scores(self.teacher)
+        self._return_scores(self.teacher)
         with torch.no_grad():
             teacher = self.teacher(**unlabelled, **asked)
         if self._label_order is not None:
@@ -167,8 +165,10 @@ class XTCTrainer(Trainer):
         return student, teacher
 
     def _return_scores(self, model: nn.Module) -> None:
+        """In all stages if any term reads scores: implementations round differently, and a run may resume in any."""
         unwrapped: Any = self.accelerator.unwrap_model(model)
-        if unwrapped.config._attn_implementation != SCORES:
+        wanted = any("attentions" in term.needs for term in self.terms.values())
+        if wanted and unwrapped.config._attn_implementation != SCORES:
             self._attention_before.append((unwrapped, unwrapped.config._attn_implementation))
             unwrapped.set_attn_implementation(SCORES)
 

@@ -1,0 +1,48 @@
+"""The exception tree: as the docstring draws it, in the package as in the module, and caught as promised."""
+
+import inspect
+import re
+
+import pytest
+
+import hf_xtc  # noqa: F401  (so that every module's exceptions are defined)
+from hf_xtc import errors
+from hf_xtc.errors import XTCError
+
+LEAVES = ["RecipeError", "DataError", "PackedFileError", "StateError"]
+
+
+def defined():
+    """Exception classes of the package, wherever they are defined, but the root."""
+    found, pending = [], [XTCError]
+    while pending:
+        children = [child for child in pending.pop().__subclasses__() if child.__module__.startswith("hf_xtc")]
+        found += children
+        pending += children
+    return found
+
+
+def test_the_drawn_tree_is_the_real_one():
+    root = re.search(r"^(\w+) \((\w+)\)$", errors.__doc__, re.MULTILINE)
+    assert root.groups() == (XTCError.__name__, XTCError.__bases__[0].__name__)
+    assert re.findall(r"^[├└]── (\w+)  +\S", errors.__doc__, re.MULTILINE) == LEAVES
+    assert [child.__name__ for child in defined()] == LEAVES
+
+
+def test_all_are_defined_in_one_module():
+    classes = [value for _, value in inspect.getmembers(errors, inspect.isclass)]
+    assert set(classes) == {XTCError, *defined()}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves(name):
+    leaf = getattr(errors, name)
+    assert leaf.__bases__ == (XTCError,)
+    assert leaf.__doc__.endswith(".")
+    with pytest.raises(ValueError, match=r"^what is wrong$"):
+        raise leaf("what is wrong")
+
+
+def test_one_leaf_does_not_catch_another():
+    caught = {a.__name__: [b.__name__ for b in defined() if issubclass(b, a)] for a in defined()}
+    assert caught == {name: [name] for name in LEAVES}
