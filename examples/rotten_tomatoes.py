@@ -24,7 +24,7 @@ class DemoArguments:
     """Where things go and how long the stages train."""
 
     output_dir: str = field(default="demo", metadata={"help": "Folder for the data and the compressed model."})
-    epochs: float = field(default=2.5, metadata={"help": "Epochs of the 1-bit stage."})
+    epochs: float = field(default=2.0, metadata={"help": "Epochs of the 1-bit stage."})
     seed: int = field(default=1, metadata={"help": "Seed of the split and of training."})
 
 

@@ -14,7 +14,6 @@ from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
 from hf_xtc.ledger import ledger
 from hf_xtc.modeling import ARCHITECTURES
 from hf_xtc.modeling.bert import (
-    XTCBertConfig,
     XTCBertForMaskedLM,
     XTCBertForMultipleChoice,
     XTCBertForNextSentencePrediction,
@@ -24,6 +23,7 @@ from hf_xtc.modeling.bert import (
     XTCBertForTokenClassification,
     XTCBertModel,
 )
+from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.quantizers import Quantizer, fake_quantize
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import QUANTIZERS, LayerMap, QuantSpec

@@ -37,7 +37,6 @@ from hf_xtc.evaluation import measure
 from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row, Run, write_card
-from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
@@ -109,8 +108,7 @@ def run_compress(
     require_empty(training_args.output_dir, overwrite=args.overwrite)
     recipe = recipe_args.recipe()
     config = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision)
-    architecture_of(config)
-    recipe.layer_map(config.num_hidden_layers)
+    ledger(config, recipe)  # a model type, layer or group size that does not fit is refused here, not hours later
     data = load_task(data_args)
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)

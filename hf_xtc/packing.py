@@ -1,5 +1,17 @@
 """Codes <-> bytes: the written file format, version 1.
 
+A packed checkpoint is a `config.json` with `state: "packed"` and the object `xtc` (`format_version`, `recipe`,
+`layer_map`, `provenance`), and safetensors in which a quantized module at `PATH` is
+
+    PATH.weight_packed     uint8, (rows, packed_width(columns, levels))
+    PATH.weight_scale      recipe.scale_dtype, QuantSpec.scale_shape(rows, columns)
+    PATH.bias              recipe.rest_dtype, if it has one
+    PATH.activation.range  float32, (2,): low and high, if the recipe calibrates activations statically
+
+and every other tensor lies in `recipe.rest_dtype` under the name transformers gives it. An output layer that shares
+the word embedding is not stored again. Values are read by `quantizers`: code - 1/2 times twice the scale (binary),
+code - 1 times the scale (ternary), code - levels/2 times the scale (int4, int8).
+
 Each row of codes packs and pads alone. A byte holds `codes_per_byte(levels)` codes as the digits of one number in base
 `levels`, element 0 the lowest digit:
 
@@ -12,8 +24,7 @@ Each row of codes packs and pads alone. A byte holds `codes_per_byte(levels)` co
 | 16     | 2              | 4             | nibbles, element 0 the lower |
 | 256    | 1              | 8             | one code                     |
 
-A short last byte of a row is filled with zero codes. Beside the packed codes of a weight of `rows x columns` lies its
-scale, of shape `QuantSpec.scale_shape(rows, columns)` and type `QuantSpec.scale_dtype`.
+A short last byte of a row is filled with zero codes.
 """
 
 from typing import NamedTuple

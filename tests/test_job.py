@@ -213,8 +213,13 @@ def test_folder_that_is_not_empty_is_refused_before_anything_runs(folder, compre
         ),
         (["--weights=one"], "Unknown quantizer 'one'; registered: binary, int4, int8, ternary."),
         (["--label_column=stars"], "stars"),
+        (
+            ["--granularity=per_group", "--group_size=7"],
+            "encoder.layer.0.attention.self.query: group_size=7 does not divide the 36 input columns",
+        ),
+        (["--validation_file=latin.csv"], "latin.csv"),
     ],
-    ids=["too many layers", "layer out of range", "quantizer", "column"],
+    ids=["too many layers", "layer out of range", "quantizer", "column", "group size", "file"],
 )
 def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, capsys, options, message):
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""BERT in its two states: `XTCBertConfig`, `XTCBertModel` and its heads.
+"""BERT in its two states: `XTCBertModel` and its heads.
 
 The forward passes are transformers' own; only the linears and embeddings of the recipe's scopes are swapped. A packed
 model saves its float parameters in `recipe.rest_dtype` and computes in the dtype it is loaded with.
@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,7 +19,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    BertConfig,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -50,16 +48,11 @@ from hf_xtc.modeling.architecture import (
     Architecture,
     check_files,
     check_values,
-    check_xtc_block,
-    layer_map_of,
-    recipe_of,
     swap_module,
     swap_modules,
-    xtc_block,
 )
+from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.quantizers import ActivationQuantizer
-from hf_xtc.recipe import XTCRecipe
-from hf_xtc.specs import LayerMap
 
 SCOPES = {
     "attention": (
@@ -74,41 +67,6 @@ SCOPES = {
     "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
 }
 DECODER = "cls.predictions.decoder"
-
-
-@strict
-class XTCBertConfig(BertConfig):
-    """A `BertConfig` with the state of the model and all that XTC knows of it.
-
-    Args:
-        state (`str`): "latent" (float weights, for training) or "packed" (codes and scales, for everything else).
-        xtc (`dict`): Format version, recipe, layer map and provenance; by default the default recipe.
-
-    Raises:
-        PackedFileError: if the format version is unknown or the layer map disagrees with the depth.
-        XTCError: if the recipe names something that does not exist.
-    """
-
-    model_type = "xtc_bert"
-
-    state: str = "latent"
-    xtc: dict[str, Any] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        if self.xtc is None:
-            self.xtc = xtc_block(XTCRecipe())
-        check_xtc_block(self)
-
-    @property
-    def recipe(self) -> XTCRecipe:
-        """The recipe the model is made by."""
-        return recipe_of(self)
-
-    @property
-    def layer_map(self) -> LayerMap | None:
-        """The layer map onto the teacher, or `None` for a model that was not cut from one."""
-        return layer_map_of(self)
 
 
 class XTCBertPreTrainedModel(BertPreTrainedModel):

@@ -1,0 +1,883 @@
+"""XTCTrainer: what it optimises, what it writes, that it resumes to the bit, and everything it refuses."""
+
+import copy
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_xtc.attention import SCORES
+from hf_xtc.compress import compress, pack_model
+from hf_xtc.distillation import TERMS, soft_cross_entropy
+from hf_xtc.errors import RecipeError, StateError, XTCError
+from hf_xtc.layers import XTCLinear
+from hf_xtc.recipe import XTCRecipe
+from hf_xtc.specs import LayerMap
+from hf_xtc.trainer import PROJECTION, XTCTrainer, label_order, stage_terms
+from hf_xtc.training_args import XTCTrainingArguments
+
+DEFAULT = ["logits", "hidden_states", "attention_scores"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These models are so small that threads only wait for each other; on a busy machine they take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def refuses(text, error=XTCError):
+    return pytest.raises(error, match=f"^{re.escape(text)}$")
+
+
+def make_teacher(dropout=0.0, cls=BertForSequenceClassification, **changes):
+    """Four layers that disagree with each other and are sure of themselves; the same at every call."""
+    set_seed(0)
+    config = {
+        "vocab_size": 101,
+        "hidden_size": 36,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 50,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.3,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        **({"num_labels": 3} if cls is BertForSequenceClassification else {}),
+        **changes,
+    }
+    return cls(BertConfig(**config)).eval()
+
+
+def make_data(rows=64, labels=True):
+    """Rows of 3 to 19 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    data = []
+    for _ in range(rows):
+        length = int(torch.randint(3, 20, (1,), generator=generator))
+        ids = torch.randint(1, 101, (length,), generator=generator).tolist()
+        data.append({"input_ids": ids, "attention_mask": [1] * length} | ({"labels": ids[0] % 3} if labels else {}))
+    return data
+
+
+def collate(rows):
+    """A batch padded to its longest row."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    padded = ("input_ids", "attention_mask")
+    batch = {key: torch.tensor([row[key] + [0] * (longest - len(row[key])) for row in rows]) for key in padded}
+    batch |= {key: torch.tensor([row[key] for row in rows]) for key in rows[0] if key not in padded}
+    return batch
+
+
+DATA = make_data()
+BATCH = collate(DATA[:4])
+
+
+def make_args(folder, **changes):
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return XTCTrainingArguments(output_dir=str(folder), **{**defaults, **changes})
+
+
+def make_trainer(folder, teacher=None, student=None, recipe=None, data=DATA, **changes):
+    """A trainer of two of the teacher's layers; `changes` are arguments, those of the trainer itself among them."""
+    own = ("callbacks", "compute_metrics", "eval_dataset", "processing_class", "model_init", "teacher_model")
+    rest = {key: changes.pop(key) for key in own if key in changes}
+    teacher = make_teacher() if teacher is None else teacher
+    if student is None and "model_init" not in rest:
+        student = compress(teacher, XTCRecipe(keep_layers=2) if recipe is None else recipe)
+    rest = {"teacher_model": teacher, "eval_dataset": DATA[:8], **rest}
+    return XTCTrainer(student, make_args(folder, **changes), train_dataset=data, data_collator=collate, **rest)
+
+
+def logged(trainer, *keys):
+    """The entries of training, with these keys."""
+    return [
+        {key: entry[key] for key in keys if key in entry} for entry in trainer.state.log_history if "loss" in entry
+    ]
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal_states(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+# Training and its log
+
+
+@pytest.mark.parametrize("names", [DEFAULT, *([name] for name in TERMS)], ids="+".join)
+def test_loss_falls(tmp_path, names):
+    """On a batch seen again and again, whatever the terms; cross entropies keep the entropy of their targets."""
+    trainer = make_trainer(
+        tmp_path,
+        data=DATA[:8],
+        terms=dict.fromkeys(names, 1.0),
+        max_steps=30,
+        learning_rate=5e-3,
+        per_device_train_batch_size=8,
+        logging_steps=10,
+    )
+    trainer.train()
+    log = logged(trainer, "loss")
+    assert len(log) == 3
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"terms": {"logits": 1.5, "hidden_states": 0.25, "attention_scores": 3.0, "labels": 0.5}},
+        {"terms": {"logits": 2.0, "attention_scores": 0.5}, "gradient_accumulation_steps": 3},
+        {"distillation_stages": 2, "max_steps": 6},  # the second entry spans both stages
+        {"distillation_stages": 3, "max_steps": 6, "gradient_accumulation_steps": 2},
+    ],
+    ids=["four_terms", "accumulated", "two_stages", "three_stages"],
+)
+def test_loss_is_the_weighted_sum_of_the_terms_logged(tmp_path, changes):
+    trainer = make_trainer(tmp_path, **{"logging_steps": 2, **changes})
+    trainer.train()
+    weights = trainer.args.term_weights
+    log = logged(trainer, "loss", *weights)
+    assert len(log) == trainer.args.max_steps // 2
+    for entry in log:
+        total = sum(weights[name] * entry[name] for name in weights if name in entry)
+        assert entry["loss"] == pytest.approx(total, rel=1e-5, abs=1e-5)  # terms are logged to six decimals
+    if "distillation_stages" not in changes:
+        assert all(set(weights) < set(entry) for entry in log)
+
+
+def test_terms_are_logged_under_their_names_only_while_they_train(tmp_path):
+    trainer = make_trainer(tmp_path, distillation_stages=3, max_steps=6)
+    trainer.train()
+    names = [sorted(set(entry) - {"loss"}) for entry in logged(trainer, "loss", *DEFAULT)]
+    intermediate = ["attention_scores", "hidden_states"]
+    assert names == [intermediate] * 2 + [sorted(DEFAULT)] * 2 + [["logits"]] * 2
+
+
+def test_log_starts_afresh_with_each_run(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=3, logging_steps=2, learning_rate=0.0)
+    for _ in range(2):  # the third step of the first run is never logged
+        trainer.train()
+        (entry,) = logged(trainer, "loss", *DEFAULT)
+        assert entry["loss"] == pytest.approx(sum(entry[name] for name in DEFAULT), rel=1e-5)
+
+
+def test_loss_of_one_batch(tmp_path):
+    teacher = make_teacher()
+    trainer = make_trainer(tmp_path, teacher, terms={"logits": 2.0, "hidden_states": 0.5}, temperature=2.0)
+    student = trainer.model.train()
+    loss, outputs = trainer.compute_loss(student, dict(BATCH), return_outputs=True)
+    with torch.no_grad():
+        ours, theirs = (m(**BATCH, output_hidden_states=True) for m in (student, teacher))
+        expected = 2 * soft_cross_entropy(ours.logits, theirs.logits, 2.0).mean()
+        expected += 0.5 * TERMS["hidden_states"]()(ours, theirs, BATCH, LayerMap((1, 3), 4))
+    assert torch.equal(outputs.logits, ours.logits)
+    torch.testing.assert_close(loss.detach(), expected)
+    assert "loss" not in outputs, "labels must not be read where no term needs them"
+
+
+def test_evaluation_gives_the_heads_own_loss(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=8)
+    found = trainer.evaluate()["eval_loss"]
+    with torch.no_grad():
+        batch = collate(DATA[:8])
+        logits = trainer.model.eval()(batch["input_ids"], batch["attention_mask"]).logits
+    assert found == pytest.approx(F.cross_entropy(logits, batch["labels"]).item(), rel=1e-5)
+    trainer.train()
+    assert logged(trainer, "loss")[0]["loss"] > 2 * found, "training has the terms instead"
+
+
+def test_metrics_and_the_best_checkpoint(tmp_path):
+    scores = iter([0.1, 0.9, 0.2])
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append((prediction.predictions.shape, prediction.label_ids.tolist()))
+        return {"score": next(scores)}
+
+    trainer = make_trainer(
+        tmp_path,
+        compute_metrics=compute_metrics,
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+    )
+    trainer.train()
+    assert [e["eval_score"] for e in trainer.state.log_history if "eval_score" in e] == [0.1, 0.9, 0.2]
+    assert seen == [((8, 3), [row["labels"] for row in DATA[:8]])] * 3
+    best = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    last = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    assert_equal_states({key: trainer.model.state_dict()[key] for key in best}, best)
+    assert any(not torch.equal(best[key], last[key]) for key in best)
+
+
+# Gradient accumulation and data parallelism
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients that the optimizer is given."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("terms", [None, {"labels": 1.0}], ids=["distillation", "labels"])
+@pytest.mark.parametrize("foreign", [False, True], ids=["latent", "plain_bert"])
+def test_four_batches_of_four_are_one_of_sixteen(tmp_path, terms, foreign):
+    """BERT's heads take `num_items_in_batch` and ignore it: with the stock Trainer gradients are 4 x too large."""
+    runs = []
+    for size, accumulation in ((16, 1), (4, 4)):
+        student = make_teacher() if foreign else None
+        teacher = make_teacher(initializer_range=0.5) if foreign else None
+        gradients = Gradients()
+        trainer = make_trainer(
+            tmp_path,
+            teacher,
+            student,
+            terms=terms,
+            callbacks=[gradients],
+            max_steps=3,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=0.0,
+            optim="sgd",
+        )
+        trainer.train()
+        runs.append((logged(trainer, "loss"), gradients.steps, snapshot(trainer.model)))
+    for one, four in zip(runs[0][0], runs[1][0], strict=True):
+        assert one["loss"] == pytest.approx(four["loss"], rel=1e-5)
+    size = max(gradient.abs().max().item() for gradient in runs[0][1][0].values())
+    for name, gradient in runs[0][1][0].items():  # sums in another order; some cancel out, such as all key biases
+        torch.testing.assert_close(runs[1][1][0][name], gradient, rtol=1e-4, atol=1e-6 * size, msg=name)
+    for name, weight in runs[0][2].items():
+        torch.testing.assert_close(runs[1][2][name], weight, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_micro_batches_of_a_step_train_the_same_stage(tmp_path, monkeypatch):
+    calls = []
+    original = XTCTrainer.term_weights
+
+    def term_weights(self):
+        calls.append((self.state.global_step, list(original(self))))
+        return original(self)
+
+    monkeypatch.setattr(XTCTrainer, "term_weights", term_weights)
+    make_trainer(tmp_path, distillation_stages=2, max_steps=3, gradient_accumulation_steps=3).train()
+    intermediate = ["hidden_states", "attention_scores"]
+    assert calls == [(0, intermediate)] * 3 + [(1, intermediate)] * 3 + [(2, ["logits"])] * 3
+
+
+DDP_RUNS = ("one_term", "all_terms", "accumulated", "static", "projection")
+
+
+def ddp_options(name):
+    """What `make_trainer` needs for one of `DDP_RUNS`, the same in every process."""
+    narrow = {"logits": 1.0, "hidden_states": 1.0}
+    return {
+        "one_term": lambda: {"terms": {"logits": 1.0}},
+        "all_terms": lambda: {},
+        "accumulated": lambda: {"gradient_accumulation_steps": 2},
+        "static": lambda: {"recipe": XTCRecipe(keep_layers=2, activation_calibration="static")},
+        # DDP searches the student's outputs for parameters; the projection of hidden states is not among them.
+        "projection": lambda: {
+            "teacher": make_teacher(hidden_size=48),
+            "student": compress(make_teacher(), XTCRecipe(keep_layers=2)),
+            "terms": narrow,
+            "ddp_find_unused_parameters": False,
+        },
+    }[name]()
+
+
+DDP_SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_trainer import DDP_RUNS, ddp_options, logged, make_trainer
+import torch
+for name in DDP_RUNS:
+    trainer = make_trainer({folder!r} + "/" + name, **ddp_options(name))
+    trainer.train()
+    total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
+    sums = trainer.accelerator.gather(torch.tensor([total], dtype=torch.float64)).tolist()
+    metrics = trainer.evaluate()
+    trainer.save_model({folder!r} + "/" + name)
+    if trainer.is_world_process_zero():
+        log = logged(trainer, "loss", "grad_norm", *trainer.args.term_weights)
+        result = {{"processes": trainer.args.world_size, "log": log, "sums": sums, "eval_loss": metrics["eval_loss"]}}
+        with open({folder!r} + "/" + name + ".json", "w") as file:
+            json.dump(result, file)
+trainer.accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def ddp_folder(tmp_path_factory):
+    """Results of `DDP_RUNS` in two processes, started once: starting them is what takes time."""
+    folder = tmp_path_factory.mktemp("ddp")
+    (folder / "run.py").write_text(DDP_SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run.py"]
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-8000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", DDP_RUNS)
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder, name):
+    options = ddp_options(name)
+    options["gradient_accumulation_steps"] = 2 * options.get("gradient_accumulation_steps", 1)
+    trainer = make_trainer(tmp_path, **options)
+    trainer.train()
+    found = json.loads((ddp_folder / f"{name}.json").read_text())
+    assert found["processes"] == 2
+    # Each process has seen half of the batches, and static ranges are those of the first process.
+    rel = 0.02 if name == "static" else 1e-5
+    expected = logged(trainer, "loss", "grad_norm", *trainer.args.term_weights)
+    for entry, alone in zip(found["log"], expected, strict=True):
+        assert entry == pytest.approx(alone, rel=rel, abs=1e-6)
+    assert found["sums"][0] == found["sums"][1], "the processes hold the same weights"
+    total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
+    assert found["sums"][0] == pytest.approx(total, rel=rel)
+    assert found["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=rel)
+    assert "bert.pooler.dense.weight_packed" in load_file(ddp_folder / name / "model.safetensors")
+
+
+# Files
+
+
+def test_checkpoints_are_latent_and_the_model_is_packed(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    latent = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert "bert.pooler.dense.weight" in latent
+    assert not [name for name in latent if "packed" in name]
+    assert json.loads((tmp_path / "checkpoint-2" / "config.json").read_text())["state"] == "latent"
+    packed = load_file(tmp_path / "final" / "model.safetensors")
+    layers = [name for name, module in trainer.model.named_modules() if isinstance(module, XTCLinear)]
+    assert len(layers) == 13  # six in each of two layers, and the pooler
+    for name in layers:
+        assert packed[f"{name}.weight_packed"].dtype == torch.uint8
+        assert f"{name}.weight" not in packed
+    # No training_args.bin, optimizer or other pickle.
+    assert sorted(file.name for file in (tmp_path / "final").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("rest_dtype", ["float16", "float32"])
+@pytest.mark.parametrize("calibration", ["dynamic", "static"])
+def test_saved_model_is_the_packed_student(tmp_path, calibration, rest_dtype):
+    recipe = XTCRecipe(keep_layers=2, activation_calibration=calibration, rest_dtype=rest_dtype)
+    trainer = make_trainer(tmp_path, recipe=recipe)
+    trainer.train()
+    latent = snapshot(trainer.model)
+    trainer.save_model()
+    assert_equal_states(snapshot(trainer.model), latent)
+    assert trainer.model.config.state == "latent"
+    inputs = {key: BATCH[key] for key in ("input_ids", "attention_mask")}
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    packed, trained = pack_model(trainer.model), trainer.model.eval()
+    with torch.no_grad():
+        found, expected, exact = (model(**inputs).logits for model in (reloaded, packed, trained))
+    assert torch.equal(found, expected)
+    assert torch.equal(found, exact) == (rest_dtype == "float32")  # what is not quantized is rounded to float16
+
+
+def test_tokenizer_is_saved_with_the_model(tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, folder):
+            (Path(folder) / "tokenizer.json").write_text("{}")
+
+    make_trainer(tmp_path, processing_class=Tokenizer()).save_model(str(tmp_path / "final"))
+    files = sorted(file.name for file in (tmp_path / "final").iterdir())
+    assert files == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.bert.pooler.dense.weight[0, 0] = float("nan")
+    with pytest.raises(StateError, match=r"bert\.pooler\.dense\.weight"):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final" / "model.safetensors").exists()
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_accumulation_steps": 3},
+        {"bf16": True},
+        {"recipe": XTCRecipe(keep_layers=2, activation_calibration="static")},
+        {"recipe": XTCRecipe(keep_layers=2, activation_calibration="static"), "activation_quantization_start": 0.5},
+        {"distillation_stages": 2},
+        {"distillation_stages": 3, "gradient_accumulation_steps": 2},
+        {"weight_quantization_start": 0.25, "activation_quantization_start": 6},
+        {"terms": {"logits": 1.0, "labels": 0.3}, "optim": "adafactor"},
+    ],
+    ids=["plain", "accumulated", "bf16", "static", "static_late", "two_stages", "three_stages", "late", "adafactor"],
+)
+def test_resuming_is_exact(tmp_path, changes):
+    """Eight steps at once, and four of them resumed, with dropout: equal weights, ranges and losses, bit for bit."""
+    changes = dict(changes)
+    recipe = changes.pop("recipe", XTCRecipe(keep_layers=2))
+    teacher = make_teacher(dropout=0.1)
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, **changes}
+    whole = make_trainer(tmp_path / "whole", teacher, recipe=recipe, **options)
+    whole.train()
+    student = compress(teacher, recipe)
+    for parameter in student.parameters():
+        torch.nn.init.ones_(parameter)  # so nothing of the result is left over from the start
+    resumed = make_trainer(tmp_path / "resumed", teacher, student, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_equal_states(snapshot(resumed.model), snapshot(whole.model))
+    keys = ("loss", "grad_norm", "step", *DEFAULT)
+    assert logged(resumed, *keys) == logged(whole, *keys)
+    assert resumed._initial_global_step == 4
+    ranges = [tensor for name, tensor in resumed.model.named_buffers() if name.endswith("activation.range")]
+    assert len(ranges) == (13 if recipe.activation_calibration == "static" else 0)
+    assert all(low < high for low, high in ranges)
+
+
+# The teacher
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_teacher_is_frozen_and_unchanged(tmp_path, dtype):
+    teacher = make_teacher(dropout=0.5)
+    student = compress(teacher, XTCRecipe(keep_layers=2))
+    teacher = teacher.to(dtype).train()
+    before = snapshot(teacher)
+    trainer = make_trainer(tmp_path, teacher, student)
+    trainer.train()
+    assert not teacher.training
+    assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert next(teacher.parameters()).dtype == dtype
+    assert_equal_states(snapshot(teacher), before)
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+    taught = {id(p) for p in teacher.parameters()}
+    assert not taught & {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not [name for name in trainer.model.state_dict() if "teacher" in name]
+
+
+def test_teacher_in_bfloat16_teaches_nearly_the_same(tmp_path):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        teacher = make_teacher()
+        student = compress(teacher, XTCRecipe(keep_layers=2))
+        trainer = make_trainer(tmp_path, teacher.to(dtype), student)
+        losses.append(trainer.compute_loss(student.train(), dict(BATCH)).item())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_labels_alone_need_no_teacher(tmp_path):
+    student = compress(make_teacher(), XTCRecipe(keep_layers=2))
+    trainer = make_trainer(tmp_path, student=student, teacher_model=None, terms={"labels": 2.0})
+    with torch.no_grad():
+        expected = 2 * student.train()(**BATCH).loss
+    torch.testing.assert_close(trainer.compute_loss(student, dict(BATCH)).detach(), expected)
+    trainer.train()
+    assert [set(entry) for entry in logged(trainer, "loss", "labels", *DEFAULT)] == [{"loss", "labels"}] * 4
+
+
+@pytest.mark.parametrize(
+    "terms, named",
+    [(None, "logits, hidden_states, attention_scores"), ({"labels": 1.0, "logits": 1.0}, "logits")],
+    ids=["default", "one"],
+)
+def test_missing_teacher(tmp_path, terms, named):
+    student = compress(make_teacher())
+    with refuses(
+        f"The terms {named} need a teacher. Give teacher_model, or terms={{'labels': 1.0}} to train on labels alone."
+    ):
+        make_trainer(tmp_path, student=student, teacher_model=None, terms=terms)
+
+
+def test_attention_implementations_come_back(tmp_path):
+    teacher = make_teacher()
+    teacher.set_attn_implementation("eager")
+    student = compress(teacher, XTCRecipe(keep_layers=2))
+    student.set_attn_implementation("sdpa")
+    seen = []
+
+    class See(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen.append((model.config._attn_implementation, teacher.config._attn_implementation))
+
+    trainer = make_trainer(tmp_path, teacher, student, callbacks=[See()])
+    for _ in range(2):
+        trainer.train()
+        assert (student.config._attn_implementation, teacher.config._attn_implementation) == ("sdpa", "eager")
+    assert seen == [(SCORES, SCORES)] * 8
+
+
+def test_attention_implementations_come_back_after_a_failure(tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, callbacks=[Fail()])
+    before = trainer.model.config._attn_implementation, trainer.teacher.config._attn_implementation
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert SCORES not in before
+    assert (trainer.model.config._attn_implementation, trainer.teacher.config._attn_implementation) == before
+
+
+def test_attention_implementation_is_left_where_no_term_reads_scores(tmp_path):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen.append(model.config._attn_implementation)
+
+    trainer = make_trainer(tmp_path, callbacks=[See()], terms={"logits": 1.0, "hidden_states": 1.0})
+    trainer.train()
+    assert set(seen) == {"sdpa"}
+
+
+# Students
+
+
+def test_packed_student_is_refused(tmp_path):
+    student = pack_model(compress(make_teacher()))
+    with refuses(
+        "XTCBertForSequenceClassification is packed: its codes cannot be trained. Call unpack_model(model) and train "
+        "the latent model it returns, or train an adapter on the packed one with the stock Trainer.",
+        StateError,
+    ):
+        make_trainer(tmp_path, student=student)
+
+
+def test_stock_arguments_are_refused(tmp_path):
+    with refuses("args is a TrainingArguments; XTCTrainer needs XTCTrainingArguments (same fields, more)."):
+        XTCTrainer(compress(make_teacher()), TrainingArguments(str(tmp_path)), teacher_model=make_teacher())
+
+
+def test_model_init_makes_a_new_student_for_each_run(tmp_path):
+    teacher = make_teacher(hidden_size=48)
+    narrow = make_teacher()
+    made = []
+
+    def model_init(trial=None):
+        made.append(compress(narrow, XTCRecipe(keep_layers=2)))
+        return made[-1]
+
+    terms = {"logits": 1.0, "hidden_states": 1.0}
+    trainer = make_trainer(tmp_path, teacher, model_init=model_init, terms=terms)
+    results = []
+    for trial in ({"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"learning_rate": 1e-3}):
+        trainer.args.learning_rate = trial["learning_rate"]  # what hyperparameter_search does with a trial
+        trainer.train()
+        assert trainer.model is made[-1]
+        assert trainer.terms["hidden_states"].projection is made[-1].get_submodule(PROJECTION)
+        results.append(snapshot(trainer.model))
+    assert len(made) == len({id(model) for model in made}) == 4  # one to begin with
+    assert_equal_states(results[2], results[0])
+    assert not torch.equal(results[1]["classifier.weight"], results[0]["classifier.weight"])
+
+
+def test_model_init_checks_each_student(tmp_path):
+    students = iter([compress(make_teacher()), pack_model(compress(make_teacher()))])
+    trainer = make_trainer(tmp_path, model_init=lambda: next(students))
+    with pytest.raises(StateError, match="is packed: its codes cannot be trained"):
+        trainer.train()
+
+
+def test_foreign_student_gets_an_even_layer_map(tmp_path):
+    student = make_teacher(num_hidden_layers=2)
+    trainer = make_trainer(tmp_path, make_teacher(), student)
+    assert trainer._layer_map == LayerMap((1, 3), 4)
+    before = snapshot(student)
+    trainer.train()
+    assert [set(e) for e in logged(trainer, "loss", *DEFAULT)] == [{"loss", *DEFAULT}] * 4
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    trainer.save_model(str(tmp_path / "final"))
+    assert_equal_states(load_file(tmp_path / "final" / "model.safetensors"), snapshot(student))
+
+
+def test_layer_map_of_another_teacher(tmp_path):
+    with refuses(
+        "The student's layer map names layers (1, 3) of a 4-layer teacher, but this teacher has 6. "
+        "Use the teacher it was compressed from."
+    ):
+        make_trainer(tmp_path, make_teacher(num_hidden_layers=6), compress(make_teacher(), XTCRecipe(keep_layers=2)))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_layer_map_of_the_student_is_used(tmp_path, shifted):
+    teacher = make_teacher()
+    student = compress(teacher, XTCRecipe(layers=(2, 3), shifted_hidden_map=shifted))
+    trainer = make_trainer(tmp_path, teacher, student, terms={"hidden_states": 1.0})
+    loss = trainer.compute_loss(student.train(), dict(BATCH)).detach()
+    with torch.no_grad():
+        ours, theirs = (m(**BATCH, output_hidden_states=True) for m in (student, teacher))
+        layer_map = LayerMap((2, 3), 4, shifted)
+        torch.testing.assert_close(loss, TERMS["hidden_states"]()(ours, theirs, BATCH, layer_map))
+        other = LayerMap((2, 3), 4, not shifted)
+        assert not torch.allclose(loss, TERMS["hidden_states"]()(ours, theirs, BATCH, other))
+
+
+def test_narrower_student_learns_through_a_projection(tmp_path):
+    teacher = make_teacher(hidden_size=48)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    runs = []
+    for name in ("whole", "resumed"):
+        student = compress(make_teacher(), XTCRecipe(layers=(1, 3)))
+        trainer = make_trainer(tmp_path / name, teacher, student, **options)
+        projection = student.get_submodule(PROJECTION)
+        assert projection.weight.shape == (48, 36)
+        assert projection.bias is None
+        start = projection.weight.detach().clone()
+        trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2") if runs else None)
+        runs.append(snapshot(student))
+        assert not torch.equal(projection.weight, start)
+    assert_equal_states(runs[1], runs[0])
+    checkpoint = load_file(tmp_path / "whole" / "checkpoint-4" / "model.safetensors")
+    assert torch.equal(checkpoint[f"{PROJECTION}.weight"], runs[0][f"{PROJECTION}.weight"])
+    trainer.save_model(str(tmp_path / "final"))
+    assert not [name for name in load_file(tmp_path / "final" / "model.safetensors") if PROJECTION in name]
+
+
+def test_student_as_wide_as_its_teacher_has_no_projection(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert trainer.terms["hidden_states"].projection is None
+    assert not [name for name in trainer.model.state_dict() if PROJECTION in name]
+
+
+# Labels and heads
+
+
+def test_data_without_labels(tmp_path):
+    trainer = make_trainer(tmp_path, data=make_data(16, labels=False))
+    trainer.train()
+    assert len(logged(trainer, "loss")) == 4
+
+
+def test_labels_term_needs_labels(tmp_path):
+    trainer = make_trainer(tmp_path, data=make_data(16, labels=False), terms={"logits": 1.0, "labels": 1.0})
+    with refuses("The term 'labels' needs labels in every batch. Add a column 'labels', or drop the term."):
+        trainer.train()
+
+
+def named(model, names):
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    return model
+
+
+def test_labels_in_another_order_are_aligned_by_name(tmp_path, caplog):
+    teacher = named(make_teacher(), ["bad", "fair", "good"])
+    student = named(compress(teacher, XTCRecipe(keep_layers=2)), ["Good", "bad", "fair"])
+    with caplog.at_level(logging.WARNING, logger="hf_xtc.trainer"):
+        trainer = make_trainer(tmp_path, teacher, student, terms={"logits": 1.0})
+    assert caplog.messages == [
+        "Teacher and student order their labels differently; the teacher's logits are reordered by name."
+    ]
+    loss = trainer.compute_loss(student.train(), dict(BATCH)).detach()
+    with torch.no_grad():
+        ours, theirs = student(**BATCH).logits, teacher(**BATCH).logits
+    expected = soft_cross_entropy(ours, torch.stack([theirs[:, 2], theirs[:, 0], theirs[:, 1]], 1)).mean()
+    torch.testing.assert_close(loss, expected)
+    assert not torch.allclose(loss, soft_cross_entropy(ours, theirs).mean())
+
+
+@pytest.mark.parametrize(
+    "student, teacher",
+    [
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (["a", "b", "c"], ["A", "B", "C"]),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], ["c", "b", "a"]),
+        (["c", "b", "a"], ["LABEL_0", "LABEL_1", "LABEL_2"]),
+    ],
+    ids=["same", "case", "student_generic", "teacher_generic"],
+)
+def test_labels_that_fit_by_position(tmp_path, student, teacher):
+    models = (named(make_teacher(), names) for names in (student, teacher))
+    assert label_order(*(model.config for model in models)) is None
+
+
+def test_label_order_points_from_student_to_teacher():
+    student, teacher = (named(make_teacher(), names).config for names in (["c", "a", "b"], ["a", "b", "c"]))
+    assert label_order(student, teacher) == [2, 0, 1]
+    assert label_order(teacher, student) == [1, 2, 0]
+
+
+def test_labels_with_other_names(tmp_path):
+    teacher = named(make_teacher(), ["bad", "fair", "good"])
+    student = named(compress(teacher), ["contradiction", "neutral", "entailment"])
+    with refuses(
+        "The student's labels are ['contradiction', 'neutral', 'entailment'], the teacher's ['bad', 'fair', 'good']: "
+        "their logits mean different things. Set label2id and id2label of both configs to the same names."
+    ):
+        make_trainer(tmp_path, teacher, student)
+
+
+def test_heads_of_other_sizes(tmp_path):
+    student = compress(make_teacher(), XTCRecipe(keep_layers=2))
+    trainer = make_trainer(tmp_path, make_teacher(num_labels=5), student)
+    with refuses(
+        "Student and teacher give logits of shapes [4, 3] and [4, 5]. "
+        "Use a teacher with the student's head, or drop the term 'logits'."
+    ):
+        trainer.train()
+    make_trainer(
+        tmp_path, make_teacher(num_labels=5), student, terms={"hidden_states": 1.0, "attention_scores": 1.0}
+    ).train()
+
+
+@pytest.mark.parametrize("terms", [None, {"logits": 1.0, "labels": 1.0}], ids=["distillation", "labels"])
+@pytest.mark.parametrize("head", ["question_answering", "token_classification", "regression"])
+def test_other_heads(tmp_path, head, terms):
+    data = [dict(row) for row in make_data(16, labels=False)]
+    for row in data:
+        if head == "question_answering":
+            row |= {"start_positions": 0, "end_positions": 2}
+        elif head == "token_classification":
+            row["labels"] = [-100, 1] + [0] * 18
+            row["input_ids"] = row["input_ids"] + [0] * (20 - len(row["input_ids"]))
+            row["attention_mask"] = row["attention_mask"] + [0] * (20 - len(row["attention_mask"]))
+        else:
+            row["labels"] = 0.5
+    made = {
+        "question_answering": lambda: make_teacher(cls=BertForQuestionAnswering),
+        "token_classification": lambda: make_teacher(cls=BertForTokenClassification, num_labels=4),
+        "regression": lambda: make_teacher(num_labels=1, problem_type="regression"),
+    }
+    teacher = made[head]()
+    names = {"start_positions", "end_positions"} if head == "question_answering" else {"labels"}
+    trainer = make_trainer(tmp_path, teacher, data=data, eval_dataset=data, terms=terms, max_steps=2)
+    assert set(trainer.label_names) == names
+    trainer.train()
+    log = logged(trainer, "loss", "logits", "labels")
+    assert len(log) == 2
+    assert all(entry["logits"] > 0 for entry in log)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+# Stages
+
+
+@pytest.mark.parametrize(
+    "stages, expected",
+    [
+        (1, [["logits", "hidden_states", "labels"]]),
+        (2, [["hidden_states"], ["logits", "labels"]]),
+        (3, [["hidden_states"], ["logits", "hidden_states", "labels"], ["logits", "labels"]]),
+    ],
+)
+def test_stage_terms(stages, expected):
+    assert [stage_terms(["logits", "hidden_states", "labels"], i, stages) for i in range(stages)] == expected
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize(
+    "terms, stage, kind",
+    [
+        (["logits", "labels"], 1, "intermediate terms (hidden_states, attention_scores)"),
+        (["hidden_states", "attention_scores"], None, "terms of the head (logits, labels)"),
+    ],
+    ids=["head_only", "intermediate_only"],
+)
+def test_stage_without_terms(tmp_path, stages, terms, stage, kind):
+    with refuses(
+        f"distillation_stages={stages} with terms {', '.join(terms)}: stage {stage or stages} trains the {kind}, "
+        "and there are none. Add one, or use distillation_stages=1.",
+        RecipeError,
+    ):
+        make_trainer(tmp_path, terms=dict.fromkeys(terms, 1.0), distillation_stages=stages)
+    make_trainer(tmp_path, terms=dict.fromkeys(terms, 1.0), distillation_stages=1)
+
+
+def test_temperature_is_checked_before_training(tmp_path):
+    with refuses("temperature=0.0 must be positive."):
+        make_trainer(tmp_path, temperature=0.0)
+
+
+# The schedule and compilation
+
+
+def test_schedule_reaches_the_layers(tmp_path):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            layer = model.bert.pooler.dense
+            seen.append((layer.quantize_weight, layer.quantize_activation))
+
+    trainer = make_trainer(tmp_path, callbacks=[See()], weight_quantization_start=0.5, activation_quantization_start=3)
+    trainer.train()
+    assert seen == [(False, False), (False, False), (True, False), (True, True)]
+
+
+def test_training_quantizes_at_its_end(tmp_path):
+    trainer = make_trainer(tmp_path, weight_quantization_start=100, activation_quantization_start=100)
+    trainer.train()
+    layer = trainer.model.bert.pooler.dense
+    assert layer.quantize_weight
+    assert layer.quantize_activation
+
+
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+def test_compiled_training_gives_the_same_losses(tmp_path):
+    losses = []
+    for compiled in (False, True):
+        options = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        trainer = make_trainer(tmp_path, max_steps=2, **options)
+        trainer.train()
+        losses.append([entry["loss"] for entry in logged(trainer, "loss")])
+        assert trainer.model.config._attn_implementation == "sdpa"
+        trainer.save_model(str(tmp_path / "final"))
+        assert "bert.pooler.dense.weight_packed" in load_file(tmp_path / "final" / "model.safetensors")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_student_is_trained_where_it_stands(tmp_path):
+    student = compress(make_teacher(), XTCRecipe(keep_layers=2))
+    before = copy.deepcopy(student.state_dict())
+    make_trainer(tmp_path, student=student).train()
+    assert [name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])]
