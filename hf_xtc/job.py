@@ -32,7 +32,7 @@ from hf_xtc.checkpoint import require_empty, write_json
 from hf_xtc.compress import compress
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.distillation import TERMS
-from hf_xtc.errors import StateError
+from hf_xtc.errors import StateError, XTCError
 from hf_xtc.evaluation import measure
 from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
@@ -42,6 +42,12 @@ from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+# Options of TrainingArguments that would be ignored, or do something else than they say.
+UNSUPPORTED = {
+    "resume_from_checkpoint": "its stages run from the start. Resume one with XTCTrainer in Python.",
+    "push_to_hub": "it would upload float checkpoints. Upload the finished folder instead.",
+}
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
 
@@ -106,6 +112,9 @@ def run_compress(
         XTCError: on bad input, before anything is written; or if a stage cannot finish.
     """
     require_empty(training_args.output_dir, overwrite=args.overwrite)
+    for option, instead in UNSUPPORTED.items():
+        if getattr(training_args, option):
+            raise XTCError(f"hf-xtc compress has no --{option}: {instead}")
     recipe = recipe_args.recipe()
     config = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision)
     ledger(config, recipe)  # a model type, layer or group size that does not fit is refused here, not hours later

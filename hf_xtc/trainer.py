@@ -28,6 +28,9 @@ PROJECTION = "distillation_projection"
 class XTCTrainer(Trainer):
     """Trains a latent student against a teacher and saves it packed.
 
+    `push_to_hub` is still Trainer's own and uploads what its checkpoints hold: latent weights. To publish the packed
+    file, call `save_model(folder)` and upload that folder.
+
     Args:
         model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it; or give `model_init`.
         args (`XTCTrainingArguments`, *optional*): Terms, stages and everything the Trainer knows.

@@ -218,8 +218,13 @@ def test_folder_that_is_not_empty_is_refused_before_anything_runs(folder, compre
             "encoder.layer.0.attention.self.query: group_size=7 does not divide the 36 input columns",
         ),
         (["--validation_file=latin.csv"], "latin.csv"),
+        (
+            ["--resume_from_checkpoint=x"],
+            "hf-xtc compress has no --resume_from_checkpoint: its stages run from the start.",
+        ),
+        (["--push_to_hub"], "hf-xtc compress has no --push_to_hub: it would upload float checkpoints."),
     ],
-    ids=["too many layers", "layer out of range", "quantizer", "column", "group size", "file"],
+    ids=["too many layers", "layer out of range", "quantizer", "column", "group size", "file", "resume", "push"],
 )
 def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, capsys, options, message):
     out = tmp_path / "out"
