@@ -52,6 +52,7 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
         target.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target))
         yield scratch
+        mode = _default_mode(scratch)
         files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
         if any(any(scratch.glob(pattern)) for pattern in replaces):  # else nothing supersedes the earlier files
             for stale in {file for pattern in replaces for file in target.glob(pattern)}:
@@ -60,6 +61,7 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
         for file in files:
             place = target / file.relative_to(scratch)
             place.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(mode)  # safetensors writes files that nobody else may read
             os.replace(file, place)
     except (OSError, SafetensorError) as error:
         raise StateError(f"Could not write {target}: {error}. Nothing half-written was left there.") from error
@@ -68,6 +70,15 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
             shutil.rmtree(scratch, ignore_errors=True)
         if created and target.is_dir() and not any(target.iterdir()):
             target.rmdir()
+
+
+def _default_mode(folder: Path) -> int:
+    """The permissions that the user's umask gives a new file."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
 from hf_xtc.compress import is_packed, pack_model
-from hf_xtc.distillation import TERMS, DistillationTerm, HiddenStatesTerm
+from hf_xtc.distillation import TERMS, DistillationTerm, HiddenStatesTerm, LogitsTerm
 from hf_xtc.errors import RecipeError, StateError, XTCError
 from hf_xtc.specs import LayerMap
 from hf_xtc.training_args import XTCTrainingArguments
@@ -62,6 +62,11 @@ class XTCTrainer(Trainer):
                 f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments (same fields, more)."
             )
         self._check_teacher(args, teacher_model)
+        if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
+            raise XTCError(
+                "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
+                "Register a DistillationTerm of your own instead."
+            )
         self.teacher = teacher_model
         self.terms = _build_terms(args)
         self._stages = [
@@ -98,6 +103,7 @@ class XTCTrainer(Trainer):
         if self.teacher is None:
             return
         teacher: Any = self.teacher.config
+        _fit_logits(self.terms.get("logits"), student.config)
         self._layer_map = _layer_map(student.config, teacher)
         self._label_order = label_order(student.config, teacher)
         hidden = self.terms.get("hidden_states")
@@ -163,7 +169,7 @@ class XTCTrainer(Trainer):
         self._return_scores(self.teacher)
         with torch.no_grad():
             teacher = self.teacher(**unlabelled, **asked)
-        if self._label_order is not None:
+        if self._label_order is not None and "logits" in teacher:
             teacher["logits"] = teacher["logits"][..., self._label_order]
         return student, teacher
 
@@ -256,6 +262,21 @@ def label_order(student: Any, teacher: Any) -> list[int] | None:
 def _build_terms(args: XTCTrainingArguments) -> dict[str, DistillationTerm]:
     options: dict[str, dict[str, Any]] = {"logits": {"temperature": args.temperature}}
     return {name: TERMS[name](**options.get(name, {})) for name in args.term_weights}
+
+
+def _fit_logits(term: DistillationTerm | None, student: Any) -> None:
+    """Tells the term 'logits' what kind of head it compares.
+
+    Raises:
+        XTCError: for a multi-label head, whose outputs are no distribution.
+    """
+    if isinstance(term, LogitsTerm):
+        if student.problem_type == "multi_label_classification":
+            raise XTCError(
+                "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
+                "Use the terms hidden_states, attention_scores and labels."
+            )
+        term.regression = student.problem_type == "regression"
 
 
 def _layer_map(student: Any, teacher: Any) -> LayerMap:

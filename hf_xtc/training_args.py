@@ -22,8 +22,6 @@ class XTCTrainingArguments(TrainingArguments):
         RecipeError: if another value does not exist.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "terms"]
-
     terms: dict[str, float] | str | None = field(
         default=None,
         metadata={

@@ -326,7 +326,11 @@ def test_every_truncation_is_told(tmp_path):
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_damage_is_refused_or_read(tmp_path, data):
     """A few wrong bytes anywhere: a `PackedFileError`, or a header of other names, types or shapes; never a crash."""
     file = tmp_path / "m"
@@ -409,3 +413,15 @@ def test_check_header_with_another_dtype(name, found):
         PackedFileError,
     ):
         check_header({**HEADER, name: (found, HEADER[name][1])}, TENSORS, "model.safetensors")
+
+
+def test_files_get_the_permissions_of_the_umask(tmp_path):
+    """safetensors alone makes files that no other user can read."""
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "out") as folder:
+            save_file({"x": torch.zeros(2)}, folder / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]

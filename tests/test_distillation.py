@@ -445,6 +445,8 @@ def test_tokens_without_a_label_do_not_count():
     unlabelled = {"attention_mask": case.batch["attention_mask"]}
     everything = Case({"logits": changed}, case.teacher, unlabelled).loss(LogitsTerm())
     assert everything != loss
+    of_rows = {**unlabelled, "labels": torch.full((len(LENGTHS), 1), -100)}
+    assert torch.equal(Case({"logits": changed}, case.teacher, of_rows).loss(LogitsTerm()), everything)
     errors = soft_cross_entropy(changed, case.teacher["logits"])
     assert_same(everything, sum(errors[b, :n].mean() for b, n in enumerate(LENGTHS)) / len(LENGTHS))
 
@@ -465,7 +467,9 @@ def test_labels_of_whole_sequences_mask_nothing():
 
 
 def test_labels_term_is_the_heads_loss():
-    assert LabelsTerm()({"loss": torch.tensor(2.0, dtype=torch.float16)}, None, {}, LAYER_MAP) == 2.0
+    loss = LabelsTerm()({"loss": torch.tensor(2.0, dtype=torch.float16)}, None, {}, LAYER_MAP)
+    assert loss == 2.0
+    assert loss.dtype == torch.float32
     with refuses("The term 'labels' needs labels in every batch. Add a column 'labels', or drop the term."):
         LabelsTerm()({"logits": torch.zeros(1, 2)}, None, {}, LAYER_MAP)
 

@@ -58,7 +58,11 @@ TIED = ["BertForMaskedLM", "BertForPreTraining"]
 WRONG = "Config and weights are not of one model; download or write both again."
 
 heads = pytest.mark.parametrize("head", BERT.model_classes)
-recipes = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+# Per-tensor float32 scales with two heads only, one of them with a tied decoder; all else with all.
+CASES = [
+    (head, name) for head in BERT.model_classes for name in RECIPES if name != "paper" or head in (CLASSIFIER, TIED[0])
+]
+heads_and_recipes = pytest.mark.parametrize("head, name", CASES)
 
 
 def run(model, batch):
@@ -159,28 +163,26 @@ def test_losses_leave_scaling_to_the_trainer(head):
 # From latent to packed to file
 
 
-@recipes
-@heads
-def test_packed_in_float32_equals_latent(head, recipe, tiny_config, tiny_batch):
-    student = make_student(tiny_config, tiny_batch, head, recipe)
+@heads_and_recipes
+def test_packed_in_float32_equals_latent(head, name, tiny_config, tiny_batch):
+    student = make_student(tiny_config, tiny_batch, head, RECIPES[name])
     packed = pack_model(student, rest_dtype="float32")
     assert packed.packed
     assert not student.packed
     assert equal(run(packed, tiny_batch), run(student, tiny_batch))
 
 
-@recipes
-@heads
-def test_file_gives_equal_outputs_and_saves_again_to_equal_bytes(head, recipe, tiny_config, tiny_batch, tmp_path):
-    packed = pack_model(make_student(tiny_config, tiny_batch, head, recipe))
+@heads_and_recipes
+def test_file_gives_equal_outputs_and_saves_again_to_equal_bytes(head, name, tiny_config, tiny_batch, tmp_path):
+    packed = pack_model(make_student(tiny_config, tiny_batch, head, RECIPES[name]))
     packed.save_pretrained(tmp_path / "first")
     loaded, info = AUTO[head].from_pretrained(tmp_path / "first", output_loading_info=True)
     assert type(loaded) is BERT.model_classes[head]
     assert not any(info.values())
     assert equal(run(loaded, tiny_batch), run(packed, tiny_batch))
     loaded.save_pretrained(tmp_path / "second")
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "second" / file).read_bytes() == (tmp_path / "first" / file).read_bytes()
 
 
 def test_every_auto_class_and_head_is_tested():

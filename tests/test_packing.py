@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,6 +21,9 @@ from hf_xtc.packing import (
 )
 from hf_xtc.quantizers import fake_quantize, get_quantizer
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, QuantSpec
+
+# On a busy machine a few draws may take a second.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 LEVELS = (2, 3, 16, 256)
 
@@ -84,7 +87,7 @@ def test_the_padding_of_a_short_byte_is_ignored():
 
 @every_levels
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(PATIENT, max_examples=60)
 def test_unpack_takes_back_what_pack_gives(levels, data):
     codes = data.draw(codes_below(levels))
     before = codes.clone()
@@ -187,7 +190,7 @@ def test_a_packed_weight_decodes_to_what_training_saw(name, granularity, group_s
 @grids
 @quantizers
 @given(index=st.lists(st.integers(0, 4), max_size=9))
-@settings(deadline=None, max_examples=20)
+@settings(PATIENT, max_examples=20)
 def test_rows_of_a_packed_weight(name, granularity, group_size, index):
     packed = pack_weight(random_weight(), QuantSpec(name, granularity, group_size))
     rows = packed.rows(torch.tensor(index, dtype=torch.long))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
@@ -25,6 +25,9 @@ from hf_xtc.quantizers import (
     get_quantizer,
 )
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
+
+# On a busy machine a few draws may take a second.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ORACLE = load_file(Path(__file__).parent / "fixtures" / "oracle.safetensors")
 ROWS = 16
@@ -178,7 +181,7 @@ def test_a_zero_token_beside_others_stays_zero(spec):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @given(constant=st.floats(-(2.0**40), 2.0**40, width=32), columns=st.integers(1, 9))
-@settings(deadline=None, max_examples=50)
+@settings(PATIENT, max_examples=50)
 def test_a_constant_token_comes_back_from_asymmetric_levels(bits, constant, columns):
     values = torch.full((2, columns), constant)
     assert torch.equal(ActivationQuantizer(ActivationSpec(bits, False))(values), values)
@@ -249,7 +252,7 @@ def test_unknown_quantizer():
 @grids
 @quantizers
 @given(data=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(PATIENT, max_examples=12)
 def test_codes_and_scale(name, granularity, data):
     spec, weight = data.draw(specs_and_weights(name, granularity))
     before = weight.clone()
@@ -264,7 +267,7 @@ def test_codes_and_scale(name, granularity, data):
 @grids
 @quantizers
 @given(data=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(PATIENT, max_examples=12)
 def test_training_sees_what_the_file_holds(name, granularity, data):
     spec, weight = data.draw(specs_and_weights(name, granularity))
     before = weight.clone()
@@ -280,7 +283,7 @@ def test_training_sees_what_the_file_holds(name, granularity, data):
 @grids
 @quantizers
 @given(data=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(PATIENT, max_examples=12)
 def test_encode_takes_back_what_decode_gives(name, granularity, data):
     """Where the scale is a normal number: below, 0.7 of it may round up to it and hide the ternary values."""
     spec, weight = data.draw(specs_and_weights(name, granularity))
@@ -296,7 +299,7 @@ def test_encode_takes_back_what_decode_gives(name, granularity, data):
 @grids
 @quantizers
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(PATIENT, max_examples=10)
 def test_gradient_is_the_identity(name, granularity, data):
     spec, weight = data.draw(specs_and_weights(name, granularity))
     upstream = torch.linspace(-3, 3, weight.numel()).view_as(weight).to(weight.dtype)
@@ -341,7 +344,7 @@ def test_rows_are_encoded_alone(name):
 @grids
 @nearest_level
 @given(data=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(PATIENT, max_examples=12)
 def test_codes_are_the_nearest_levels(name, granularity, data):
     """Of the levels that the *rounded* scale makes; a last bit's worth of slack for ties in float32."""
     spec, weight = data.draw(specs_and_weights(name, granularity))
@@ -357,7 +360,7 @@ def test_codes_are_the_nearest_levels(name, granularity, data):
 
 @grids
 @given(data=st.data(), factor=st.floats(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(PATIENT, max_examples=15)
 def test_binary_is_the_least_squares_optimum(granularity, data, factor):
     """No scale and no signs come closer to the group: neither another scale with these signs nor one sign flipped."""
     spec, weight = data.draw(specs_and_weights("binary", granularity, ["float32"], ["float32"]))
@@ -374,7 +377,7 @@ def test_binary_is_the_least_squares_optimum(granularity, data, factor):
 
 @grids
 @given(data=st.data(), factor=st.floats(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(PATIENT, max_examples=15)
 def test_ternary_scale_is_the_least_squares_optimum_of_its_codes(granularity, data, factor):
     spec, weight = data.draw(specs_and_weights("ternary", granularity, ["float32"], ["float32"]))
     num_groups = encode_weight(weight, spec)[1].numel()
@@ -401,7 +404,7 @@ def test_activations_by_hand(spec, values, expected):
 @activations
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(PATIENT, max_examples=10)
 def test_activation_contract(spec, dtype, data):
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=6))
     array = data.draw(hnp.arrays("float32", shape, elements=ELEMENTS[LARGEST["float16"]], fill=st.just(0.0)))

@@ -198,7 +198,11 @@ def test_loss_of_one_batch(tmp_path):
     teacher = make_teacher()
     trainer = make_trainer(tmp_path, teacher, terms={"logits": 2.0, "hidden_states": 0.5}, temperature=2.0)
     student = trainer.model.train()
+    given = []
+    hook = teacher.register_forward_pre_hook(lambda module, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
     loss, outputs = trainer.compute_loss(student, dict(BATCH), return_outputs=True)
+    hook.remove()
+    assert given == [{"input_ids", "attention_mask", "output_hidden_states"}], "the teacher sees no labels"
     with torch.no_grad():
         ours, theirs = (m(**BATCH, output_hidden_states=True) for m in (student, teacher))
         expected = 2 * soft_cross_entropy(ours.logits, theirs.logits, 2.0).mean()
@@ -306,22 +310,22 @@ def test_micro_batches_of_a_step_train_the_same_stage(tmp_path, monkeypatch):
     assert calls == [(0, intermediate)] * 3 + [(1, intermediate)] * 3 + [(2, ["logits"])] * 3
 
 
-DDP_RUNS = ("one_term", "all_terms", "accumulated", "static", "projection")
+DDP_RUNS = ("one_term", "all_terms", "accumulated", "foreign", "static", "projection")
 
 
 def ddp_options(name):
     """What `make_trainer` needs for one of `DDP_RUNS`, the same in every process."""
-    narrow = {"logits": 1.0, "hidden_states": 1.0}
     return {
         "one_term": lambda: {"terms": {"logits": 1.0}},
         "all_terms": lambda: {},
         "accumulated": lambda: {"gradient_accumulation_steps": 2},
+        "foreign": lambda: {"student": make_teacher(num_hidden_layers=2)},
         "static": lambda: {"recipe": XTCRecipe(keep_layers=2, activation_calibration="static")},
         # DDP searches the student's outputs for parameters; the projection of hidden states is not among them.
         "projection": lambda: {
             "teacher": make_teacher(hidden_size=48),
             "student": compress(make_teacher(), XTCRecipe(keep_layers=2)),
-            "terms": narrow,
+            "terms": {"logits": 1.0, "hidden_states": 1.0},
             "ddp_find_unused_parameters": False,
         },
     }[name]()
@@ -379,7 +383,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder,
     total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
     assert found["sums"][0] == pytest.approx(total, rel=rel)
     assert found["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=rel)
-    assert "bert.pooler.dense.weight_packed" in load_file(ddp_folder / name / "model.safetensors")
+    saved = load_file(ddp_folder / name / "model.safetensors")
+    assert ("bert.pooler.dense.weight_packed" in saved) == (name != "foreign")
 
 
 # Files
@@ -867,7 +872,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path):
     losses = []
     for compiled in (False, True):
         options = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
-        trainer = make_trainer(tmp_path, max_steps=2, **options)
+        trainer = make_trainer(tmp_path, max_steps=1, **options)
         trainer.train()
         losses.append([entry["loss"] for entry in logged(trainer, "loss")])
         assert trainer.model.config._attn_implementation == "sdpa"
@@ -881,3 +886,40 @@ def test_student_is_trained_where_it_stands(tmp_path):
     before = copy.deepcopy(student.state_dict())
     make_trainer(tmp_path, student=student).train()
     assert [name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_smoothing_factor": 0.1}, {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs[0]}],
+    ids=["label_smoothing_factor", "compute_loss_func"],
+)
+def test_a_loss_that_would_be_ignored_is_refused(tmp_path, changes):
+    keywords = {key: changes.pop(key) for key in ("compute_loss_func",) if key in changes}
+    with refuses(
+        "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
+        "Register a DistillationTerm of your own instead."
+    ):
+        XTCTrainer(compress(make_teacher()), make_args(tmp_path, **changes), teacher_model=make_teacher(), **keywords)
+
+
+def test_multi_label_heads_are_refused_by_the_term_logits(tmp_path):
+    teacher = make_teacher(problem_type="multi_label_classification")
+    with refuses(
+        "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
+        "Use the terms hidden_states, attention_scores and labels."
+    ):
+        XTCTrainer(compress(teacher), make_args(tmp_path), teacher_model=teacher)
+
+
+def test_regression_of_several_outputs_is_a_mean_squared_error(tmp_path):
+    teacher = make_teacher(problem_type="regression")
+    trainer = XTCTrainer(compress(teacher), make_args(tmp_path, terms={"logits": 1.0}), teacher_model=teacher)
+    batch = {key: value for key, value in collate(DATA[:4]).items() if key != "labels"}
+    trainer.model.train()
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    with torch.no_grad():
+        expected = (outputs["logits"] - teacher(**batch)["logits"]).square().mean()
+    torch.testing.assert_close(loss.detach(), expected)
