@@ -37,10 +37,15 @@ USAGE = """usage: hf-xtc {compress,evaluate} [options | options.json]
 
 
 def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
-    if len(arguments) == 1 and arguments[0].endswith(".json"):
-        parsed: tuple[Any, ...] = parser.parse_json_file(arguments[0])
-    else:
-        parsed = parser.parse_args_into_dataclasses(arguments)
+    try:
+        if len(arguments) == 1 and arguments[0].endswith(".json"):
+            parsed: tuple[Any, ...] = parser.parse_json_file(arguments[0])
+        else:
+            parsed = parser.parse_args_into_dataclasses(arguments)
+    except XTCError:
+        raise
+    except ValueError as error:  # transformers' own checks of TrainingArguments
+        raise XTCError(str(error)) from error
     return parsed
 
 

@@ -42,3 +42,11 @@ def test_options_may_come_from_a_json_file(tmp_path, capsys):
     file.write_text(json.dumps({"model": str(tmp_path), "train_file": "no.csv", "validation_file": "no.csv"}))
     assert main(["evaluate", str(file)]) == 1
     assert "no.csv" in capsys.readouterr().err
+
+
+def test_a_refusal_of_training_arguments_is_one_message(tmp_path, capsys):
+    options = ["--teacher=x", "--task_name=sst2", f"--output_dir={tmp_path / 'out'}", "--load_best_model_at_end"]
+    assert main(["compress", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hf-xtc: --load_best_model_at_end requires the save and eval strategy to match")
+    assert "Traceback" not in error
