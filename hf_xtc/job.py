@@ -37,7 +37,8 @@ from hf_xtc.evaluation import measure
 from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row, Run, write_card
-from hf_xtc.recipe import XTCRecipe
+from hf_xtc.recipe import SCOPES, XTCRecipe
+from hf_xtc.specs import QUANTIZERS
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -227,12 +228,19 @@ def finish(job: Job, trainer: XTCTrainer, rows: list[Row]) -> Run:
         selection="the last step; no split chose it"
         if best is None
         else "the validation split, on which it is reported",
-        citations=sorted({line for name in job.training_args.term_weights for line in TERMS[name].citations}),
+        citations=_citations(job),
         log=[entry for entry in trainer.state.log_history if "loss" in entry or "packed_bytes" in entry],
     )
     write_json(job.out / "metrics.json", run.to_dict())
     write_card(run, job.out / "README.md")
     return run
+
+
+def _citations(job: Job) -> list[str]:
+    """What the run used, each source once: its terms and the quantizers of its recipe."""
+    terms = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
+    specs = [spec for spec in map(job.recipe.spec, SCOPES) if spec is not None]
+    return sorted((terms | {QUANTIZERS[spec.quantizer].citation for spec in specs}) - {""})
 
 
 def _provenance(job: Job) -> dict[str, Any]:

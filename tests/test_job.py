@@ -94,6 +94,13 @@ def test_output_folder_holds_what_a_user_ships(compressed):
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
 
 
+def test_card_credits_the_terms_and_the_quantizers_used(compressed):
+    card = (compressed / "README.md").read_text(encoding="utf-8")
+    for source in ("XTC: Extreme Compression", "TinyBERT", "Distilling the Knowledge", "XNOR-Net"):
+        assert card.count(source) == 1, source
+    assert "Ternary Weight Networks" not in card
+
+
 def test_file_is_packed_and_as_large_as_its_ledger_says(compressed):
     with safe_open(compressed / "model.safetensors", framework="pt") as file:
         names = list(file.keys())
