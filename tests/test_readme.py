@@ -58,10 +58,11 @@ def test_commands_parse(line, tmp_path):
     [
         ("| 12 | binary | default | {} |", XTCRecipe()),
         ("| 5 | binary | default | {} |", XTCRecipe(keep_layers=5)),
-        ("| 5 | ternary", XTCRecipe(weights="ternary", embedding_weights="ternary", keep_layers=5)),
+        ("| 5 | ternary |", XTCRecipe(weights="ternary", keep_layers=5)),
+        ("| 5 | ternary (embedding too)", XTCRecipe(weights="ternary", embedding_weights="ternary", keep_layers=5)),
         ("| 12 | binary | `XTCRecipe.paper()`", XTCRecipe.paper()),
     ],
-    ids=["12 binary", "5 binary", "5 ternary", "12 paper"],
+    ids=["12 binary", "5 binary", "5 ternary", "5 all ternary", "12 paper"],
 )
 def test_size_table_states_the_ledger(row, recipe):
     """To the table's two decimals, the header (14 to 32 kB) included."""
