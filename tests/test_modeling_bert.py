@@ -32,6 +32,7 @@ from hf_xtc.attention import SCORES
 from hf_xtc.errors import PackedFileError, RecipeError, StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
 from hf_xtc.modeling.architecture import xtc_block
+from hf_xtc.modeling.bert import DECODER
 from hf_xtc.recipe import SCOPES
 
 BERT = ARCHITECTURES["bert"]
@@ -133,7 +134,7 @@ def test_scopes_name_every_linear_and_embedding_of_the_encoder_once(teacher_type
 @pytest.mark.parametrize("head", TIED)
 def test_tied_decoder_exists(head, tiny_config):
     teacher = make_teacher(tiny_config, head)
-    decoder = teacher.get_submodule(BERT.tied_decoder)
+    decoder = teacher.get_submodule(DECODER)
     assert decoder is teacher.get_output_embeddings()
     assert decoder.weight is teacher.get_input_embeddings().weight
 
@@ -399,14 +400,14 @@ def test_tied_decoder_is_stored_once_and_shared_after_loading(head, name, tiny_c
         stored = set(file.keys())
     for tied in (packed, model):
         for key in keys:
-            decoder, embedding = f"{BERT.tied_decoder}.{key}", f"bert.embeddings.word_embeddings.{key}"
+            decoder, embedding = f"{DECODER}.{key}", f"bert.embeddings.word_embeddings.{key}"
             pair = [tied.get_parameter_or_buffer(path) for path in (decoder, embedding)]
             assert pair[0].data_ptr() == pair[1].data_ptr()
             assert pair[0].numel() > 0
             assert decoder not in stored
             assert embedding in stored
         assert tied.cls.predictions.decoder.bias is tied.cls.predictions.bias
-    assert f"{BERT.tied_decoder}.bias" not in stored
+    assert f"{DECODER}.bias" not in stored
 
 
 def test_untied_decoder_stays_in_float(tiny_config, tiny_batch, tmp_path):

@@ -34,14 +34,12 @@ class Architecture:
         model_classes (`dict[str, type]`): Teacher class name -> class of its compressed form.
         layers (`str`): Path of the list of layers under the base model.
         scopes (`dict[str, tuple[str, ...]]`): Recipe scope -> module paths under the base model; `*` is a layer index.
-        tied_decoder (`str`): Path, from the full model, of the output layer that shares the word embedding.
     """
 
     config_class: type
     model_classes: dict[str, type]
     layers: str
     scopes: dict[str, tuple[str, ...]]
-    tied_decoder: str
 
     def modules(self, scope: str, num_layers: int) -> Iterator[str]:
         """Paths of the modules of one scope, layer by layer."""

@@ -288,7 +288,6 @@ ARCHITECTURES.register("bert")(
         model_classes={cls.__name__.removeprefix("XTC"): cls for cls in _AUTO_CLASSES.values()},
         layers="encoder.layer",
         scopes=SCOPES,
-        tied_decoder=DECODER,
     )
 )
 
