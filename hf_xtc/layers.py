@@ -8,12 +8,14 @@ Packed (everything shipped): `PackedLinear`, `PackedEmbedding` hold `uint8` code
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_xtc.backends import BACKENDS
+from hf_xtc.backends import BACKENDS, Prepared, Product, choose, default_backend
+from hf_xtc.backends.native import variant
 from hf_xtc.packing import PackedWeight, pack_weight, packed_width
 from hf_xtc.quantizers import ActivationQuantizer, fake_quantize, get_quantizer
 from hf_xtc.specs import ActivationSpec, QuantSpec
@@ -134,6 +136,10 @@ class _Packed(nn.Module):
         return self
 
 
+# What backends made of the operands of packed linears, outside the modules: it is neither saved, moved nor copied.
+_PREPARED: WeakKeyDictionary[nn.Module, tuple[Any, tuple[Tensor, ...], Prepared]] = WeakKeyDictionary()
+
+
 class PackedLinear(_Packed):
     """A linear over packed codes. Frozen: gradients reach its input and bias, never its weight.
 
@@ -158,11 +164,28 @@ class PackedLinear(_Packed):
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
         self.activation = None if activation is None else ActivationQuantizer(activation)
-        self.backend = "reference"
+        self.backend = default_backend()
 
     def forward(self, input: Tensor) -> Tensor:
-        """`(..., in_features)` to `(..., out_features)`."""
-        output: Tensor = BACKENDS[self.backend]().linear(input, self.packed_weight, self.bias, self.activation)
+        """`(..., in_features)` to `(..., out_features)`.
+
+        Raises:
+            StateError: if gradients are asked of a backend that has none.
+        """
+        product = Product(self.packed_weight, self.bias, self.activation, input.dtype)
+        trained = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        name = choose(self.backend, product, gradient=trained and torch.is_grad_enabled())
+        backend = BACKENDS[name]()
+        if backend.differentiable or torch.compiler.is_compiling():
+            output: Tensor = backend.prepare(product)(input)
+            return output
+        operands = tuple(t for t in (*product.weight[:2], self.bias) if t is not None)
+        key = (name, variant(), input.dtype, *((id(t), t._version) for t in operands))
+        kept = _PREPARED.get(self)
+        if kept is None or kept[0] != key:
+            # The operands are kept too: while they live, no other tensor has their ids.
+            kept = _PREPARED[self] = (key, operands, backend.prepare(product))
+        output = kept[2](input)
         return output
 
     def extra_repr(self) -> str:

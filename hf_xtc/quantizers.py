@@ -9,7 +9,7 @@ they are stored in. The gradient is the identity straight-through estimator of t
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -209,41 +209,54 @@ def fake_quantize(weight: Tensor, spec: QuantSpec) -> Tensor:
     return fake
 
 
-def symmetric_scale(largest: Tensor, bits: int) -> Tensor:
-    """Step `2 max|x| / 2**bits` of symmetric levels; `largest` is `max|x|`, of any shape."""
-    return largest / float(2 ** (bits - 1))
+class Levels(NamedTuple):
+    """Activations as whole numbers: `x ~ scale * values + offset`.
+
+    Args:
+        values (`torch.Tensor` of shape `(..., features)`, float32): Whole numbers of `bits` bits, signed if symmetric.
+        scale (`torch.Tensor` of shape `(..., 1)` or `()`): Per token, or one for all.
+        offset (`torch.Tensor`, *optional*): Likewise; what 0 stands for in asymmetric levels.
+    """
+
+    values: Tensor
+    scale: Tensor
+    offset: Tensor | None
 
 
-def round_symmetric(values: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Integers (as floats) of `values` in units of `scale`, clamped to `[-2**(bits-1), 2**(bits-1) - 1]`."""
+def _symmetric_levels(x: Tensor, low: Tensor | None, high: Tensor | None, bits: int) -> Levels:
+    """Step `2 max|x| / 2**bits`, values in `[-2**(bits-1), 2**(bits-1) - 1]`."""
+    given = low is not None and high is not None
+    largest = torch.maximum(low.abs(), high.abs()) if given else largest_magnitude(x)  # type: ignore[union-attr]
     half = 2 ** (bits - 1)
-    return (values / guard_zero(scale)).round_().clamp_(-half, half - 1)
+    scale = largest / float(half)
+    return Levels((x / guard_zero(scale)).round_().clamp_(-half, half - 1), scale, None)
 
 
-def _asymmetric(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+def _asymmetric_levels(x: Tensor, low: Tensor | None, high: Tensor | None, bits: int) -> Levels:
+    """Step `(max - min) / 2**bits`, values in `[0, 2**bits - 1]` from the step nearest to the minimum."""
+    low = x.amin(-1, keepdim=True) if low is None else low
+    high = x.amax(-1, keepdim=True) if high is None else high
     scale = (high - low) / 2**bits
     # A constant row has no range (NaN in DeepSpeed); with its own magnitude as the step it comes back exactly.
     scale = torch.where(scale == 0, guard_zero(low.abs()), scale)
     zero = (low / scale).round_() * scale
-    return ((values - zero) / scale).round_().clamp_(0, 2**bits - 1).mul_(scale).add_(zero)
+    return Levels(((x - zero) / scale).round_().clamp_(0, 2**bits - 1), scale, zero)
+
+
+def activation_levels(values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Levels:
+    """Whole numbers of activations; `low` and `high` are given (static) or taken per token (dynamic)."""
+    levels = _symmetric_levels if spec.symmetric else _asymmetric_levels
+    return levels(values.float(), low, high, spec.bits)
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """Uniform levels with an identity gradient; `low` and `high` are given (static) or taken per token (dynamic)."""
+    """The values of `activation_levels`, with an identity gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
-        x = values.float()
-        if not spec.symmetric:
-            low = x.amin(-1, keepdim=True) if low is None else low
-            high = x.amax(-1, keepdim=True) if high is None else high
-            return _asymmetric(x, low, high, spec.bits).to(values.dtype)
-        if low is not None and high is not None:
-            largest = torch.maximum(low.abs(), high.abs())
-        else:
-            largest = largest_magnitude(x)
-        scale = symmetric_scale(largest, spec.bits)
-        return round_symmetric(x, scale, spec.bits).mul_(scale).to(values.dtype)
+        whole, scale, offset = activation_levels(values, low, high, spec)
+        fake = whole.mul_(scale)
+        return (fake if offset is None else fake.add_(offset)).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -285,6 +298,16 @@ class ActivationQuantizer(nn.Module):
         batch = torch.stack(torch.aminmax(values.detach())).float()
         unseen = self.range[0] == self.range[1]
         self.range.copy_(torch.where(unseen, batch, self.range * self.momentum + batch * (1 - self.momentum)))
+
+    def has_range(self) -> bool:
+        """Whether activations can be quantized: always per token; with a static range, once one was seen."""
+        return self.spec.calibration == "dynamic" or bool(self.range[0] != self.range[1])
+
+    def levels(self, values: Tensor) -> Levels:
+        """`values` of shape `(..., features)` as whole numbers: `forward` returns what they stand for."""
+        if self.spec.calibration == "dynamic":
+            return activation_levels(values, None, None, self.spec)
+        return activation_levels(values, self.range[0], self.range[1], self.spec)
 
     def forward(self, values: Tensor) -> Tensor:
         """`values` of shape `(..., features)` on at most `2**bits` levels; same shape and dtype."""

@@ -1,10 +1,25 @@
 """Packed matrix products: what multiplies a float input by a packed weight.
 
-A backend may hold no state of its own and never changes the file layout. `reference` defines the result; every other
-backend promises a stated tolerance against it. Choose with `BACKENDS[name]` or `PackedLinear.backend`.
+A backend holds no state of its own and never changes the file layout. `reference` defines the result; the others
+compute the same sums in integers and promise a stated tolerance against it. Choose with `model.set_backend(name)`, the
+environment variable `XTC_BACKEND`, or `PackedLinear.backend`.
 """
 
-from hf_xtc.backends.base import BACKENDS, Backend
+from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
+from hf_xtc.backends.choice import check_backend, choose, default_backend
+from hf_xtc.backends.integer import AutoBackend, Int8Backend, PackedBackend
 from hf_xtc.backends.reference import ReferenceBackend
 
-__all__ = ["BACKENDS", "Backend", "ReferenceBackend"]
+__all__ = [
+    "BACKENDS",
+    "AutoBackend",
+    "Backend",
+    "Int8Backend",
+    "PackedBackend",
+    "Prepared",
+    "Product",
+    "ReferenceBackend",
+    "check_backend",
+    "choose",
+    "default_backend",
+]

@@ -155,6 +155,8 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
             old.in_features, old.out_features, bias, spec=spec, activation=activation, device=device
         )
         new.bias = old.bias
+        if packed and new.bias is not None:
+            new.bias.requires_grad_(False)
     elif isinstance(old, nn.Embedding):
         embedding = PackedEmbedding if packed else XTCEmbedding
         device = old.weight.device if packed else "meta"

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.integrations.accelerate import load_offloaded_parameter
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -40,6 +41,7 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
+from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.checkpoint import whole_folder
 from hf_xtc.errors import StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
@@ -52,6 +54,7 @@ from hf_xtc.modeling.architecture import (
     swap_modules,
 )
 from hf_xtc.modeling.bert_config import XTCBertConfig
+from hf_xtc.modeling.fused import fused_encoder
 from hf_xtc.quantizers import ActivationQuantizer
 
 SCOPES = {
@@ -82,10 +85,44 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
         """Whether the model holds codes (packed) or latent weights."""
         return self.config.state == "packed"
 
+    @property
+    def backend(self) -> str:
+        """The backend that packed linears are asked to run on; see `set_backend`."""
+        return getattr(self, "_backend", None) or default_backend()
+
+    def set_backend(self, name: str) -> None:
+        """Chooses what packed linears compute with.
+
+        Args:
+            name (`str`): "auto" (integers, the fastest way measured), "int8" (codes expanded to bytes at the first
+                forward), "packed" (codes stay packed in memory) or "reference" (decoded, in float: differentiable).
+                A linear that it does not serve runs on the reference, which is logged once.
+
+        Raises:
+            XTCError: if there is no such backend (names those there are).
+            StateError: if the model is latent: it computes in float.
+        """
+        check_backend(name)
+        if not self.packed:
+            raise StateError(
+                f"set_backend({name!r}) chooses how packed weights are multiplied, but this model is latent. "
+                "Call pack_model first."
+            )
+        for module in self.modules():
+            if isinstance(module, XTCBertPreTrainedModel):
+                module._backend = name
+            elif isinstance(module, PackedLinear):
+                module.backend = name
+
     def post_init(self) -> None:
-        """Swaps modules, ties what is tied in this state, then initialises as any transformers model."""
+        """Swaps modules, ties what is tied in this state, then initialises as any transformers model.
+
+        What a packed model has besides its head is frozen: codes cannot be trained, and biases beside them should not.
+        """
         if not hasattr(self, self.base_model_prefix):
             swap_modules(self, ARCHITECTURES["bert"], self.config)
+            if self.packed:
+                self.requires_grad_(False)
         elif hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
             self._swap_decoder()
         super().post_init()
@@ -188,6 +225,39 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
         self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `BertModel.forward`. On an integer backend, where the native operator serves the model, the whole encoder
+        is one call and padding is skipped: hidden states of padding tokens are then zeros."""
+        hidden = None
+        if self.packed and inputs_embeds is None and input_ids is not None and self._only_last(kwargs):
+            if attention_mask is None or attention_mask.shape == input_ids.shape:
+                fused = fused_encoder(self)
+                hidden = fused and fused(input_ids, attention_mask, token_type_ids, position_ids)
+        if hidden is None:
+            return super().forward(
+                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
+            )
+        pooled = self.pooler(hidden) if self.pooler is not None else None
+        output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
+        whole = kwargs.get("return_dict", self.config.return_dict) is not False
+        return output if whole else output.to_tuple()
+
+    def _only_last(self, options: dict[str, Any]) -> bool:
+        """Whether a call asks for the last hidden state and nothing else that a layer yields or takes."""
+        for name in ("output_hidden_states", "output_attentions"):
+            if options.get(name, getattr(self.config, name, False)):
+                return False
+        known = ("return_dict", "output_hidden_states", "output_attentions")
+        return all(value is None for name, value in options.items() if name not in known)
 
 
 class XTCBertForSequenceClassification(XTCBertPreTrainedModel, BertForSequenceClassification):

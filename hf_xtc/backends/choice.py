@@ -1,0 +1,77 @@
+"""Which backend a packed linear runs on: the one asked for, where it serves the operands, else the reference."""
+
+import logging
+import os
+from functools import cache
+
+import torch
+
+from hf_xtc.backends import native
+from hf_xtc.backends.base import BACKENDS, Backend, Product
+from hf_xtc.errors import StateError
+
+logger = logging.getLogger(__name__)
+
+
+def default_backend() -> str:
+    """The name that new packed layers start with: `XTC_BACKEND` of the environment, else "auto"."""
+    return check_backend(os.environ.get("XTC_BACKEND") or "auto")
+
+
+def check_backend(name: str) -> str:
+    """`name`, if there is a backend of that name.
+
+    Raises:
+        XTCError: if there is none (names those there are).
+    """
+    BACKENDS[name]
+    return name
+
+
+def choose(name: str, product: Product, *, gradient: bool) -> str:
+    """The name of the backend that computes `product` when `name` is asked for.
+
+    Args:
+        name (`str`): A name in `BACKENDS`.
+        product (`Product`): The operands.
+        gradient (`bool`): Gradients shall pass. "auto" leaves that, and `torch.compile`, to the reference.
+
+    Raises:
+        StateError: if gradients shall pass through a backend that was named and has none.
+        XTCError: if the backend does not exist.
+    """
+    backend: Backend = BACKENDS[name]()
+    if backend.differentiable:
+        return name
+    if gradient or (name == "auto" and torch.compiler.is_compiling()):
+        if name != "auto":
+            raise StateError(
+                f"The {name!r} backend computes with integers, which have no gradient. "
+                "Call set_backend('reference') on the model before training, or run it under torch.no_grad()."
+            )
+        return "reference"
+    if not backend.supports(product):
+        _say_fallback(name, _reason(product))
+        return "reference"
+    if not torch.compiler.is_compiling():
+        _say_choice(name, native.variant())
+    return name
+
+
+def _reason(product: Product) -> str:
+    if product.activation is None:
+        return "activations in float"
+    if not product.activation.has_range():
+        return "static activations whose range was never calibrated"
+    return f"{product.weight.spec.quantizer} weights of {product.weight.columns} columns on {product.weight.packed.device}"
+
+
+@cache
+def _say_choice(name: str, variant: str | None) -> None:
+    how = "PyTorch operations (no native operator)" if variant is None else f"the native operator ({variant})"
+    logger.info("Packed linears run on the %r backend, %s.", name, how)
+
+
+@cache
+def _say_fallback(name: str, reason: str) -> None:
+    logger.warning("The %r backend does not serve %s; such linears run on 'reference'.", name, reason)

@@ -1,0 +1,149 @@
+"""The integer backends: codes times 8-bit activations, summed exactly in 32 bits, then scaled per token and channel.
+
+`int8` expands the codes to bytes once; `packed` keeps them packed in memory (binary 1 bit, ternary 2 bits) and expands
+a tile at a time; `auto` takes the one that was measured to be faster. Each runs on the native operator where that is
+installed and serves the operands, and on PyTorch's own operations everywhere else. Both differ from the reference in
+float32 rounding only.
+"""
+
+import torch
+from torch import Tensor
+
+from hf_xtc.backends import native
+from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
+from hf_xtc.packing import unpack
+from hf_xtc.quantizers import get_quantizer
+from hf_xtc.specs import ActivationSpec
+
+# Up to this many rows, one-bit codes are read faster than bytes whatever the instruction set.
+FEW_ROWS = 8
+
+
+def native_serves(product: Product) -> bool:
+    """Whether the native operator computes this product: the default recipe's activations, in float32 on the CPU."""
+    weight, _, activation, dtype = product
+    return (
+        not torch.compiler.is_compiling()
+        and native.variant() is not None
+        and weight.packed.device.type == "cpu"
+        and dtype == torch.float32
+        and activation is not None
+        and activation.spec == ActivationSpec()
+        and weight.spec.granularity != "per_group"
+        and get_quantizer(weight.spec.quantizer).levels <= 16
+    )
+
+
+def integer_product(x: Tensor, weight: Tensor, largest: int) -> Tensor:
+    """`x @ weight.T` of int8 integers: exact sums, as float32.
+
+    Args:
+        x (`torch.Tensor` of shape `(rows, n)`, `int8`), weight (`torch.Tensor` of shape `(columns, n)`, `int8`).
+        largest (`int`): Largest magnitude in `weight`.
+    """
+    if x.is_cuda:
+        return padded_int_mm(x, weight).float()
+    # Without VNNI, PyTorch's integer product is 20 times slower than its float one, which is exact below 2**24.
+    if not torch.cpu._is_vnni_supported() and 128 * largest * x.shape[1] < 2**24:
+        return x.float() @ weight.float().t()
+    return torch._int_mm(x, weight.t()).float()
+
+
+def padded_int_mm(x: Tensor, weight: Tensor) -> Tensor:
+    """`torch._int_mm(x, weight.T)` where it takes more than 16 rows, and sizes divisible by 8, only (CUDA)."""
+    rows, columns = x.shape[0], weight.shape[0]
+    more, short, thin = max(17 - rows, 0), -x.shape[1] % 8, -columns % 8
+    x = torch.nn.functional.pad(x, (0, short, 0, more))
+    weight = torch.nn.functional.pad(weight, (0, short, 0, thin))
+    return torch._int_mm(x, weight.t())[:rows, :columns]
+
+
+class _Expanded:
+    """A weight as int8 integers: `weight = step * integers`, one step per tensor, row or group of columns."""
+
+    def __init__(self, product: Product):
+        weight, self.bias, activation, _ = product
+        assert activation is not None
+        self.activation = activation
+        levels = get_quantizer(weight.spec.quantizer).levels
+        codes = unpack(weight.packed, weight.columns, levels)
+        binary = levels == 2
+        self.largest = 1 if binary else levels // 2
+        self.integers = (
+            (codes.to(torch.int8) * 2 - 1) if binary else (codes.to(torch.int16) - levels // 2).to(torch.int8)
+        )
+        self.step = weight.scale.float()
+        self.grouped = weight.spec.granularity == "per_group"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        levels = self.activation.levels(x.detach().reshape(-1, x.shape[-1]))
+        # Asymmetric levels of 8 bits go from 0 to 255: half of that is added after the product, as whole numbers too.
+        shift = 128 if levels.offset is not None and self.activation.spec.bits == 8 else 0
+        values = (levels.values - shift if shift else levels.values).to(torch.int8)
+        groups = self.step.shape[1] if self.grouped else 1
+        y = torch.zeros(len(values), len(self.integers), device=x.device)
+        for group, (part, weight) in enumerate(
+            zip(values.chunk(groups, 1), self.integers.chunk(groups, 1), strict=True)
+        ):
+            whole = integer_product(part, weight.contiguous(), self.largest)
+            if levels.offset is None:
+                y += whole * levels.scale * self.step[:, group]
+            else:
+                total = weight.float().sum(1)
+                y += ((whole + shift * total) * levels.scale + total * levels.offset) * self.step[:, group]
+        if self.bias is not None:
+            y += self.bias.detach().float()
+        return y.to(x.dtype).view(*x.shape[:-1], len(self.integers))
+
+
+class _IntegerBackend(Backend):
+    @classmethod
+    def is_available(cls) -> bool:
+        return True
+
+    def supports(self, product: Product) -> bool:
+        activation, bound = product.activation, 128 * 128 * product.weight.columns
+        return (
+            activation is not None
+            and activation.has_range()
+            and not (activation.training and activation.spec.calibration == "static")
+            and product.weight.packed.device.type in ("cpu", "cuda")
+            and bound < 2**31
+        )
+
+
+def _native(product: Product, layout: int) -> Prepared:
+    return native.NativeWeight([product.weight], [product.bias], layout).linear
+
+
+@BACKENDS.register("int8")
+class Int8Backend(_IntegerBackend):
+    """Codes expanded to one byte each at the first forward: the default for ternary weights, and with VNNI."""
+
+    def prepare(self, product: Product) -> Prepared:
+        return _native(product, native.BYTES) if native_serves(product) else _Expanded(product)
+
+
+@BACKENDS.register("packed")
+class PackedBackend(_IntegerBackend):
+    """Codes stay packed in memory: a tile at a time is expanded inside the native operator; without it, one layer."""
+
+    def prepare(self, product: Product) -> Prepared:
+        layout = native.packed_layout(product.weight.spec.quantizer)
+        if layout is not None and native_serves(product):
+            return _native(product, layout)
+        return lambda x: _Expanded(product)(x)
+
+
+@BACKENDS.register("auto")
+class AutoBackend(_IntegerBackend):
+    """Whichever integer backend is the faster: binary codes are looked up packed where there is no VNNI, and for few
+    rows; all else runs as bytes."""
+
+    def prepare(self, product: Product) -> Prepared:
+        if not native_serves(product) or product.weight.spec.quantizer != "binary":
+            return Int8Backend().prepare(product)
+        if native.fastest_layout("binary") == native.NIBBLES:
+            return PackedBackend().prepare(product)
+        few, many = PackedBackend().prepare(product), Int8Backend().prepare(product)
+        return lambda x: (few if x.shape[:-1].numel() <= FEW_ROWS else many)(x)

@@ -1,0 +1,182 @@
+"""The fused forward of a packed BERT encoder: embeddings and all layers in one call of the native operator.
+
+Taken when everything the model computes is what the operator computes; anything else (gradients, another device or
+dtype, recorded hidden states, hooks, adapters) runs layer by layer, with the same results. Tokens that the attention
+mask leaves out are not computed at all: a ragged batch costs what its tokens cost, and their hidden states are zeros.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from hf_xtc.backends import Product, native
+from hf_xtc.backends.integer import native_serves
+from hf_xtc.layers import PackedEmbedding, PackedLinear
+from hf_xtc.quantizers import get_quantizer
+
+# transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
+RECORDING_HOOK = "output_capturing_hook"
+
+
+class FusedEncoder:
+    """The native encoder of one model, and what it was made of.
+
+    Args:
+        model (`PreTrainedModel`): A packed BERT base model for which `serves(model)` holds.
+    """
+
+    def __init__(self, model: Any):
+        config, layers = model.config, model.encoder.layer
+        self.limits = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+        self._operands = list(_operands(model))
+        self._modules = [(m, m._modules.copy()) for m in model.modules() if m._modules]
+        self._hooked = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
+        self._variant, self._backend = native.variant(), model.backend
+        embeddings = model.embeddings
+        tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
+        self._encoder = native.NativeEncoder(
+            [_native_layer(layer, model.backend) for layer in layers],
+            [_native_table(table) for table in tables],
+            (embeddings.LayerNorm.weight, embeddings.LayerNorm.bias),
+            config.num_attention_heads,
+            config.layer_norm_eps,
+        )
+
+    def is_current(self, model: Any) -> bool:
+        """Whether the model still is what this was made of, and nobody listens to what happens inside."""
+        return (
+            self._backend == model.backend
+            and self._variant == native.variant()
+            and all(module._modules == children for module, children in self._modules)
+            and all(
+                holder.get(name) is tensor and tensor._version == version
+                for holder, name, tensor, version in self._operands
+            )
+            and not any(_has_hooks(module) for module in self._hooked)
+        )
+
+    def __call__(
+        self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
+    ) -> Tensor | None:
+        """Last hidden states, `(batch, tokens, hidden)`; `None` where ids are out of range or a row has no first token.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
+            mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for tokens, 0 for padding.
+            token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
+        """
+        batch, length = input_ids.shape
+        if position_ids is None:
+            position_ids = torch.arange(length)[None]
+        if token_type_ids is None:
+            token_type_ids = input_ids.new_zeros(1, 1)
+        indices = [ids.expand(batch, length).reshape(-1).long() for ids in (input_ids, position_ids, token_type_ids)]
+        for ids, limit in zip(indices, self.limits, strict=True):
+            low, high = torch.aminmax(ids)
+            if low < 0 or high >= limit:
+                return None
+        if mask is None or bool(mask.all()):
+            hidden = self._encoder(torch.full((batch,), length), indices[0], indices[1], indices[2])
+            return hidden.view(batch, length, -1)
+        kept = mask.bool()
+        if not bool(kept[:, 0].all()):
+            return None
+        places = kept.reshape(-1).nonzero()[:, 0]
+        words, positions, types = (ids[places] for ids in indices)
+        hidden = self._encoder(kept.sum(1), words, positions, types)
+        padded = hidden.new_zeros(batch * length, hidden.shape[1]).index_copy_(0, places, hidden)
+        return padded.view(batch, length, -1)
+
+
+_FUSED: WeakKeyDictionary[nn.Module, FusedEncoder | None] = WeakKeyDictionary()
+
+
+def fused_encoder(model: Any) -> FusedEncoder | None:
+    """The fused encoder of a packed BERT base model, made at its first forward and whenever the model has changed;
+    `None` where the model has to run layer by layer."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or model.training:
+        return None
+    fused = _FUSED.get(model)
+    if fused is not None and fused.is_current(model):
+        return fused
+    fused = FusedEncoder(model) if serves(model) else None
+    if fused is None:
+        _FUSED.pop(model, None)
+    else:
+        _FUSED[model] = fused
+    return fused
+
+
+def serves(model: Any) -> bool:
+    """Whether the native operator computes all that the encoder of a packed base model does."""
+    config, layers = model.config, model.encoder.layer
+    linears = [linear for layer in layers for linear in _linears(layer)]
+    return (
+        model.backend != "reference"
+        and native.variant() is not None
+        and config.hidden_act == "gelu"
+        and not (config.is_decoder or config.add_cross_attention)
+        and all(type(linear) is PackedLinear and linear.backend == model.backend for linear in linears)
+        and all(_servable(linear) for linear in linears)
+        and all(len({linear.spec for linear in _linears(layer)[:3]}) == 1 for layer in layers)
+        and all(tensor.device.type == "cpu" for _, _, tensor, _ in _operands(model))
+        and all(p.dtype == torch.float32 for p in (*model.embeddings.parameters(), *model.encoder.parameters()))
+        and not any(p.requires_grad and torch.is_grad_enabled() for p in model.encoder.parameters())
+        and not any(_has_hooks(module) for part in (model.embeddings, model.encoder) for module in part.modules())
+    )
+
+
+def _servable(linear: PackedLinear) -> bool:
+    product = Product(linear.packed_weight, linear.bias, linear.activation, torch.float32)
+    return native_serves(product) and _layout(linear, linear.backend) is not None
+
+
+def _layout(linear: PackedLinear, backend: str) -> int | None:
+    quantizer = linear.spec.quantizer
+    if backend == "packed":
+        return native.packed_layout(quantizer)
+    return native.BYTES if backend == "int8" else native.fastest_layout(quantizer)
+
+
+def _linears(layer: Any) -> list[Any]:
+    attention = layer.attention
+    own = attention.self
+    return [own.query, own.key, own.value, attention.output.dense, layer.intermediate.dense, layer.output.dense]
+
+
+def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
+    linears = _linears(layer)
+    groups = [linears[:3], *([linear] for linear in linears[3:])]
+    weights = []
+    for group in groups:
+        layout = _layout(group[0], backend)
+        assert layout is not None  # `serves` asked
+        weights.append(native.NativeWeight([m.packed_weight for m in group], [m.bias for m in group], layout))
+    norms = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
+    return native.NativeLayer(weights, [part for norm in norms for part in (norm.weight, norm.bias)])
+
+
+def _native_table(table: Any) -> native.NativeTable:
+    if isinstance(table, PackedEmbedding):
+        levels = get_quantizer(table.spec.quantizer).levels
+        return native.NativeTable(table.weight_packed, table.weight_scale, levels)
+    return native.NativeTable(table.weight, None, 0)
+
+
+def _operands(model: Any) -> Any:
+    """Every tensor of embeddings and encoder, with the dict that holds it and its version."""
+    for part in (model.embeddings, model.encoder):
+        for module in part.modules():
+            for holder in (module._parameters, module._buffers):
+                for name, tensor in holder.items():
+                    if tensor is not None:
+                        yield holder, name, tensor, tensor._version
+
+
+def _has_hooks(module: Any) -> bool:
+    hooks = module._forward_hooks
+    return bool(module._forward_pre_hooks) or (
+        bool(hooks) and any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
+    )

@@ -1,0 +1,73 @@
+// What the operator computes with, and the interface of one instruction set's build of it.
+//
+// Every variant (portable.cpp, avx2.cpp, avx512.cpp) compiles the same kernels.inl under other names; library.cpp picks
+// one at run time. No PyTorch and no Python headers: data come as pointers, threads from the caller's OpenMP runtime.
+#pragma once
+
+#include <cstdint>
+
+namespace xtc {
+
+// How a weight lies in memory. Columns are padded to COLUMN_STEP, rows to TILE; a tile is TILE rows of all columns.
+enum Layout : int32_t {
+  BYTES = 0,   // one code a byte: per 16 rows, [column / 4][row][column % 4]; for the 8-bit multipliers
+  PAIRS = 1,   // two bits a code, the same order: byte j of 16 holds codes j, j + 16, j + 32, j + 48 of 64
+  NIBBLES = 2  // one bit a code: [column / 8][row], low nibble columns 0-3 of the 8, high nibble columns 4-7
+};
+
+constexpr int TILE = 64;
+constexpr int COLUMN_STEP = 64;
+
+struct Weight {
+  int32_t layout;
+  int32_t levels;         // 2, 3 or 16; a code c stands for (alpha * c - beta) times the row's scale
+  int64_t rows, columns;  // output and input features
+  const uint8_t* codes;
+  const float* scale;  // (rows,)
+  const float* bias;   // (rows,), never null
+};
+
+struct Table {  // an embedding table, as it lies in the file
+  int32_t levels;  // 2, 3, 16, 256; 0: float32 rows
+  int32_t unused;
+  const void* rows;    // packed bytes or floats
+  const float* scale;  // (rows,), unused for float rows
+};
+
+struct Layer {
+  Weight qkv, attention_output, intermediate, output;
+  const float *attention_gamma, *attention_beta, *output_gamma, *output_beta;
+};
+
+struct Encoder {
+  int64_t hidden, heads, intermediate, num_layers;
+  float attention_epsilon, embedding_epsilon;
+  Table words, positions, types;
+  const float *embedding_gamma, *embedding_beta;
+  const Layer* layers;
+};
+
+// A batch without its padding: sequence s has tokens offsets[s] to offsets[s + 1].
+struct Batch {
+  int64_t num_sequences, num_tokens;
+  const int64_t *offsets, *words, *positions, *types;
+};
+
+// The caller's OpenMP: GOMP_parallel and omp_get_num_threads. Null: one thread.
+struct Threads {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+  int (*count)();
+  int64_t number;
+};
+
+struct Variant {
+  const char* name;
+  void (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
+  void (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
+};
+
+extern const Variant portable, avx2, avx512;
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace xtc

@@ -1,0 +1,577 @@
+// The operator, written once for every instruction set. A variant defines, in namespace VARIANT and before including this:
+//   VECTOR_BYTES            width of a float vector
+//   MAX_ROWS     rows of activations per block of work
+//   dot          BYTES codes of one tile times rows of activations
+//   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
+//   relax        what a thread does between two looks at a barrier
+// Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
+// rounded half to even; exp and the normal distribution are polynomials of this project, fitted to below 1e-8.
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.hpp"
+
+namespace xtc {
+namespace VARIANT {
+
+constexpr int LANES = VECTOR_BYTES / 4;
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t Bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+
+static inline Floats splat(float x) { return Floats{} + x; }
+static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+static inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
+
+template <class V, class T>
+static inline V load(const T* from) {
+  V v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// The first `lanes` elements, zeros beyond.
+template <class V, class T>
+static inline V load_part(const T* from, int64_t lanes) {
+  V v{};
+  memcpy(&v, from, (lanes < LANES ? lanes : LANES) * sizeof(T));
+  return v;
+}
+
+static inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
+
+static inline void store_part(float* to, Floats v, int64_t lanes) {
+  if (lanes >= LANES) return store(to, v);
+  memcpy(to, &v, lanes * sizeof(float));
+}
+
+// Calls f(index, vector, lanes) over n floats; lanes beyond the end are zero.
+template <class F>
+static inline void each(const float* x, int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) f(i, load<Floats>(x + i), (int64_t)LANES);
+  if (i < n) f(i, load_part<Floats>(x + i, n - i), n - i);
+}
+
+template <class F>
+static inline float reduce(Floats v, F f) {
+  float result = v[0];
+  for (int i = 1; i < LANES; ++i) result = f(result, v[i]);
+  return result;
+}
+
+static inline float sum_of(Floats v) {
+  return reduce(v, [](float a, float b) { return a + b; });
+}
+
+static inline float largest_of(Floats v) {
+  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+}
+
+// e**x for x <= 0.
+static inline Floats exponential(Floats x) {
+  const Floats magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to a whole number, half to even
+  x = larger(x, splat(-87.0f));
+  Floats shifted = x * 1.44269504f + magic;
+  Floats n = shifted - magic;
+  Floats f = x - n * 0.693359375f;  // ln 2 in two parts
+  f = (f + n * 2.12194440e-4f) * 1.44269504f;
+  Floats p = splat(1.53457425767565563e-4f);
+  p = p * f + 1.33999285753816e-3f;
+  p = p * f + 9.618489071726799e-3f;
+  p = p * f + 5.550328642129898e-2f;
+  p = p * f + 2.4022646248340607e-1f;
+  p = p * f + 6.931471824645996e-1f;
+  p = p * f + 1.0f;
+  Ints power = ((Ints)shifted << 23) + 0x3f800000;
+  return p * (Floats)power;
+}
+
+// x * P(N <= x): the exact GELU. The upper tail of the normal distribution is exp(-x*x/2) times a polynomial in
+// 1 / (1 + 0.27 |x|).
+static inline Floats gelu(Floats x) {
+  Floats a = magnitude(x);
+  Floats t = 1.0f / (a * 0.27f + 1.0f);
+  Floats p = splat(-0.13676925003528595f);
+  p = p * t + 0.5838248133659363f;
+  p = p * t + -0.5716221928596497f;
+  p = p * t + 0.5576928853988647f;
+  p = p * t + -0.07832851260900497f;
+  p = p * t + 0.14912064373493195f;
+  p = p * t + -0.003918377682566643f;
+  Floats tail = exponential(a * a * -0.5f) * p;
+  return x * (x >= 0.0f ? 1.0f - tail : tail);
+}
+
+// ---- Rows of activations in 8 bits --------------------------------------------------------------------------------
+
+struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
+  int64_t rows, stride;
+  int8_t* values;
+  float* scale;
+  int32_t* sum;
+};
+
+// Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
+// or infinity gets scale NaN, as in the reference.
+static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
+  Floats largest{}, zero{};
+  each(x, n, [&](int64_t, Floats v, int64_t) {
+    largest = larger(largest, magnitude(v));
+    zero += v * 0.0f;
+  });
+  const float scale = largest_of(largest) / 128.0f + sum_of(zero);
+  const float step = scale == 0.0f ? 1.0f : scale;
+  int8_t* values = to.values + row * to.stride;
+  Ints sum{};
+  each(x, n, [&](int64_t i, Floats v, int64_t lanes) {
+    Ints q = (Ints)(v / step + 12582912.0f) - 0x4b400000;
+    q = q > 127 ? Ints{} + 127 : q;
+    sum += q;
+    Bytes bytes = __builtin_convertvector(q, Bytes);
+    memcpy(values + i, &bytes, lanes);
+  });
+  memset(values + n, 0, to.stride - n);
+  to.scale[row] = scale;
+  int32_t total = 0;
+  for (int i = 0; i < LANES; ++i) total += sum[i];
+  to.sum[row] = total;
+}
+
+// ---- Codes times activations --------------------------------------------------------------------------------------
+
+static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
+template <int M>
+static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
+
+constexpr int64_t CHUNK = 1024;  // columns whose tables or codes are worked on at a time
+
+struct Scratch {
+  Quantized quantized;
+  uint8_t* tables;  // LOOKUP_ROWS * CHUNK / 4 * 32
+  uint8_t* codes;   // TILE * CHUNK
+  int32_t* sums;    // LOOKUP_ROWS * widest output, or rows * TILE
+  float *first, *second, *third;
+};
+
+// BYTES codes of one tile, columns `from` to `to`, in `out` (or where they lie already).
+static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, int64_t to, uint8_t* out, int64_t* panel) {
+  const int64_t columns = round_up(w.columns, COLUMN_STEP);
+  if (w.layout == BYTES) {
+    *panel = columns * 16;
+    return w.codes + tile * TILE * columns + from * 16;
+  }
+  const int64_t quads = (to - from) / 4;
+  *panel = quads * 64;
+  for (int p = 0; p < 4; ++p)
+    for (int64_t q = 0; q < quads; ++q) {
+      uint8_t* target = out + p * *panel + q * 64;
+      if (w.layout == PAIRS) {
+        uint64_t source[2], pair[2];
+        memcpy(source, w.codes + (tile * TILE + p * 16) * columns / 4 + (from / 4 + q) * 16, 16);
+        for (int d = 0; d < 4; ++d) {
+          for (int j = 0; j < 2; ++j) pair[j] = (source[j] >> (2 * d)) & 0x0303030303030303;
+          memcpy(target + d * 16, pair, 16);
+        }
+      } else {
+        const int64_t group = from / 4 + q;
+        const uint8_t* source = w.codes + (tile * columns / 8 + group / 2) * TILE + p * 16;
+        const int shift = group % 2 * 4;
+        for (int j = 0; j < 16; ++j)
+          for (int k = 0; k < 4; ++k) target[j * 4 + k] = (source[j] >> (shift + k)) & 1;
+      }
+    }
+  return out;
+}
+
+template <int M>
+static void lookup_rows(int m, const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
+  if constexpr (M > 0) {
+    if (m == M) return lookup<M>(codes, tables, stride, groups, sums);
+    lookup_rows<M - 1>(m, codes, tables, stride, groups, sums);
+  }
+}
+
+// Codes are looked up for a few rows at a time: their tables stay in the first cache, the codes of a weight in the second.
+template <class F>
+static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
+  const int64_t columns = round_up(w.columns, COLUMN_STEP);
+  for (int64_t r = 0; r < x.rows; r += LOOKUP_ROWS) {
+    const int m = x.rows - r < LOOKUP_ROWS ? x.rows - r : LOOKUP_ROWS;
+    memset(s.sums, 0, (last_tile - first_tile) * m * TILE * sizeof(int32_t));
+    for (int64_t from = 0; from < columns; from += chunk) {
+      const int64_t groups = ((from + chunk < columns ? from + chunk : columns) - from) / 4;
+      for (int i = 0; i < m; ++i) make_tables(x.values + (r + i) * x.stride + from, groups, s.tables + i * groups * 32);
+      for (int64_t tile = first_tile; tile < last_tile; ++tile)
+        lookup_rows<LOOKUP_ROWS>(m, w.codes + (tile * columns + from) * (TILE / 8), s.tables, groups * 32, groups,
+                                 s.sums + (tile - first_tile) * m * TILE);
+    }
+    for (int64_t tile = first_tile; tile < last_tile; ++tile)
+      for (int i = 0; i < m; ++i) finish(r + i, tile * TILE, s.sums + ((tile - first_tile) * m + i) * TILE);
+  }
+}
+
+// Bytes do not fit the second cache: each tile is used for all rows of the block before the next.
+template <class F>
+static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
+  const int64_t columns = round_up(w.columns, COLUMN_STEP);
+  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+    memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
+    for (int64_t from = 0; from < columns; from += chunk) {
+      const int64_t to = from + chunk < columns ? from + chunk : columns;
+      int64_t panel = 0;
+      const uint8_t* codes = tile_bytes(w, tile, from, to, s.codes, &panel);
+      dot(codes, panel, x.values + from, x.stride, x.rows, (to - from) / 4, w.levels, s.sums);
+    }
+    for (int64_t r = 0; r < x.rows; ++r) finish(r, tile * TILE, s.sums + r * TILE);
+  }
+}
+
+// finish(row, first, sums): called for each row of activations and each tile, with TILE exact sums of codes times values.
+template <class F>
+static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
+  const int64_t columns = round_up(w.columns, COLUMN_STEP), chunks = (columns + CHUNK - 1) / CHUNK;
+  const int64_t chunk = round_up((columns + chunks - 1) / chunks, COLUMN_STEP);
+  if (LOOKUP_ROWS > 0 && w.layout == NIBBLES) return multiply_by_lookup(w, x, first_tile, last_tile, chunk, s, finish);
+  multiply_by_dot(w, x, first_tile, last_tile, chunk, s, finish);
+}
+
+// activation(x) @ weight.T + bias for one block of rows; put(row, column, values, lanes) takes the result.
+template <class F>
+static void linear_block(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F put) {
+  const int32_t alpha = w.levels == 2 ? 2 : 1, beta = w.levels == 2 ? 1 : w.levels / 2;
+  multiply(w, x, first_tile, last_tile, s, [&](int64_t row, int64_t first, const int32_t* sums) {
+    const int32_t offset = beta * x.sum[row];
+    const float scale = x.scale[row];
+    for (int64_t j = 0; j < TILE && first + j < w.rows; j += LANES) {
+      Floats exact = __builtin_convertvector(load<Ints>(sums + j) * alpha - offset, Floats);
+      Floats y = exact * (load<Floats>(w.scale + first + j) * scale) + load<Floats>(w.bias + first + j);
+      put(row, first + j, y, w.rows - first - j);
+    }
+  });
+}
+
+static inline int64_t tiles_of(const Weight& w) { return round_up(w.rows, TILE) / TILE; }
+
+// ---- Attention and LayerNorm --------------------------------------------------------------------------------------
+
+// c[M][columns] = a[M][depth] @ b[depth][columns]; columns is a multiple of 2 * LANES.
+template <int M>
+static void product(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, int64_t columns, float* c, int64_t c_stride) {
+  for (int64_t j = 0; j < columns; j += 2 * LANES) {
+    Floats sum[M][2] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      const Floats b0 = load<Floats>(b + k * b_stride + j), b1 = load<Floats>(b + k * b_stride + j + LANES);
+      for (int i = 0; i < M; ++i) {
+        sum[i][0] += b0 * a[i * a_stride + k];
+        sum[i][1] += b1 * a[i * a_stride + k];
+      }
+    }
+    for (int i = 0; i < M; ++i) {
+      store(c + i * c_stride + j, sum[i][0]);
+      store(c + i * c_stride + j + LANES, sum[i][1]);
+    }
+  }
+}
+
+constexpr int ATTENTION_ROWS = 6;
+
+template <int M>
+static void product_rows(int m, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, int64_t columns, float* c, int64_t c_stride) {
+  if (m == M) return product<M>(a, a_stride, b, b_stride, depth, columns, c, c_stride);
+  if constexpr (M > 1) product_rows<M - 1>(m, a, a_stride, b, b_stride, depth, columns, c, c_stride);
+}
+
+// Scores of one query to probabilities times their sum, in place; returns one over the sum.
+static float softmax(float* scores, int64_t tokens, int64_t padded, float scaling) {
+  Floats top = splat(-3.4e38f);
+  for (int64_t i = 0; i + LANES <= tokens; i += LANES) top = larger(top, load<Floats>(scores + i));
+  float highest = largest_of(top);
+  for (int64_t i = tokens / LANES * LANES; i < tokens; ++i) highest = scores[i] > highest ? scores[i] : highest;
+  for (int64_t i = 0; i < padded; i += LANES)
+    store(scores + i, exponential((load<Floats>(scores + i) - highest) * scaling));
+  memset(scores + tokens, 0, (padded - tokens) * sizeof(float));
+  Floats sum{};
+  for (int64_t i = 0; i < padded; i += LANES) sum += load<Floats>(scores + i);
+  return 1.0f / sum_of(sum);
+}
+
+// One head of one sequence. qkv: (tokens, 3 * hidden), the head's query at its start; out: (tokens, hidden).
+static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t size, float* scratch, float* out) {
+  const int64_t padded = round_up(tokens, 2 * LANES), wide = round_up(size, 2 * LANES), stride = 3 * hidden;
+  float *keys = scratch, *values = keys + size * padded, *scores = values + tokens * wide;
+  float* result = scores + ATTENTION_ROWS * padded;
+  memset(keys, 0, size * padded * sizeof(float));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float *key = qkv + t * stride + hidden, *value = key + hidden;
+    for (int64_t d = 0; d < size; ++d) keys[d * padded + t] = key[d];
+    memcpy(values + t * wide, value, size * sizeof(float));
+    memset(values + t * wide + size, 0, (wide - size) * sizeof(float));
+  }
+  const float scaling = 1.0f / __builtin_sqrtf((float)size);
+  for (int64_t t = 0; t < tokens; t += ATTENTION_ROWS) {
+    const int m = tokens - t < ATTENTION_ROWS ? tokens - t : ATTENTION_ROWS;
+    product_rows<ATTENTION_ROWS>(m, qkv + t * stride, stride, keys, padded, size, padded, scores, padded);
+    float weight[ATTENTION_ROWS];
+    for (int i = 0; i < m; ++i) weight[i] = softmax(scores + i * padded, tokens, padded, scaling);
+    product_rows<ATTENTION_ROWS>(m, scores, padded, values, wide, tokens, wide, result, wide);
+    for (int i = 0; i < m; ++i)
+      each(result + i * wide, size, [&](int64_t d, Floats v, int64_t lanes) {
+        store_part(out + (t + i) * hidden + d, v * weight[i], lanes);
+      });
+  }
+}
+
+static int64_t attention_floats(int64_t tokens, int64_t size) {
+  const int64_t padded = round_up(tokens, 2 * LANES), wide = round_up(size, 2 * LANES);
+  return size * padded + tokens * wide + ATTENTION_ROWS * (padded + wide);
+}
+
+static void layer_norm(const float* x, int64_t n, const float* gamma, const float* beta, float epsilon, float* out) {
+  Floats sum{}, squares{};
+  each(x, n, [&](int64_t, Floats v, int64_t) { sum += v; });
+  const float mean = sum_of(sum) / n;
+  each(x, n, [&](int64_t, Floats v, int64_t lanes) {
+    Floats d = v - mean;
+    for (int64_t i = lanes; i < LANES; ++i) d[i] = 0.0f;
+    squares += d * d;
+  });
+  const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / n + epsilon);
+  each(x, n, [&](int64_t i, Floats v, int64_t lanes) {
+    store_part(out + i, (v - mean) * scale * load_part<Floats>(gamma + i, lanes) + load_part<Floats>(beta + i, lanes), lanes);
+  });
+}
+
+// ---- Embeddings ---------------------------------------------------------------------------------------------------
+
+// Adds one row of a table to x.
+static void add_row(const Table& table, int64_t row, int64_t n, float* x) {
+  if (table.levels == 0) {
+    const float* from = (const float*)table.rows + row * n;
+    for (int64_t i = 0; i < n; ++i) x[i] += from[i];
+    return;
+  }
+  const int per_byte = table.levels == 2 ? 8 : table.levels == 3 ? 5 : table.levels == 16 ? 2 : 1;
+  const uint8_t* from = (const uint8_t*)table.rows + row * ((n + per_byte - 1) / per_byte);
+  const float scale = table.scale[row];
+  if (table.levels == 2) {
+    for (int64_t i = 0; i < n; i += LANES) {
+      uint32_t bits = 0;
+      memcpy(&bits, from + i / 8, LANES > 8 && i + 8 < n ? 2 : 1);
+      bits >>= i % 8;
+      Ints lane;
+      for (int j = 0; j < LANES; ++j) lane[j] = 1 << j;
+      Floats v = (((Ints{} + (int32_t)bits) & lane) != 0) ? splat(scale) : splat(-scale);
+      store_part(x + i, load_part<Floats>(x + i, n - i) + v, n - i);
+    }
+    return;
+  }
+  const float zero = table.levels / 2;
+  if (table.levels == 256)
+    for (int64_t i = 0; i < n; ++i) x[i] += ((float)from[i] - zero) * scale;
+  else
+    for (int64_t i = 0; i < n; i += per_byte) {
+      int byte = from[i / per_byte];
+      for (int j = 0; j < per_byte && i + j < n; ++j, byte /= table.levels)
+        x[i + j] += ((float)(byte % table.levels) - zero) * scale;
+    }
+}
+
+static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratch, float* out) {
+  memset(scratch, 0, e.hidden * sizeof(float));
+  add_row(e.words, b.words[token], e.hidden, scratch);
+  add_row(e.types, b.types[token], e.hidden, scratch);
+  add_row(e.positions, b.positions[token], e.hidden, scratch);
+  layer_norm(scratch, e.hidden, e.embedding_gamma, e.embedding_beta, e.embedding_epsilon, out);
+}
+
+// ---- Threads and memory -------------------------------------------------------------------------------------------
+
+// Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
+// filling them.
+struct Workspace {
+  char* data = nullptr;
+  size_t size = 0;
+  ~Workspace() { free(data); }
+  char* get(size_t bytes) {
+    if (bytes > size) {
+      free(data);
+      size = bytes + bytes / 4;
+      data = (char*)aligned_alloc(64, round_up(size, 64));
+      if (!data) abort();
+    }
+    return data;
+  }
+};
+
+static thread_local Workspace workspace;
+
+struct Team {
+  const Threads& threads;
+  int next = 0, waiting = 0, phase = 0;
+
+  // All threads wait for the last one.
+  void barrier(int count) {
+    if (count == 1) return;
+    const int before = __atomic_load_n(&phase, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_ACQ_REL) == count) {
+      waiting = 0;
+      __atomic_store_n(&phase, before + 1, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == before; ++spins) relax(spins);
+  }
+};
+
+template <class F>
+struct Call {
+  Team* team;
+  F* body;
+};
+
+// body(thread, threads) on each thread of the caller's OpenMP.
+template <class F>
+static void run(Team& team, F body) {
+  if (!team.threads.parallel || team.threads.number <= 1) return body(0, 1);
+  Call<F> call{&team, &body};
+  team.threads.parallel(
+      [](void* data) {
+        Call<F>& c = *(Call<F>*)data;
+        (*c.body)(__atomic_fetch_add(&c.team->next, 1, __ATOMIC_RELAXED), c.team->threads.count());
+      },
+      &call, (unsigned)team.threads.number, 0);
+}
+
+// The next piece of work of a phase, for whichever thread asks first.
+static inline int64_t take(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
+
+// Rows per block: no more than fit the cache, and equal parts for all threads.
+static int64_t block_rows(int64_t tokens, int64_t threads) {
+  const int64_t blocks = round_up((tokens + MAX_ROWS - 1) / MAX_ROWS, threads);
+  return (tokens + blocks - 1) / blocks;
+}
+
+static char* cut(char*& from, int64_t bytes) {
+  char* piece = from;
+  from += round_up(bytes, 64);
+  return piece;
+}
+
+// Lays one thread's scratch out from `from` on; the same walk with a null pointer tells its size.
+static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t outputs, int64_t hidden, int64_t inner) {
+  Scratch s;
+  columns = round_up(columns, COLUMN_STEP);
+  s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (int32_t*)cut(from, rows * 4)};
+  s.tables = (uint8_t*)cut(from, LOOKUP_ROWS * CHUNK * 8);
+  s.codes = (uint8_t*)cut(from, TILE * CHUNK);
+  const int64_t looked_up = LOOKUP_ROWS * round_up(outputs, TILE), at_once = rows * TILE;
+  s.sums = (int32_t*)cut(from, (looked_up > at_once ? looked_up : at_once) * 4);
+  s.first = (float*)cut(from, rows * hidden * 4);
+  s.second = (float*)cut(from, rows * hidden * 4);
+  s.third = (float*)cut(from, rows * inner * 4);
+  return s;
+}
+
+static void quantize_block(const float* x, int64_t rows, int64_t n, Quantized& to) {
+  to.rows = rows;
+  to.stride = round_up(n, COLUMN_STEP);
+  for (int64_t r = 0; r < rows; ++r) quantize_row(x + r * n, n, to, r);
+}
+
+// ---- Entry points -------------------------------------------------------------------------------------------------
+
+static void linear(const Weight& w, const float* x, int64_t tokens, float* out, const Threads& threads) {
+  Team team{threads};
+  const int64_t number = threads.parallel ? threads.number : 1;
+  const int64_t rows = block_rows(tokens, number), blocks = (tokens + rows - 1) / rows, tiles = tiles_of(w);
+  // Few rows: the tiles are shared out instead, in parts of at least 4.
+  const int64_t parts = blocks >= number ? 1 : (tiles + 3) / 4 < number ? (tiles + 3) / 4 : number;
+  char* size = nullptr;
+  scratch_of(size, rows, w.columns, w.rows, 0, 0);
+  char* memory = workspace.get(number * (int64_t)size);
+  int64_t counter = 0;
+  run(team, [&](int thread, int) {
+    char* from = memory + thread * (int64_t)size;
+    Scratch s = scratch_of(from, rows, w.columns, w.rows, 0, 0);
+    for (int64_t i; (i = take(counter)) < blocks * parts;) {
+      const int64_t start = i / parts * rows, part = i % parts;
+      quantize_block(x + start * w.columns, tokens - start < rows ? tokens - start : rows, w.columns, s.quantized);
+      linear_block(w, s.quantized, tiles * part / parts, tiles * (part + 1) / parts, s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+        store_part(out + (start + r) * w.rows + j, y, lanes);
+      });
+    }
+  });
+}
+
+// What one layer does after attention, for one block of rows; x: their hidden states, in and out.
+static void feed_forward(const Encoder& e, const Layer& layer, const float* context, int64_t rows, Scratch& s, float* x) {
+  const int64_t hidden = e.hidden;
+  quantize_block(context, rows, hidden, s.quantized);
+  linear_block(layer.attention_output, s.quantized, 0, tiles_of(layer.attention_output), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+    store_part(s.first + r * hidden + j, y + load_part<Floats>(x + r * hidden + j, lanes), lanes);
+  });
+  for (int64_t r = 0; r < rows; ++r)
+    layer_norm(s.first + r * hidden, hidden, layer.attention_gamma, layer.attention_beta, e.attention_epsilon, s.second + r * hidden);
+  quantize_block(s.second, rows, hidden, s.quantized);
+  linear_block(layer.intermediate, s.quantized, 0, tiles_of(layer.intermediate), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+    store_part(s.third + r * e.intermediate + j, gelu(y), lanes);
+  });
+  quantize_block(s.third, rows, e.intermediate, s.quantized);
+  linear_block(layer.output, s.quantized, 0, tiles_of(layer.output), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+    store_part(s.first + r * hidden + j, y + load_part<Floats>(s.second + r * hidden + j, lanes), lanes);
+  });
+  for (int64_t r = 0; r < rows; ++r)
+    layer_norm(s.first + r * hidden, hidden, layer.output_gamma, layer.output_beta, e.attention_epsilon, x + r * hidden);
+}
+
+static int64_t widest(const Encoder& e) { return 3 * e.hidden > e.intermediate ? 3 * e.hidden : e.intermediate; }
+
+static void encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
+  Team team{threads};
+  const int64_t number = threads.parallel ? threads.number : 1, hidden = e.hidden, size = hidden / e.heads;
+  const int64_t rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < b.num_sequences; ++i)
+    if (b.offsets[i + 1] - b.offsets[i] > longest) longest = b.offsets[i + 1] - b.offsets[i];
+  char* share = nullptr;
+  scratch_of(share, rows, widest(e), widest(e), hidden, e.intermediate);
+  cut(share, attention_floats(longest, size) * 4);
+  const int64_t phases = 2 * e.num_layers + 1;
+  char* memory = workspace.get(number * (int64_t)share + b.num_tokens * hidden * 16 + phases * 8 + 256);
+  float* qkv = (float*)cut(memory, b.num_tokens * hidden * 12);
+  float* context = (float*)cut(memory, b.num_tokens * hidden * 4);
+  int64_t* counters = (int64_t*)cut(memory, phases * 8);
+  memset(counters, 0, phases * 8);
+  run(team, [&](int thread, int count) {
+    char* from = memory + thread * (int64_t)share;
+    Scratch s = scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
+    float* attention = (float*)from;
+    for (int64_t l = 0; l <= e.num_layers; ++l) {
+      for (int64_t i; (i = take(counters[2 * l])) < blocks;) {
+        const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
+        float* block = x + start * hidden;
+        if (l == 0)
+          for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
+        else
+          feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
+        if (l == e.num_layers) continue;
+        quantize_block(block, part, hidden, s.quantized);
+        linear_block(e.layers[l].qkv, s.quantized, 0, tiles_of(e.layers[l].qkv), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+          store_part(qkv + (start + r) * 3 * hidden + j, y, lanes);
+        });
+      }
+      if (l == e.num_layers) break;
+      team.barrier(count);
+      for (int64_t i; (i = take(counters[2 * l + 1])) < b.num_sequences * e.heads;) {
+        const int64_t start = b.offsets[i / e.heads], head = i % e.heads * size;
+        attend(qkv + start * 3 * hidden + head, b.offsets[i / e.heads + 1] - start, hidden, size, attention, context + start * hidden + head);
+      }
+      team.barrier(count);
+    }
+  });
+}
+
+}  // namespace VARIANT
+}  // namespace xtc

@@ -1,0 +1,62 @@
+// The C interface: chooses a variant, and lays codes out for it.
+#include <string.h>
+
+#include "kernels.hpp"
+
+using namespace xtc;
+
+#define API extern "C" __attribute__((visibility("default")))
+
+static bool runs(const Variant& v) {
+  if (!v.name) return false;
+#if defined(__x86_64__)
+  if (&v == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&v == &avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#endif
+  return &v == &portable;
+}
+
+static const Variant* const VARIANTS[] = {&avx512, &avx2, &portable};
+
+// Name of variant `index`, fastest first, where this processor runs it; "" where it does not; null past the last.
+API const char* xtc_variant(int index) {
+  if (index < 0 || index > 2) return nullptr;
+  return runs(*VARIANTS[index]) ? VARIANTS[index]->name : "";
+}
+
+API int64_t xtc_layout_bytes(int32_t layout, int64_t rows, int64_t columns) {
+  const int64_t codes = round_up(rows, TILE) * round_up(columns, COLUMN_STEP);
+  return layout == BYTES ? codes : layout == PAIRS ? codes / 4 : codes / 8;
+}
+
+// Lays the packed rows of a file out, in zeroed memory `out` of xtc_layout_bytes.
+API void xtc_lay_out(int32_t layout, int32_t levels, int64_t rows, int64_t columns, const uint8_t* packed, uint8_t* out) {
+  const int per_byte = levels == 2 ? 8 : levels == 3 ? 5 : 2;
+  const int64_t width = (columns + per_byte - 1) / per_byte, padded = round_up(columns, COLUMN_STEP);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t tile = r / TILE, row = r % TILE;
+    for (int64_t c = 0; c < columns;) {
+      int byte = packed[r * width + c / per_byte];
+      for (int d = 0; d < per_byte && c < columns; ++d, ++c, byte /= levels) {
+        const uint8_t code = byte % levels;
+        const int64_t place = row % 16 * 4 + c % 4, quad = (tile * 4 + row / 16) * (padded / 4) + c / 4;
+        if (layout == BYTES)
+          out[quad * 64 + place] = code;
+        else if (layout == PAIRS)
+          out[quad * 16 + place % 16] |= code << (2 * (place / 16));
+        else
+          out[(tile * padded / 8 + c / 8) * TILE + row] |= code << (c % 8);
+      }
+    }
+  }
+}
+
+API void xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens, float* out, const Threads* threads) {
+  VARIANTS[variant]->linear(*w, x, tokens, out, *threads);
+}
+
+API void xtc_encoder(int variant, const Encoder* e, const Batch* b, float* hidden, const Threads* threads) {
+  VARIANTS[variant]->encoder(*e, *b, hidden, *threads);
+}
