@@ -63,7 +63,8 @@ def _reason(product: Product) -> str:
         return "activations in float"
     if not product.activation.has_range():
         return "static activations whose range was never calibrated"
-    return f"{product.weight.spec.quantizer} weights of {product.weight.columns} columns on {product.weight.packed.device}"
+    weight = product.weight
+    return f"{weight.spec.quantizer} weights of {weight.columns} columns on {weight.packed.device}"
 
 
 @cache
