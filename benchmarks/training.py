@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
-from machine import cpu_model, peak_bytes, versions
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
 from hf_xtc.checkpoint import write_json
+from machine import cpu_model, peak_bytes, versions
 
 
 @dataclass

@@ -56,7 +56,7 @@ def _colors(runtimes: list[str]) -> dict[str, Any]:
     for family, scale in FAMILIES.items():
         members = [name for name in shown if _family(name) == family]
         for index, name in enumerate(members):
-            colors[name] = matplotlib.colormaps[scale](0.85 - 0.5 * index / max(len(members) - 1, 1))
+            colors[name] = matplotlib.colormaps[scale](0.35 + 0.5 * (index + 1) / len(members))
     return colors
 
 
@@ -76,7 +76,7 @@ def _latency(axes: Any, results: dict[str, Any], model: str, colors: dict[str, A
     axes.set_xticks(range(len(shapes)), names)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set(ylim=(0, LONGEST + 0.2), xlim=(-0.5, len(shapes) - 0.5), ylabel="time / torch fp32's")
-    axes.set_title(f"{model}: time of a batch relative to torch fp32 (its own below the shape); lower is better")
+    axes.set_title(f"{model}: time of a batch relative to torch fp32 (its own below the shape); lower is better, bars end at {LONGEST}")
     axes.spines[["top", "right"]].set_visible(False)
 
 

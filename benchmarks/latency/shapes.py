@@ -48,7 +48,7 @@ def make_shape(name: str, lengths: dict[int, int], sst2_batches: int, seed: int)
 
 
 def make_batches(shape: Shape, vocab_size: int, seed: int) -> list[Batch]:
-    """Random tokens of these lengths, as a tokenizer returns them: ids, mask, token types, int64, `(rows, longest)`."""
+    """Random tokens of these lengths, as a tokenizer gives them: ids, mask, token types; int64, `(rows, longest)`."""
     generator = np.random.default_rng(seed)
     batches = []
     for rows in shape:

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from machine import peak_bytes, resident_bytes
-
 from latency.files import CHECK_SEED
 from latency.runtimes import RUNTIMES, Run
 from latency.shapes import CHECK, FIXED, make_batches
+from machine import peak_bytes, resident_bytes
 
 # Shape of the first logits of a fresh process: rows, tokens.
 FIRST = FIXED["1x128"]
