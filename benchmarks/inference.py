@@ -109,7 +109,7 @@ class Run:
                 }
             )
             error = relative_error(worker.ask({"logits": None}), writer.expected(RUNTIMES[runtime].ours))
-        except (WorkerError, ImportError) as failure:
+        except (WorkerError, ImportError, ValueError) as failure:  # ValueError: what our exports refuse
             self.leave_out(model, runtime, str(failure))
             return None
         if not error <= TOLERANCE:

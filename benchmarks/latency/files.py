@@ -66,8 +66,7 @@ class Writer:
 
 def use_backend(model: Any, name: str) -> Any:
     """The packed model, its linears multiplying by that backend."""
-    if name != "reference" or hasattr(model, "set_backend"):
-        model.set_backend(name)
+    model.set_backend(name)
     return model
 
 
@@ -89,12 +88,21 @@ def _torch_bf16(writer: Writer, folder: Path) -> None:
     writer.model().to(torch.bfloat16).save_pretrained(folder)
 
 
-def quantize_torch(model: Any) -> Any:
-    """torch's dynamic int8 of every `nn.Linear`; without its notice that torchao will replace it."""
-    import torch
-
+@contextmanager
+def deprecations_ignored() -> Iterator[None]:
+    """Without torch's notices that its own int8 (and how it stores that) will give way to torchao's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated", category=UserWarning)
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+        yield
+
+
+def quantize_torch(model: Any) -> Any:
+    """torch's dynamic int8 of every `nn.Linear`."""
+    import torch
+
+    with deprecations_ignored():
         return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
@@ -104,7 +112,8 @@ def _torch_int8(writer: Writer, folder: Path) -> None:
     folder.mkdir()
     model = writer.model()
     model.config.save_pretrained(folder)
-    torch.save(quantize_torch(model).state_dict(), folder / "model.pt")
+    with deprecations_ignored():
+        torch.save(quantize_torch(model).state_dict(), folder / "model.pt")
 
 
 def _onnx(writer: Writer, folder: Path, attention: str = "sdpa") -> None:

@@ -75,8 +75,8 @@ def _latency(axes: Any, results: dict[str, Any], model: str, colors: dict[str, A
     names = [f"{s}\n{medians[FLOAT, s] * 1e3:.1f} ms" if (FLOAT, s) in medians else s for s in shapes]
     axes.set_xticks(range(len(shapes)), names)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(ylim=(0, LONGEST + 0.2), xlim=(-0.5, len(shapes) - 0.5), ylabel="time / torch fp32's")
-    axes.set_title(f"{model}: time of a batch relative to torch fp32 (its own below the shape); lower is better, bars end at {LONGEST}")
+    axes.set(ylim=(0, LONGEST + 0.2), xlim=(-0.5, len(shapes) - 0.5), ylabel="relative time")
+    axes.set_title(f"{model}: time of a batch / torch fp32's (written below); lower is better, bars end at {LONGEST}")
     axes.spines[["top", "right"]].set_visible(False)
 
 

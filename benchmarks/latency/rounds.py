@@ -28,7 +28,7 @@ class Worker:
         environment = {**os.environ, **quiet, "PYTHONPATH": path, "OMP_NUM_THREADS": str(config["threads"])}
         self.name = config["runtime"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "latency.worker"],
+            [sys.executable, "-P", "-m", "latency.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latency.files import INPUTS, quantize_torch, torch_logits, use_backend
+from latency.files import INPUTS, deprecations_ignored, quantize_torch, torch_logits, use_backend
 from latency.shapes import Batch
 
 Run = Callable[[Batch], np.ndarray]
@@ -84,7 +84,8 @@ def load_torch_int8(folder: Path, threads: int) -> Run:
     with no_init_weights():
         model = BertForSequenceClassification(BertConfig.from_pretrained(folder)).eval()
     model = quantize_torch(model)
-    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    with deprecations_ignored():
+        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     return _torch_run(model, threads)
 
 
