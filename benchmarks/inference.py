@@ -45,11 +45,11 @@ class InferenceArguments:
     )
     weights: str = field(default="binary", metadata={"help": "Quantizer of our models."})
     threads: int = field(default=2, metadata={"help": "Threads of every runtime."})
-    repeats: int = field(default=15, metadata={"help": "Rounds: timed calls of each runtime and shape."})
+    repeats: int = field(default=11, metadata={"help": "Rounds: timed calls of each runtime and shape."})
     cell_seconds: float = field(
-        default=6.0, metadata={"help": "A runtime slower than this for all repeats of a shape is timed less often."}
+        default=4.0, metadata={"help": "A runtime slower than this for all repeats of a shape is timed less often."}
     )
-    sst2_batches: int = field(default=3, metadata={"help": "Batches of 32 real lengths."})
+    sst2_batches: int = field(default=2, metadata={"help": "Batches of 32 real lengths."})
     sst2_parquet: str | None = field(default=None, metadata={"help": "SST-2's validation split, to count lengths."})
     sst2_tokenizer: str | None = field(default=None, metadata={"help": "Its tokenizer, a local folder or a Hub name."})
     seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
