@@ -8,7 +8,6 @@ The two run in turn in one process; medians of each are compared. Peak memory co
 """
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,14 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
 from hf_xtc.checkpoint import write_json
+from machine import cpu_model, peak_bytes, versions
 
 
 @dataclass
@@ -131,24 +129,11 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("hf_xtc", "torch", "transformers", "accelerate")},
+        "versions": versions("hf_xtc", "torch", "transformers", "accelerate"),
     }
     print(json.dumps(results, indent=2))
     if args.output_file:
         write_json(args.output_file, results)
-
-
-def peak_bytes() -> int:
-    """Peak resident bytes of this process since it was started (`ru_maxrss` would count its parent's too)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
-def cpu_model() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

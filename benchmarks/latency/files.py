@@ -1,0 +1,230 @@
+"""The files of every runtime, written once per model into a work folder and taken from there afterwards.
+
+Peers get what their own tools make of the float model:
+- ONNX Runtime fp32 and OpenVINO fp32: `torch.onnx.export` (the exporter that needs no further package).
+- ONNX Runtime int8: the same with eager attention, whose pattern ORT's own transformers optimizer fuses, then
+  `quantize_dynamic` with its defaults; faster than quantizing the plain graph.
+- OpenVINO int8: `quantize_static`, QDQ, on the plain graph, calibrated on random batches, then converted.
+- torch dynamic int8: `quantize_dynamic` on every `nn.Linear`.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latency.models import build, vocab_size
+from latency.shapes import CHECK, Batch, make_batches
+
+CHECK_SEED = 17
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class Writer:
+    """Writes the files of one model; `write(kind)` is a folder's path."""
+
+    def __init__(self, folder: Path, model_name: str, weights: str, seed: int):
+        self.folder = folder / f"{model_name}-{weights}-seed{seed}"
+        self.model_name, self.weights, self.seed = model_name, weights, seed
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, kind: str) -> Path:
+        """The folder of that kind of file, written unless it is there."""
+        target = self.folder / kind
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=self.folder) as made:
+                KINDS[kind](self, Path(made) / kind)
+                os.replace(Path(made) / kind, target)
+        return target
+
+    def model(self) -> Any:
+        """The float model."""
+        return build(self.model_name, self.seed)
+
+    def packed(self) -> Any:
+        """Our packed model of the same depth, loaded as a user loads it."""
+        from hf_xtc import XTCBertForSequenceClassification
+
+        return XTCBertForSequenceClassification.from_pretrained(self.write("ours")).eval()
+
+    def batches(self, shape: list[list[int]], seed: int) -> list[Batch]:
+        """Random batches in the model's vocabulary."""
+        return make_batches(shape, vocab_size(self.model_name), seed)
+
+    def expected(self, ours: bool) -> list[list[float]]:
+        """Logits of the float model, or of our packed one by the reference backend, on the batch of `CHECK`."""
+        path = self.folder / f"expected_{'ours' if ours else 'peers'}.json"
+        if not path.exists():
+            model = use_backend(self.packed(), "reference") if ours else self.model()
+            path.write_text(json.dumps(torch_logits(model, self.batches(CHECK, CHECK_SEED)[0]).tolist()))
+        return json.loads(path.read_text())
+
+
+def use_backend(model: Any, name: str) -> Any:
+    """The packed model, its linears multiplying by that backend."""
+    model.set_backend(name)
+    return model
+
+
+def torch_logits(model: Any, batch: Batch) -> Any:
+    """A torch model's logits as a float32 array."""
+    import torch
+
+    with torch.inference_mode():
+        return model(**{name: torch.from_numpy(values) for name, values in batch.items()}).logits.float().numpy()
+
+
+def _torch(writer: Writer, folder: Path) -> None:
+    writer.model().save_pretrained(folder)
+
+
+def _torch_bf16(writer: Writer, folder: Path) -> None:
+    import torch
+
+    writer.model().to(torch.bfloat16).save_pretrained(folder)
+
+
+@contextmanager
+def deprecations_ignored() -> Iterator[None]:
+    """Without torch's notices that its own int8 (and how it stores that) will give way to torchao's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated", category=UserWarning)
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated", category=UserWarning)
+        yield
+
+
+def quantize_torch(model: Any) -> Any:
+    """torch's dynamic int8 of every `nn.Linear`."""
+    import torch
+
+    with deprecations_ignored():
+        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def _torch_int8(writer: Writer, folder: Path) -> None:
+    import torch
+
+    folder.mkdir()
+    model = writer.model()
+    model.config.save_pretrained(folder)
+    with deprecations_ignored():
+        torch.save(quantize_torch(model).state_dict(), folder / "model.pt")
+
+
+def _onnx(writer: Writer, folder: Path, attention: str = "sdpa") -> None:
+    import torch
+
+    folder.mkdir()
+    model = writer.model()
+    model.set_attn_implementation(attention)
+    batch = writer.batches([[16, 11]], writer.seed)[0]
+    axes: dict[str, dict[int, str]] = {name: {0: "rows", 1: "tokens"} for name in INPUTS}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of the older exporter, of tracing: the logits are checked afterwards
+        torch.onnx.export(
+            model,
+            tuple(torch.from_numpy(batch[name]) for name in INPUTS),
+            str(folder / "model.onnx"),
+            input_names=list(INPUTS),
+            output_names=["logits"],
+            dynamic_axes={**axes, "logits": {0: "rows"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+@contextmanager
+def _scratch(writer: Writer) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
+        yield Path(folder)
+
+
+def _onnx_int8(writer: Writer, folder: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    config = writer.model().config
+    heads, width = config.num_attention_heads, config.hidden_size
+    folder.mkdir()
+    with _scratch(writer) as scratch:
+        _onnx(writer, scratch / "eager", attention="eager")
+        fused = optimize_model(str(scratch / "eager/model.onnx"), "bert", num_heads=heads, hidden_size=width)
+        fused.save_model_to_file(str(scratch / "fused.onnx"))
+        # Shape inference stops at the fused nodes, so the type of what follows them has to be said.
+        types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        quantize_dynamic(scratch / "fused.onnx", folder / "model.onnx", extra_options=types)
+
+
+def _openvino(writer: Writer, folder: Path) -> None:
+    _convert(writer.write("onnx") / "model.onnx", folder)
+
+
+def _convert(onnx_file: Path, folder: Path) -> None:
+    import openvino
+
+    folder.mkdir()
+    openvino.save_model(openvino.convert_model(onnx_file), folder / "model.xml", compress_to_fp16=False)
+
+
+def _openvino_int8(writer: Writer, folder: Path) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    batches = iter(writer.batches([[64] * 4] * 4, writer.seed))
+
+    class Batches:
+        """What `quantize_static` asks for its calibration."""
+
+        def get_next(self) -> Batch | None:
+            return next(batches, None)
+
+    with _scratch(writer) as scratch:
+        quantize_static(
+            writer.write("onnx") / "model.onnx",
+            scratch / "model.onnx",
+            Batches(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        _convert(scratch / "model.onnx", folder)
+
+
+def _ours(writer: Writer, folder: Path) -> None:
+    from hf_xtc import XTCRecipe, compress, pack_model
+
+    pack_model(compress(writer.model(), XTCRecipe(weights=writer.weights))).save_pretrained(folder)
+
+
+def _export(runtime: str, weights: str) -> Callable[[Writer, Path], None]:
+    def write(writer: Writer, folder: Path) -> None:
+        from hf_xtc.export import export_model
+
+        export_model(writer.packed(), folder, format=runtime, weights=weights)
+
+    return write
+
+
+KINDS: dict[str, Callable[[Writer, Path], None]] = {
+    "torch": _torch,
+    "torch_bf16": _torch_bf16,
+    "torch_int8": _torch_int8,
+    "onnx": _onnx,
+    "onnx_int8": _onnx_int8,
+    "openvino": _openvino,
+    "openvino_int8": _openvino_int8,
+    "ours": _ours,
+    **{f"ours_{to}_{bits}": _export(to, bits) for to in ("onnx", "openvino") for bits in ("int8", "2bit")},
+}
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,70 @@
+"""The results as Markdown: what was measured on, a table per model, the bars."""
+
+from typing import Any
+
+from latency.bars import bars, memory_bytes
+from latency.runtimes import RUNTIMES
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The whole report."""
+    parts = [_head(results), *(_table(results, model) for model in results["arguments"]["models"])]
+    parts += [_left_out(results), bars_table(results)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _head(results: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    flags = " ".join(results["flags"]) or "none of those looked for"
+    batches = results["arguments"]["sst2_batches"]
+    return (
+        f"{results['date']}, {results['cpu']} ({flags}), {results['threads']} threads, {versions}.\n"
+        f"`{results['command']}`\n\n"
+        "Milliseconds of a batch, rows x tokens: median, 10 %-90 % in brackets; random weights, two labels. "
+        f"32xsst2: mean over {batches} batches of 32 rows with the lengths of SST-2 sentences, padded to the longest. "
+        "Load: seconds to load the files; first: seconds from imports to first logits (1x128); "
+        "memory: peak MB of the fresh process up to then, in brackets above its imports; files: MB."
+    )
+
+
+def _table(results: dict[str, Any], model: str) -> str:
+    shapes = results["arguments"]["shapes"]
+    latency = {(row["runtime"], row["shape"]): row for row in results["latency"] if row["model"] == model}
+    lines = [
+        f"| {model} | {' | '.join(shapes)} | load s | first s | memory MB | files MB |",
+        f"|---|{'---:|' * (len(shapes) + 4)}",
+    ]
+    for process in results["processes"]:
+        if process["model"] == model:
+            cells = [_cell(latency.get((process["runtime"], shape))) for shape in shapes]
+            lines.append(f"| {' | '.join([RUNTIMES[process['runtime']].label, *cells, *_cost(process)])} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    median, low, high = (f"{row[key] * 1e3:.{1 if row['median_seconds'] < 1 else 0}f}" for key in SPREAD)
+    return f"{median} ({low}-{high})"
+
+
+SPREAD = ("median_seconds", "p10_seconds", "p90_seconds")
+
+
+def _cost(process: dict[str, Any]) -> list[str]:
+    return [
+        f"{process['load_seconds']:.2f}",
+        f"{process['first_logits_seconds']:.1f}",
+        f"{process['peak_bytes'] / 1e6:.0f} ({memory_bytes(process) / 1e6:.0f})",
+        f"{process['file_bytes'] / 1e6:.1f}",
+    ]
+
+
+def _left_out(results: dict[str, Any]) -> str:
+    return "\n".join(f"- Left out: {line}" for line in results["left_out"])
+
+
+def bars_table(results: dict[str, Any]) -> str:
+    """The summary: each bar, the figure, met or not."""
+    lines = [f"- {bar}" for bar in bars(results)]
+    return "\n".join(["Bars:", *lines]) if lines else "Bars: none, for want of `hf_xtc auto` or of its peers."

@@ -1,0 +1,52 @@
+"""What the benchmarks say of the machine and of the process that they run in. Imports nothing heavy."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# What decides how fast whole numbers multiply: AVX2, AVX-512, the dot products of VNNI, tiles of AMX.
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
+
+
+def peak_bytes() -> int:
+    """Peak resident bytes of this process since it was started (`ru_maxrss` would count its parent's too)."""
+    return _status("VmHWM")
+
+
+def resident_bytes() -> int:
+    """Resident bytes of this process now."""
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
+
+
+def cpu_model() -> str:
+    """The processor's name, where the system tells it."""
+    names = _cpuinfo("model name")
+    return names[0] if names else platform.processor()
+
+
+def cpu_flags() -> list[str]:
+    """Those of `FLAGS` that the processor has."""
+    lines = _cpuinfo("flags")
+    has = lines[0].split() if lines else []
+    return [flag for flag in FLAGS if flag in has]
+
+
+def _cpuinfo(key: str) -> list[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
