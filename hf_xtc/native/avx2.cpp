@@ -41,7 +41,7 @@ static void dot_panel(const uint8_t* codes, const int8_t* x, int64_t stride, int
         const __m256i values = _mm256_set1_epi32(four);
         sum[i][0] = _mm256_add_epi16(sum[i][0], _mm256_maddubs_epi16(c0, values));
         sum[i][1] = _mm256_add_epi16(sum[i][1], _mm256_maddubs_epi16(c1, values));
-        keep(sum[i][0], sum[i][1]);
+        HOLD(sum[i][0], sum[i][1]);
       }
     }
     for (int i = 0; i < M; ++i)

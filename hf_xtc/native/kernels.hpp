@@ -6,6 +6,13 @@
 
 #include <cstdint>
 
+// Keeps two sums in registers here: left alone, the compiler delays additions until it runs out of registers.
+#if defined(__x86_64__)
+#define HOLD(a, b) asm volatile("" : "+v"(a), "+v"(b))
+#else
+#define HOLD(a, b)
+#endif
+
 namespace xtc {
 
 // How a weight lies in memory. Columns are padded to COLUMN_STEP, rows to TILE; a tile is TILE rows of all columns.

@@ -1,5 +1,5 @@
 // The operator, written once for every instruction set. A variant defines, in namespace VARIANT and before including this:
-//   VECTOR_BYTES            width of a float vector
+//   VECTOR_BYTES width of a float vector
 //   MAX_ROWS     rows of activations per block of work
 //   dot          BYTES codes of one tile times rows of activations
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
@@ -47,11 +47,19 @@ static inline void store_part(float* to, Floats v, int64_t lanes) {
   memcpy(to, &v, lanes * sizeof(float));
 }
 
+struct Whole {  // as many lanes as a vector has: a type, so that code for whole vectors has no branches
+  constexpr operator int64_t() const { return LANES; }
+};
+
+static inline void store_part(float* to, Floats v, Whole) { store(to, v); }
+template <class V>
+static inline V load_part(const float* from, Whole) { return load<V>(from); }
+
 // Calls f(index, vector, lanes) over n floats; lanes beyond the end are zero.
 template <class F>
 static inline void each(const float* x, int64_t n, F f) {
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) f(i, load<Floats>(x + i), (int64_t)LANES);
+  for (; i + LANES <= n; i += LANES) f(i, load<Floats>(x + i), Whole{});
   if (i < n) f(i, load_part<Floats>(x + i, n - i), n - i);
 }
 
@@ -118,7 +126,7 @@ struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
 // or infinity gets scale NaN, as in the reference.
 static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
   Floats largest{}, zero{};
-  each(x, n, [&](int64_t, Floats v, int64_t) {
+  each(x, n, [&](int64_t, Floats v, auto) {
     largest = larger(largest, magnitude(v));
     zero += v * 0.0f;
   });
@@ -126,7 +134,7 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
   const float step = scale == 0.0f ? 1.0f : scale;
   int8_t* values = to.values + row * to.stride;
   Ints sum{};
-  each(x, n, [&](int64_t i, Floats v, int64_t lanes) {
+  each(x, n, [&](int64_t i, Floats v, auto lanes) {
     Ints q = (Ints)(v / step + 12582912.0f) - 0x4b400000;
     q = q > 127 ? Ints{} + 127 : q;
     sum += q;
@@ -146,7 +154,7 @@ static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
 
-constexpr int64_t CHUNK = 1024;  // columns whose tables or codes are worked on at a time
+constexpr int64_t CHUNK = 768;  // columns whose tables or codes are worked on at a time
 
 struct Scratch {
   Quantized quantized;
@@ -267,6 +275,7 @@ static void product(const float* a, int64_t a_stride, const float* b, int64_t b_
       for (int i = 0; i < M; ++i) {
         sum[i][0] += b0 * a[i * a_stride + k];
         sum[i][1] += b1 * a[i * a_stride + k];
+        HOLD(sum[i][0], sum[i][1]);
       }
     }
     for (int i = 0; i < M; ++i) {
@@ -298,16 +307,23 @@ static float softmax(float* scores, int64_t tokens, int64_t padded, float scalin
   return 1.0f / sum_of(sum);
 }
 
+// Floats per row of keys: whole vectors, and no multiple of a page, which would crowd rows into a few sets of the cache.
+static int64_t odd_stride(int64_t tokens) {
+  const int64_t padded = round_up(tokens, 2 * LANES);
+  return padded % 64 ? padded : padded + 2 * LANES;
+}
+
 // One head of one sequence. qkv: (tokens, 3 * hidden), the head's query at its start; out: (tokens, hidden).
 static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t size, float* scratch, float* out) {
-  const int64_t padded = round_up(tokens, 2 * LANES), wide = round_up(size, 2 * LANES), stride = 3 * hidden;
+  const int64_t padded = odd_stride(tokens), wide = round_up(size, 2 * LANES), stride = 3 * hidden;
   float *keys = scratch, *values = keys + size * padded, *scores = values + tokens * wide;
   float* result = scores + ATTENTION_ROWS * padded;
   memset(keys, 0, size * padded * sizeof(float));
+  for (int64_t first = 0; first < size; first += 16)  // a few rows of the transpose at a time, each a stream of writes
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t d = first; d < size && d < first + 16; ++d) keys[d * padded + t] = qkv[t * stride + hidden + d];
   for (int64_t t = 0; t < tokens; ++t) {
-    const float *key = qkv + t * stride + hidden, *value = key + hidden;
-    for (int64_t d = 0; d < size; ++d) keys[d * padded + t] = key[d];
-    memcpy(values + t * wide, value, size * sizeof(float));
+    memcpy(values + t * wide, qkv + t * stride + 2 * hidden, size * sizeof(float));
     memset(values + t * wide + size, 0, (wide - size) * sizeof(float));
   }
   const float scaling = 1.0f / __builtin_sqrtf((float)size);
@@ -318,28 +334,28 @@ static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t siz
     for (int i = 0; i < m; ++i) weight[i] = softmax(scores + i * padded, tokens, padded, scaling);
     product_rows<ATTENTION_ROWS>(m, scores, padded, values, wide, tokens, wide, result, wide);
     for (int i = 0; i < m; ++i)
-      each(result + i * wide, size, [&](int64_t d, Floats v, int64_t lanes) {
+      each(result + i * wide, size, [&](int64_t d, Floats v, auto lanes) {
         store_part(out + (t + i) * hidden + d, v * weight[i], lanes);
       });
   }
 }
 
 static int64_t attention_floats(int64_t tokens, int64_t size) {
-  const int64_t padded = round_up(tokens, 2 * LANES), wide = round_up(size, 2 * LANES);
+  const int64_t padded = odd_stride(tokens), wide = round_up(size, 2 * LANES);
   return size * padded + tokens * wide + ATTENTION_ROWS * (padded + wide);
 }
 
 static void layer_norm(const float* x, int64_t n, const float* gamma, const float* beta, float epsilon, float* out) {
   Floats sum{}, squares{};
-  each(x, n, [&](int64_t, Floats v, int64_t) { sum += v; });
+  each(x, n, [&](int64_t, Floats v, auto) { sum += v; });
   const float mean = sum_of(sum) / n;
-  each(x, n, [&](int64_t, Floats v, int64_t lanes) {
+  each(x, n, [&](int64_t, Floats v, auto lanes) {
     Floats d = v - mean;
     for (int64_t i = lanes; i < LANES; ++i) d[i] = 0.0f;
     squares += d * d;
   });
   const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / n + epsilon);
-  each(x, n, [&](int64_t i, Floats v, int64_t lanes) {
+  each(x, n, [&](int64_t i, Floats v, auto lanes) {
     store_part(out + i, (v - mean) * scale * load_part<Floats>(gamma + i, lanes) + load_part<Floats>(beta + i, lanes), lanes);
   });
 }

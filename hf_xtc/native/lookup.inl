@@ -5,9 +5,6 @@
 // two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits, and after 256
 // columns to 32.
 
-// Holds two sums in registers here: left alone, the compiler delays additions until it runs out of registers.
-static inline void keep(__m256i& a, __m256i& b) { asm volatile("" : "+x"(a), "+x"(b)); }
-
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables) {
   alignas(32) static const uint8_t subsets[2][32] = {
       {0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1},
@@ -51,11 +48,11 @@ static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, 
             const __m256i l = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
             low[i][0] = _mm256_add_epi8(low[i][0], _mm256_shuffle_epi8(l, c0));
             low[i][1] = _mm256_add_epi8(low[i][1], _mm256_shuffle_epi8(l, c1));
-            keep(low[i][0], low[i][1]);
+            HOLD(low[i][0], low[i][1]);
             const __m256i h = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(table + 16)));
             high[i][0] = _mm256_add_epi8(high[i][0], _mm256_shuffle_epi8(h, c0));
             high[i][1] = _mm256_add_epi8(high[i][1], _mm256_shuffle_epi8(h, c1));
-            keep(high[i][0], high[i][1]);
+            HOLD(high[i][0], high[i][1]);
           }
         }
       }
