@@ -78,6 +78,7 @@ def _export(arguments: list[str]) -> None:
     exported = run_export(*options)
     rows = "rows of the validation split" if options[1].given else "rows of random tokens (no data was given)"
     print(f"agreement: {exported.agreement}")
+    print(f"own noise: {exported.noise}")
     print(f"verified on: {exported.agreement.rows} {rows}")
     print(f"bytes: {exported.bytes}")
     print(f"written to: {exported.path}")

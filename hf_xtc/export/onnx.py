@@ -56,7 +56,7 @@ class OnnxEmitter(Emitter):
         super().__init__(weights)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[Any, onnx.TensorProto] = {}
-        self._zero_points: dict[Value, int] = {}
+        self._zero_points: dict[Value, int] = {}  # of the unsigned bytes of activations
 
     def constant(self, array: Array) -> Value:
         array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray makes vectors of scalars
@@ -137,6 +137,7 @@ class OnnxEmitter(Emitter):
         return super().dequantized(quantized._replace(levels=levels))
 
     def integer_product(self, quantized: Quantized, layer: PackedLinear) -> Value:
+        """As int32, where the inputs are integers."""
         if quantized.scale is None:
             return super().integer_product(quantized, layer)
         codes = np.ascontiguousarray(signed_codes(layer).T)
@@ -144,8 +145,19 @@ class OnnxEmitter(Emitter):
         if layer.spec.quantizer == "int8":
             codes = (codes.astype(np.int16) + 128).astype(np.uint8)
             zero_points.append(self.constant(np.array(128, np.uint8)))
-        product = self.node("MatMulInteger", quantized.levels, self.constant(codes), *zero_points)
-        return self.cast(product, "float32")
+        return self.node("MatMulInteger", quantized.levels, self.constant(codes), *zero_points)
+
+    def scaled(self, product: Value, quantized: Quantized, layer: PackedLinear) -> Value:
+        """As in every runtime; `DequantizeLinear` casts and scales rows in one pass over memory."""
+        if quantized.scale is None:
+            return super().scaled(product, quantized, layer)
+        if quantized.zero is not None or (layer.activation and layer.activation.spec.calibration == "static"):
+            return super().scaled(self.cast(product, "float32"), quantized, layer)
+        row_scale, channel_scale = quantized.scale, self.channel_scale(layer)
+        if layer.spec.granularity == "per_tensor":
+            row_scale = self.node("Multiply", row_scale, channel_scale)
+        product = self.node("DequantizeLinear", product, self.reshape(row_scale, [-1]), axis=0)
+        return product if layer.spec.granularity == "per_tensor" else self.node("Multiply", product, channel_scale)
 
     def packed_product(self, value: Value, layer: PackedLinear) -> Value:
         if self.weights != "2bit" or self.shares_table(layer):
