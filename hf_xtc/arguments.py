@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_xtc.data import DataArguments
 from hf_xtc.deepspeed import schedule_offsets
 from hf_xtc.errors import RecipeError
 from hf_xtc.recipe import XTCRecipe
-from hf_xtc.specs import check_choice
+from hf_xtc.specs import check_choice, check_count
 
 
 @dataclass
@@ -121,3 +122,37 @@ class EvaluateArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a packed or float sequence classifier."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the metrics to."})
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and how."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed model."})
+    output_dir: str = field(metadata={"help": "Folder for the exported file, its configuration and tokenizer."})
+    format: str = field(default="onnx", metadata={"help": "onnx or openvino."})
+    weights: str | None = field(
+        default=None,
+        metadata={"help": "int8 (default of onnx) or 2bit (default of openvino; in onnx smaller, not quite equal)."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of the verification."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+
+
+@dataclass
+class ExportDataArguments(DataArguments):
+    """What to verify an export on: as for training, but the train file may be left out, and so may everything."""
+
+    def __post_init__(self) -> None:
+        if self.train_file is None and self.task_name is None:
+            self.train_file = self.validation_file  # only the validation rows are used
+        if self.given:
+            super().__post_init__()
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any data."""
+        return any(value is not None for value in (self.task_name, self.train_file, self.validation_file))

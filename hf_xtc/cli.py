@@ -1,4 +1,4 @@
-"""The command line: `hf-xtc compress` and `hf-xtc evaluate`, also `python -m hf_xtc`.
+"""The command line: `hf-xtc compress`, `hf-xtc evaluate` and `hf-xtc export`, also `python -m hf_xtc`.
 
 Options are the fields of dataclasses, parsed by `HfArgumentParser`; a single `.json` file may hold them instead.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from hf_xtc.arguments import EvaluateArguments, JobArguments, RecipeArguments
+from hf_xtc.arguments import EvaluateArguments, ExportArguments, ExportDataArguments, JobArguments, RecipeArguments
 from hf_xtc.data import DataArguments
 from hf_xtc.errors import XTCError
 from hf_xtc.training_args import XTCTrainingArguments
@@ -29,10 +29,11 @@ DEFAULTS = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
-USAGE = """usage: hf-xtc {compress,evaluate} [options | options.json]
+USAGE = """usage: hf-xtc {compress,evaluate,export} [options | options.json]
 
   compress   compress a fine-tuned BERT into a packed checkpoint (hf-xtc compress --help)
   evaluate   measure a checkpoint on a task's validation split (hf-xtc evaluate --help)
+  export     write a packed checkpoint for ONNX Runtime or OpenVINO, and verify it (hf-xtc export --help)
 """
 
 
@@ -70,7 +71,20 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"{name}: {value:.6f}")
 
 
-COMMANDS = {"compress": _compress, "evaluate": _evaluate}
+def _export(arguments: list[str]) -> None:
+    options = _parse(HfArgumentParser((ExportArguments, ExportDataArguments), prog="hf-xtc export"), arguments)
+    from hf_xtc.export.command import run_export
+
+    exported = run_export(*options)
+    rows = "rows of the validation split" if options[1].given else "rows of random tokens (no data was given)"
+    print(f"agreement: {exported.agreement}")
+    print(f"own noise: {exported.noise}")
+    print(f"verified on: {exported.agreement.rows} {rows}")
+    print(f"bytes: {exported.bytes}")
+    print(f"written to: {exported.path}")
+
+
+COMMANDS = {"compress": _compress, "evaluate": _evaluate, "export": _export}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,9 @@ def test_unknown_command_is_wrong_usage(capsys):
     assert "compress" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command, option", [("compress", "--keep_layers"), ("evaluate", "--model")])
+@pytest.mark.parametrize(
+    "command, option", [("compress", "--keep_layers"), ("evaluate", "--model"), ("export", "--format")]
+)
 def test_each_command_lists_its_options(command, option, capsys):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])

@@ -108,4 +108,5 @@ print(*sorted(after - before))
     added = set(done.stdout.split())
     # datasets and peft are in before already: transformers.Trainer imports them where they are installed.
     assert added.isdisjoint({"evaluate", "datasets", "peft", "pandas", "sklearn", "scipy"})
+    assert added.isdisjoint({"onnx", "onnxruntime", "openvino"})
     assert "hf_xtc" in added

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertTokenizerFast, HfArgumentParser
 
 from hf_xtc import XTCRecipe, ledger
-from hf_xtc.arguments import EvaluateArguments, JobArguments, RecipeArguments
+from hf_xtc.arguments import EvaluateArguments, ExportArguments, ExportDataArguments, JobArguments, RecipeArguments
 from hf_xtc.data import DataArguments
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -47,6 +47,7 @@ def test_commands_parse(line, tmp_path):
     classes = {
         "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments),
         "evaluate": (EvaluateArguments, DataArguments),
+        "export": (ExportArguments, ExportDataArguments),
     }[words[1]]
     HfArgumentParser(classes).parse_args_into_dataclasses(
         [*words[2:], "--use_cpu"] if words[1] == "compress" else words[2:]

@@ -9,6 +9,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "kernels.hpp"
 
@@ -81,7 +84,7 @@ static inline float largest_of(Floats v) {
 // e**x for x <= 0.
 static inline Floats exponential(Floats x) {
   const Floats magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to a whole number, half to even
-  x = larger(x, splat(-87.0f));
+  x = larger(x, splat(-80.0f));  // times a small value it shall not become subnormal
   Floats shifted = x * 1.44269504f + magic;
   Floats n = shifted - magic;
   Floats f = x - n * 0.693359375f;  // ln 2 in two parts
@@ -408,15 +411,19 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
 // filling them.
 struct Workspace {
+  static constexpr int64_t HUGE_PAGE = 1 << 21;
   char* data = nullptr;
   size_t size = 0;
   ~Workspace() { free(data); }
   char* get(size_t bytes) {
     if (bytes > size) {
       free(data);
-      size = bytes + bytes / 4;
-      data = (char*)aligned_alloc(64, round_up(size, 64));
+      size = round_up(bytes + bytes / 4, HUGE_PAGE);
+      data = (char*)aligned_alloc(HUGE_PAGE, size);
       if (!data) abort();
+#ifdef MADV_HUGEPAGE
+      madvise(data, size, MADV_HUGEPAGE);  // attention walks over rows that are pages apart
+#endif
     }
     return data;
   }
