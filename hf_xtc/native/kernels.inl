@@ -100,20 +100,24 @@ static inline Floats exponential(Floats x) {
   return p * (Floats)power;
 }
 
-// x * P(N <= x): the exact GELU. The upper tail of the normal distribution is exp(-x*x/2) times a polynomial in
-// 1 / (1 + 0.27 |x|).
+// x * P(N <= x): the exact GELU, by a rational function of x * x for erf(x / sqrt 2) / x (float32 rounding dominates).
 static inline Floats gelu(Floats x) {
-  Floats a = magnitude(x);
-  Floats t = 1.0f / (a * 0.27f + 1.0f);
-  Floats p = splat(-0.13676925003528595f);
-  p = p * t + 0.5838248133659363f;
-  p = p * t + -0.5716221928596497f;
-  p = p * t + 0.5576928853988647f;
-  p = p * t + -0.07832851260900497f;
-  p = p * t + 0.14912064373493195f;
-  p = p * t + -0.003918377682566643f;
-  Floats tail = exponential(a * a * -0.5f) * p;
-  return x * (x >= 0.0f ? 1.0f - tail : tail);
+  const Floats limit = splat(3.92f);
+  Floats z = smaller(larger(x * 0.70710678f, -limit), limit), t = z * z;
+  Floats p = splat(-1.333742360998258e-8f);
+  p = p * t + 4.71808834845433e-6f;
+  p = p * t + 3.803810977842659e-4f;
+  p = p * t + 3.832378890365362e-3f;
+  p = p * t + 5.427848547697067e-2f;
+  p = p * t + 1.8470042943954468e-1f;
+  p = p * t + 1.128379225730896f;
+  Floats q = splat(6.342170672724023e-5f);
+  q = q * t + 1.305042183957994e-3f;
+  q = q * t + 1.5430981293320656e-2f;
+  q = q * t + 1.1377549171447754e-1f;
+  q = q * t + 4.9702003598213196e-1f;
+  q = q * t + 1.0f;
+  return x * 0.5f * (z * p / q + 1.0f);
 }
 
 // ---- Rows of activations in 8 bits --------------------------------------------------------------------------------
