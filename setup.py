@@ -1,4 +1,4 @@
-"""The native operator, which setup.cfg cannot describe. Optional: without a compiler the package installs without it."""
+"""The native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
 
 from setuptools import Extension, setup
 

@@ -290,13 +290,13 @@ def test_the_environment_names_the_default(monkeypatch):
     monkeypatch.delenv("XTC_BACKEND")
     assert default_backend() == "auto"
     monkeypatch.setenv("XTC_BACKEND", "int9")
-    with pytest.raises(XTCError, match="^Unknown backend 'int9'; registered: auto, int8, packed, reference\\.$"):
+    with pytest.raises(XTCError, match=r"^Unknown backend 'int9'; registered: auto, int8, packed, reference\.$"):
         default_backend()
 
 
 def test_an_unknown_variant(monkeypatch):
     monkeypatch.setenv("XTC_NATIVE", "sse9")
-    with pytest.raises(XTCError, match="^XTC_NATIVE='sse9' is no variant of the native operator here; use one of: "):
+    with pytest.raises(XTCError, match=r"^XTC_NATIVE='sse9' is no variant of the native operator here; use one of: "):
         native.variant()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.packing import codes_per_byte, unpack
-from hf_xtc.quantizers import ActivationQuantizer, get_quantizer, guard_zero, symmetric_scale
+from hf_xtc.quantizers import ActivationQuantizer, activation_levels, get_quantizer, guard_zero
 from hf_xtc.specs import ActivationSpec
 
 Array = NDArray[Any]
@@ -237,8 +237,8 @@ class Emitter(ABC):
 
     def _symmetric_scale(self, value: Value, spec: ActivationSpec, span: tuple[float, float] | None) -> Value:
         if span is not None:
-            largest = torch.tensor(max(abs(span[0]), abs(span[1])))
-            return self.constant(symmetric_scale(largest, spec.bits).reshape(1, 1).numpy())
+            low, high = torch.tensor(span)
+            return self.constant(activation_levels(torch.zeros(1), low, high, spec).scale.reshape(1, 1).numpy())
         negative = self.node("Negative", self.extreme(value, "min"))
         largest = self.node("Maximum", self.extreme(value, "max"), negative)
         scale = self.node("Divide", largest, self.number(2 ** (spec.bits - 1)))

@@ -117,7 +117,8 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
     """Runs a model, its exported file, and the model with its LayerNorm weights moved, on the same rows.
 
     Args:
-        model (`PreTrainedModel`): The packed model, on any device and of any dtype; computed in float32 on the CPU.
+        model (`PreTrainedModel`): The packed model, on any device and of any dtype; computed in float32 on the CPU by
+            the reference backend.
         runner: The exported file, from a batch to its outputs by name.
         batches: Padded batches of `input_ids`, `attention_mask` and `token_type_ids`, integers `(batch, sequence)`.
 
@@ -125,6 +126,7 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
         How the file agrees with the model, and how the moved model does: the noise.
     """
     reference = copy.deepcopy(model).cpu().float().eval()
+    reference.set_backend("reference")
     moved = _moved(reference)
     agreement, noise = Agreement(), Agreement()
     for batch in batches:

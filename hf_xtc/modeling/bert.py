@@ -237,11 +237,11 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
     ) -> Any:
         """As `BertModel.forward`. On an integer backend, where the native operator serves the model, the whole encoder
         is one call and padding is skipped: hidden states of padding tokens are then zeros."""
-        hidden = None
-        if self.packed and inputs_embeds is None and input_ids is not None and self._only_last(kwargs):
-            if attention_mask is None or attention_mask.shape == input_ids.shape:
-                fused = fused_encoder(self)
-                hidden = fused and fused(input_ids, attention_mask, token_type_ids, position_ids)
+        hidden, plain = None, self.packed and inputs_embeds is None and self._only_last(kwargs)
+        if plain and input_ids is not None and (attention_mask is None or attention_mask.shape == input_ids.shape):
+            fused = fused_encoder(self)
+            if fused is not None:
+                hidden = fused(input_ids, attention_mask, token_type_ids, position_ids)
         if hidden is None:
             return super().forward(
                 input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs

@@ -60,7 +60,7 @@ class FusedEncoder:
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` where ids are out of range or a row has no first token.
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if an id is out of range or a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
@@ -96,7 +96,7 @@ _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder | None] = WeakKeyDictionary()
 def fused_encoder(model: Any) -> FusedEncoder | None:
     """The fused encoder of a packed BERT base model, made at its first forward and whenever the model has changed;
     `None` where the model has to run layer by layer."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or model.training:
+    if torch.compiler.is_compiling() or model.training or _asks_gradients(model):
         return None
     fused = _FUSED.get(model)
     if fused is not None and fused.is_current(model):
@@ -123,7 +123,6 @@ def serves(model: Any) -> bool:
         and all(len({linear.spec for linear in _linears(layer)[:3]}) == 1 for layer in layers)
         and all(tensor.device.type == "cpu" for _, _, tensor, _ in _operands(model))
         and all(p.dtype == torch.float32 for p in (*model.embeddings.parameters(), *model.encoder.parameters()))
-        and not any(p.requires_grad and torch.is_grad_enabled() for p in model.encoder.parameters())
         and not any(_has_hooks(module) for part in (model.embeddings, model.encoder) for module in part.modules())
     )
 
@@ -173,6 +172,13 @@ def _operands(model: Any) -> Any:
                 for name, tensor in holder.items():
                     if tensor is not None:
                         yield holder, name, tensor, tensor._version
+
+
+def _asks_gradients(model: Any) -> bool:
+    """Whether anybody trains embeddings or encoder: the layers then say whether they can."""
+    return torch.is_grad_enabled() and any(
+        p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters()
+    )
 
 
 def _has_hooks(module: Any) -> bool:
