@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint clean
 
-.venv/installed: setup.cfg constraints.txt
+.venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --constraint constraints.txt --editable .
@@ -34,4 +34,4 @@ test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo build *.egg-info hf_xtc/_native*.so

@@ -276,7 +276,7 @@ def test_the_choice_is_said_once(variant, how, caplog, monkeypatch):
     if variant not in NATIVE:
         pytest.skip("the native operator is not built")
     monkeypatch.setenv("XTC_NATIVE", variant)
-    choice_module._say_choice.cache_clear()
+    choice_module.say_choice.cache_clear()
     layer, x = packed_linear("int8"), random(3, 21, seed=1)
     with caplog.at_level("INFO"):
         layer(x)

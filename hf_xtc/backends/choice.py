@@ -54,7 +54,7 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
         _say_fallback(name, _reason(product))
         return "reference"
     if not torch.compiler.is_compiling():
-        _say_choice(name, native.variant())
+        say_choice(name, native.variant())
     return name
 
 
@@ -68,7 +68,8 @@ def _reason(product: Product) -> str:
 
 
 @cache
-def _say_choice(name: str, variant: str | None) -> None:
+def say_choice(name: str, variant: str | None) -> None:
+    """Logs, once, what packed linears run on."""
     how = "PyTorch operations (no native operator)" if variant is None else f"the native operator ({variant})"
     logger.info("Packed linears run on the %r backend, %s.", name, how)
 

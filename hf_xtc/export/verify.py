@@ -127,7 +127,7 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
     """
     reference = copy.deepcopy(model).cpu().float().eval()
     reference.set_backend("reference")
-    moved = _moved(reference)
+    moved = with_noise(reference)
     agreement, noise = Agreement(), Agreement()
     for batch in batches:
         mask, expected = batch["attention_mask"].numpy(), _outputs(reference, batch)
@@ -142,7 +142,8 @@ def _outputs(model: Any, batch: Batch) -> Outputs:
 
 
 @torch.no_grad()
-def _moved(model: Any) -> Any:
+def with_noise(model: Any) -> Any:
+    """A copy whose LayerNorm weights are moved by one part in 100,000: its outputs tell the model's own noise."""
     moved, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for module in moved.modules():
         if isinstance(module, nn.LayerNorm):

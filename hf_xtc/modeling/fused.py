@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_xtc.backends import Product, native
+from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantizers import get_quantizer
@@ -105,6 +106,7 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
     if fused is None:
         _FUSED.pop(model, None)
     else:
+        say_choice(model.backend, native.variant())
         _FUSED[model] = fused
     return fused
 

@@ -1,0 +1,58 @@
+"""How far the backends agree with the reference on real rows: classes, logits, and the reference's own noise.
+
+    python benchmarks/agreement.py --model demo/minilm-3l-1bit-rotten-tomatoes \
+        --validation_file demo/rotten_tomatoes/validation.csv --max_length 64
+
+An 8-bit activation on the edge between two levels falls either way by float32 rounding, in any way to compute it.
+The last line tells what that alone does: the reference against itself, LayerNorm weights moved by one part in 100,000.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, HfArgumentParser
+
+import hf_xtc
+from hf_xtc.arguments import EvaluateArguments, ExportDataArguments
+from hf_xtc.backends import native
+from hf_xtc.export.command import load_packed, validation_batches
+from hf_xtc.export.verify import with_noise
+
+
+@torch.inference_mode()
+def logits(model: Any, rows: list[dict[str, Tensor]], backend: str) -> Tensor:
+    """Logits of all rows, `(rows, labels)`, computed by one backend."""
+    model.set_backend(backend)
+    return torch.cat([model(**batch).logits for batch in rows])
+
+
+def line(name: str, found: Tensor, expected: Tensor) -> str:
+    """A row of the table."""
+    difference = (found - expected).abs().amax(1)
+    equal = int((found.argmax(1) == expected.argmax(1)).sum())
+    within = int((difference <= 1e-3).sum())
+    return f"| {name} | {equal} | {within} | {float(difference.median()):.1e} | {float(difference.max()):.1e} |"
+
+
+def main() -> None:
+    """Prints one line for each backend, with each variant of the native operator and without it."""
+    args, data_args = HfArgumentParser((EvaluateArguments, ExportDataArguments)).parse_args_into_dataclasses()
+    model = load_packed(args.model)
+    rows = list(validation_batches(model, AutoTokenizer.from_pretrained(args.model), args, data_args))
+    expected = logits(model, rows, "reference")
+    versions = f"hf_xtc {hf_xtc.__version__}, torch {torch.__version__}"
+    print(f"{versions}, {len(expected)} rows, logits up to {float(expected.abs().max()):.2f}\n")
+    print("| against the reference | equal classes | logits within 1e-3 | median difference | largest |")
+    print("|---|---|---|---|---|")
+    for variant in (*native.variants(), "off"):
+        os.environ["XTC_NATIVE"] = variant
+        for backend in ("int8", "packed"):
+            print(line(f"{backend}, native operator {variant}", logits(model, rows, backend), expected), flush=True)
+    model.set_backend("reference")
+    print(line("reference, LayerNorm weights moved by 1e-5", logits(with_noise(model), rows, "reference"), expected))
+
+
+if __name__ == "__main__":
+    main()
