@@ -4,10 +4,12 @@
         --validation_file demo/rotten_tomatoes/validation.csv --max_length 64
 
 An 8-bit activation on the edge between two levels falls either way by float32 rounding, in any way to compute it.
-The last line tells what that alone does: the reference against itself, LayerNorm weights moved by one part in 100,000.
+What that alone does is told by the reference against itself: with LayerNorm weights moved by one part in 100,000, and
+with other batches, which change the order of its float sums.
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +42,9 @@ def main() -> None:
     """Prints one line for each backend, with each variant of the native operator and without it."""
     args, data_args = HfArgumentParser((EvaluateArguments, ExportDataArguments)).parse_args_into_dataclasses()
     model = load_packed(args.model)
-    rows = list(validation_batches(model, AutoTokenizer.from_pretrained(args.model), args, data_args))
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    rows = list(validation_batches(model, tokenizer, args, data_args))
+    few = list(validation_batches(model, tokenizer, replace(args, batch_size=7), data_args))
     expected = logits(model, rows, "reference")
     versions = f"hf_xtc {hf_xtc.__version__}, torch {torch.__version__}"
     print(f"{versions}, {len(expected)} rows, logits up to {float(expected.abs().max()):.2f}\n")
@@ -50,7 +54,10 @@ def main() -> None:
         os.environ["XTC_NATIVE"] = variant
         for backend in ("int8", "packed"):
             print(line(f"{backend}, native operator {variant}", logits(model, rows, backend), expected), flush=True)
-    model.set_backend("reference")
+    os.environ.pop("XTC_NATIVE")
+    for backend in ("auto", "reference"):
+        same = f"{backend} in batches of 7, against itself in batches of {args.batch_size}"
+        print(line(same, logits(model, few, backend), logits(model, rows, backend)), flush=True)
     print(line("reference, LayerNorm weights moved by 1e-5", logits(with_noise(model), rows, "reference"), expected))
 
 

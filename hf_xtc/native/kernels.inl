@@ -3,6 +3,7 @@
 //   MAX_ROWS     rows of activations per block of work
 //   dot          BYTES codes of one tile times rows of activations
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
+//   narrow       32-bit numbers of one vector as bytes (compilers take them out one by one)
 //   relax        what a thread does between two looks at a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
 // rounded half to even; exp and the normal distribution are polynomials of this project, fitted to below 1e-8.
@@ -21,7 +22,6 @@ namespace VARIANT {
 constexpr int LANES = VECTOR_BYTES / 4;
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
-typedef int8_t Bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
 
 static inline Floats splat(float x) { return Floats{} + x; }
 static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -145,8 +145,9 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
     Ints q = (Ints)(v / step + 12582912.0f) - 0x4b400000;
     q = q > 127 ? Ints{} + 127 : q;
     sum += q;
-    Bytes bytes = __builtin_convertvector(q, Bytes);
-    memcpy(values + i, &bytes, lanes);
+    int8_t bytes[LANES];
+    narrow(q, bytes);
+    memcpy(values + i, bytes, lanes);
   });
   memset(values + n, 0, to.stride - n);
   to.scale[row] = scale;

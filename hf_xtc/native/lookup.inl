@@ -1,9 +1,22 @@
-// Binary codes by table lookup, for AVX2 and above.
+// What AVX2 and above share: bytes from 32-bit numbers, and binary codes by table lookup.
 //
 // Four activations have 16 sums of a subset; four bits of a row's codes choose one. A byte shuffle looks 32 rows up at
 // once, so one instruction stands for 128 multiplications. A sum (10 bits, made positive by adding 512) is split into
 // two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits, and after 256
 // columns to 32.
+
+// 32-bit numbers of a vector, 8 at a time, as bytes.
+template <class V>
+static inline void narrow(V q, int8_t* to) {
+  __m256i parts[sizeof q / 32];
+  memcpy(parts, &q, sizeof q);
+  for (const __m256i& part : parts) {
+    const __m256i words = _mm256_packs_epi32(part, part), bytes = _mm256_packs_epi16(words, words);
+    const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    _mm_storel_epi64((__m128i*)to, _mm256_castsi256_si128(both));
+    to += 8;
+  }
+}
 
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables) {
   alignas(32) static const uint8_t subsets[2][32] = {

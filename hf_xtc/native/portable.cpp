@@ -12,6 +12,11 @@ namespace VARIANT {
 constexpr int LOOKUP_ROWS = 0;
 constexpr int64_t MAX_ROWS = 36;
 
+template <class V>
+static inline void narrow(V q, int8_t* to) {
+  for (int i = 0; i < VECTOR_BYTES / 4; ++i) to[i] = q[i];
+}
+
 static inline void relax(int spins) {
   if (spins % 64 == 63) sched_yield();
 }
