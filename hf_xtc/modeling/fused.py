@@ -33,7 +33,8 @@ class FusedEncoder:
         self.limits = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
         self._operands = list(_operands(model))
         self._modules = [(m, m._modules.copy()) for m in model.modules() if m._modules]
-        self._hooked = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
+        modules = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._variant, self._backend = native.variant(), model.backend
         embeddings = model.embeddings
         tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
@@ -55,7 +56,7 @@ class FusedEncoder:
                 holder.get(name) is tensor and tensor._version == version
                 for holder, name, tensor, version in self._operands
             )
-            and not any(_has_hooks(module) for module in self._hooked)
+            and not (any(self._hooks) and any(map(_listens, self._hooks)))
         )
 
     def __call__(
@@ -125,7 +126,11 @@ def serves(model: Any) -> bool:
         and all(len({linear.spec for linear in _linears(layer)[:3]}) == 1 for layer in layers)
         and all(tensor.device.type == "cpu" for _, _, tensor, _ in _operands(model))
         and all(p.dtype == torch.float32 for p in (*model.embeddings.parameters(), *model.encoder.parameters()))
-        and not any(_has_hooks(module) for part in (model.embeddings, model.encoder) for module in part.modules())
+        and not any(
+            _listens(module._forward_hooks) or _listens(module._forward_pre_hooks)
+            for part in (model.embeddings, model.encoder)
+            for module in part.modules()
+        )
     )
 
 
@@ -183,8 +188,6 @@ def _asks_gradients(model: Any) -> bool:
     )
 
 
-def _has_hooks(module: Any) -> bool:
-    hooks = module._forward_hooks
-    return bool(module._forward_pre_hooks) or (
-        bool(hooks) and any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
-    )
+def _listens(hooks: Any) -> bool:
+    """Whether one of a module's hooks is anybody's but transformers'."""
+    return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
