@@ -136,6 +136,11 @@ class _Packed(nn.Module):
         return self
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to, as far as PyTorch counts: not for those made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 # What backends made of the operands of packed linears, outside the modules: it is neither saved, moved nor copied.
 _PREPARED: WeakKeyDictionary[nn.Module, tuple[Any, tuple[Tensor, ...], Prepared]] = WeakKeyDictionary()
 
@@ -180,7 +185,7 @@ class PackedLinear(_Packed):
             output: Tensor = backend.prepare(product)(input)
             return output
         operands = tuple(t for t in (*product.weight[:2], self.bias) if t is not None)
-        key = (name, variant(), input.dtype, *((id(t), t._version) for t in operands))
+        key = (name, variant(), input.dtype, *((id(t), version_of(t)) for t in operands))
         kept = _PREPARED.get(self)
         if kept is None or kept[0] != key:
             # The operands are kept too: while they live, no other tensor has their ids.

@@ -1,6 +1,8 @@
 """The fused encoder: the results of layer by layer, taken where it computes all there is to compute and not else."""
 
 import copy
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -234,3 +236,23 @@ def test_other_dtypes_run_layer_by_layer(packed, tiny_batch, calls):
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
     assert len(calls) == 1
+
+
+def test_a_model_that_ran_can_be_forgotten(packed, tiny_batch):
+    """What was made of it does not keep it, or its codes, alive."""
+    outputs(packed, tiny_batch, "auto")
+    copied = copy.deepcopy(packed)
+    outputs(copied, tiny_batch, "auto")
+    alive = [weakref.ref(copied.bert), weakref.ref(copied.bert.encoder.layer[0].output.dense)]
+    del copied
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_model_made_in_inference_mode(packed, tiny_batch, backend):
+    """Its tensors count no versions."""
+    expected = outputs(packed, tiny_batch, backend).logits
+    with torch.inference_mode():
+        again = copy.deepcopy(packed)
+    assert torch.equal(outputs(again, tiny_batch, backend).logits, expected)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_xtc.backends import Product, native
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
-from hf_xtc.layers import PackedEmbedding, PackedLinear
+from hf_xtc.layers import PackedEmbedding, PackedLinear, version_of
 from hf_xtc.quantizers import get_quantizer
 
 # transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
@@ -32,7 +32,8 @@ class FusedEncoder:
         config, layers = model.config, model.encoder.layer
         self.limits = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
         self._operands = list(_operands(model))
-        self._modules = [(m, m._modules.copy()) for m in model.modules() if m._modules]
+        # Of the model itself only what it holds: a reference to it would keep it alive for ever.
+        self._modules = [(m._modules, m._modules.copy()) for m in model.modules() if m._modules]
         modules = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._variant, self._backend = native.variant(), model.backend
@@ -51,9 +52,9 @@ class FusedEncoder:
         return (
             self._backend == model.backend
             and self._variant == native.variant()
-            and all(module._modules == children for module, children in self._modules)
+            and all(present == children for present, children in self._modules)
             and all(
-                holder.get(name) is tensor and tensor._version == version
+                holder.get(name) is tensor and version_of(tensor) == version
                 for holder, name, tensor, version in self._operands
             )
             and not (any(self._hooks) and any(map(_listens, self._hooks)))
@@ -62,7 +63,7 @@ class FusedEncoder:
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if an id is out of range or a row starts with padding.
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
@@ -70,6 +71,8 @@ class FusedEncoder:
             token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
         """
         batch, length = input_ids.shape
+        if not input_ids.numel():
+            return None
         if position_ids is None:
             position_ids = torch.arange(length)[None]
         if token_type_ids is None:
@@ -92,7 +95,7 @@ class FusedEncoder:
         return padded.view(batch, length, -1)
 
 
-_FUSED: WeakKeyDictionary[nn.Module, FusedEncoder | None] = WeakKeyDictionary()
+_FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
 
 
 def fused_encoder(model: Any) -> FusedEncoder | None:
@@ -178,7 +181,7 @@ def _operands(model: Any) -> Any:
             for holder in (module._parameters, module._buffers):
                 for name, tensor in holder.items():
                     if tensor is not None:
-                        yield holder, name, tensor, tensor._version
+                        yield holder, name, tensor, version_of(tensor)
 
 
 def _asks_gradients(model: Any) -> bool:
