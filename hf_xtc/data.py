@@ -34,6 +34,7 @@ GLUE = {
     "wnli": Columns("sentence1", "sentence2", ("not_entailment", "entailment")),
 }
 HUB_GLUE = "nyu-mll/glue"
+MAX_SELECTION_ROWS = 1000
 GLUE_DIR_HELP = (
     "Folder of GLUE parquet files: [task/]train.parquet and [task/]validation.parquet (mnli: validation_matched and "
     "validation_mismatched). Without it GLUE comes from the Hub."
@@ -60,6 +61,10 @@ class DataArguments:
     max_length: int = field(default=128, metadata={"help": "Tokens per row; what is longer is cut off."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
+    selection_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the train rows (1,000 at most) held out to choose rates and checkpoints on."},
+    )
 
     def __post_init__(self) -> None:
         files = [self.train_file, self.validation_file]
@@ -74,6 +79,8 @@ class DataArguments:
             raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
         if self.regression and self.task_name not in (None, "stsb"):
             raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        if not 0 <= self.selection_share < 1:
+            raise DataError(f"--selection_share must be at least 0 and below 1, but is {self.selection_share}.")
         columns = [self.text_column, self.text_pair_column, self.label_column]
         if len(set(columns)) < len(columns):
             raise DataError(f"The text, text pair and label columns must differ, but are {columns}.")
@@ -95,6 +102,7 @@ class TaskData:
         label_names (`tuple[str, ...]` or `None`): Names by class id; `None` for regression.
         fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
             it): equal for equal contents, whatever the file, process or cache.
+        selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to choose rates and checkpoints on.
     """
 
     name: str
@@ -104,6 +112,7 @@ class TaskData:
     extra_validation: dict[str, Dataset]
     label_names: tuple[str, ...] | None
     fingerprint: str
+    selection: Dataset | None = None
 
     @property
     def regression(self) -> bool:
@@ -141,7 +150,26 @@ def load_task(args: DataArguments) -> TaskData:
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
     path = Path(args.train_file or "").resolve()
     name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
-    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint)
+    train, selection = hold_out(train, args.selection_share)
+    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection)
+
+
+def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset | None]:
+    """Train rows without a random part, and that part, of `share` of the rows but at most `MAX_SELECTION_ROWS`.
+
+    The parts keep the order of the rows and depend on their number and the seed alone.
+
+    Raises:
+        DataError: if one of the two would have no rows.
+    """
+    if not share:
+        return train, None
+    count = min(round(share * len(train)), MAX_SELECTION_ROWS)
+    if not 0 < count < len(train):
+        raise DataError(f"selection_share={share} of {len(train)} train rows leaves one part without rows. Change it.")
+    held = set(np.random.RandomState(seed).permutation(len(train))[:count].tolist())
+    rest = [row for row in range(len(train)) if row not in held]
+    return train.select(rest), train.select(sorted(held))
 
 
 def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
@@ -242,7 +270,9 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
     ids, names = _match(data, heads, teacher)
     moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
     train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
-    return replace(data, train=train, validation=validation, extra_validation=moved, label_names=names)
+    held = None if data.selection is None else _relabel(data.selection, ids)
+    moved_splits = {"train": train, "validation": validation, "extra_validation": moved, "selection": held}
+    return replace(data, label_names=names, **moved_splits)
 
 
 def _match(data: TaskData, heads: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:

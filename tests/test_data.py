@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizer, HfArgumentParser
 
 import hf_xtc.data
-from hf_xtc.data import GLUE, DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.data import GLUE, DataArguments, TaskData, align_labels, hold_out, load_task, tokenize
 from hf_xtc.errors import DataError
 
 TASKS = "cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"
@@ -746,3 +746,44 @@ def test_align_regression():
 )
 def test_labels_that_do_not_match_the_head(data, label2id, message):
     assert refusal(align_labels, data, label2id, "bert-toys") == message
+
+
+def test_hold_out_parts_the_rows_and_keeps_their_order():
+    rows = datasets.Dataset.from_dict({"text": [f"row {i}" for i in range(50)], "label": [i % 2 for i in range(50)]})
+    train, selection = hold_out(rows, 0.1)
+    assert (len(train), len(selection)) == (45, 5)
+    merged = sorted([*train["text"], *selection["text"]], key=lambda text: int(text.split()[1]))
+    assert merged == rows["text"][:]
+    assert train["text"][:] == [text for text in rows["text"] if text not in selection["text"][:]]
+    assert hold_out(rows, 0.1)[1]["text"][:] == selection["text"][:]
+    assert hold_out(rows, 0.1, seed=1)[1]["text"][:] != selection["text"][:]
+
+
+def test_hold_out_of_much_data_is_limited_and_none_is_none():
+    rows = datasets.Dataset.from_dict({"text": ["a"] * 20_000})
+    assert len(hold_out(rows, 0.5)[1]) == 1000
+    assert hold_out(rows, 0.0) == (rows, None)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_hold_out_refuses_an_empty_part(share):
+    with pytest.raises(DataError, match="leaves one part without rows"):
+        hold_out(datasets.Dataset.from_dict({"text": ["a"] * 10}), share)
+
+
+def test_selection_share_must_be_a_share():
+    with pytest.raises(DataError, match=r"--selection_share must be at least 0 and below 1, but is 1\.5"):
+        DataArguments(task_name="rte", selection_share=1.5)
+
+
+def test_selection_rows_are_taken_from_train_and_follow_the_labels_of_the_teacher(tmp_path):
+    train, validation = tmp_path / "train.csv", tmp_path / "dev.csv"
+    train.write_text("text,label\n" + "".join(f"t{i},{'good' if i % 2 else 'bad'}\n" for i in range(40)))
+    validation.write_text("text,label\na,good\nb,bad\n")
+    args = DataArguments(train_file=str(train), validation_file=str(validation), selection_share=0.25)
+    data = load_task(args)
+    assert (len(data.train), len(data.selection), len(data.validation)) == (30, 10, 2)
+    assert not set(data.train["text"]) & set(data.selection["text"])
+    moved = align_labels(data, {"good": 0, "bad": 1}, "teacher")
+    assert moved.selection["label"][:] == [1 - label for label in data.selection["label"]]
+    assert load_task(dataclasses.replace(args, selection_share=0.0)).fingerprint == data.fingerprint
