@@ -81,7 +81,7 @@ def run(args: DemoArguments) -> int:
         "weights": "binary",
         "embedding_weights": "binary",
         "fine_tune_epochs": 1,
-        "fine_tune_learning_rate": 1e-4,
+        "fine_tune_learning_rates": 1e-4,
         "reduction_epochs": 0.5,
         "num_train_epochs": args.epochs,
         "learning_rate": 5e-4,

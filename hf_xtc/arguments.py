@@ -1,13 +1,14 @@
 """The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hf_xtc.data import DataArguments
 from hf_xtc.deepspeed import schedule_offsets
 from hf_xtc.errors import RecipeError
+from hf_xtc.ladder import FLOAT, Ladder, Stage
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import check_choice, check_count
 
@@ -22,21 +23,58 @@ class JobArguments:
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
     fine_tune: bool = field(default=False, metadata={"help": "Fine-tune the teacher on the task first."})
     fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
-    fine_tune_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of that fine-tuning."})
+    fine_tune_learning_rates: list[float] = field(
+        default_factory=lambda: [5e-5],
+        metadata={"help": "Learning rate of that fine-tuning; of several the best on held-out rows stays."},
+    )
+    ladder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stages the student climbs: direct, reduced-first, ternary-first, or a JSON file. Without it: a "
+            "float stage of --reduction_epochs, then the recipe for --num_train_epochs."
+        },
+    )
+    budget: str | None = field(
+        default=None, metadata={"help": "A, B or C: the paper's epochs for the GLUE task, as --num_train_epochs."}
+    )
     reduction_epochs: float = field(
         default=1.0,
         metadata={"help": "Epochs of the layer-reduced float student, which the 1-bit student starts from."},
     )
     reduction_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that stage."})
+    learning_rates: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Rates to try in the last stage; the best on held-out rows stays. Default: --learning_rate."
+        },
+    )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students while training."})
-    overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
 
     def __post_init__(self) -> None:
-        for name in ("fine_tune_epochs", "reduction_epochs", "fine_tune_learning_rate", "reduction_learning_rate"):
+        for name in ("fine_tune_epochs", "reduction_epochs", "reduction_learning_rate"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
+
+    def stages(self) -> Ladder:
+        """The `Ladder` of these options.
+
+        Raises:
+            RecipeError: if it does not exist, cannot be read, or an option does not fit it.
+        """
+        if self.ladder is None:
+            training = {"num_train_epochs": self.reduction_epochs, "learning_rate": self.reduction_learning_rate}
+            stages = [Stage("reduced", FLOAT, training, dropout=self.student_dropout)]
+            stages += [Stage("student", dropout=self.student_dropout)]
+            ladder = Ladder("default", tuple(stages))
+        else:
+            ladder = Ladder.named(self.ladder)
+        if not self.learning_rates:
+            return ladder
+        last = replace(ladder.stages[-1], learning_rates=tuple(self.learning_rates))
+        return replace(ladder, stages=(*ladder.stages[:-1], last))
 
 
 @dataclass

@@ -56,7 +56,7 @@ def _compress(arguments: list[str]) -> None:
     )
     parser.set_defaults(**DEFAULTS)
     options = _parse(parser, arguments)
-    from hf_xtc.job import run_compress
+    from hf_xtc.climb import run_compress
     from hf_xtc.model_card import results_table
 
     run = run_compress(*options)

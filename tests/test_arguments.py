@@ -106,7 +106,7 @@ def test_unreadable_recipe_file_names_the_file(tmp_path):
     "field, value, message",
     [
         ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must not be negative."),
-        ("fine_tune_learning_rate", -0.1, "fine_tune_learning_rate=-0.1 must not be negative."),
+        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must not be negative."),
         ("student_dropout", 1.0, "student_dropout=1.0 must be at least 0 and below 1."),
     ],
 )

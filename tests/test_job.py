@@ -22,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_xtc import ledger
+from hf_xtc import XTCTrainer, ledger
 from hf_xtc.cli import main
 
 WORDS = [
@@ -78,13 +78,17 @@ def data_options(folder: Path) -> list[str]:
     return [f"--train_file={folder / 'train.csv'}", f"--validation_file={folder / 'validation.csv'}"]
 
 
+def compress_options(folder: Path, out: Path) -> list[str]:
+    fine_tune = ["--fine_tune", "--fine_tune_epochs=10", "--fine_tune_learning_rates=1e-3"]
+    options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--keep_layers=2", *fine_tune]
+    return [*options, *data_options(folder), *QUICK]
+
+
 @pytest.fixture(scope="module")
 def compressed(folder) -> Path:
     """The result of one real run with fine-tuning, in this process."""
     out = folder / "out"
-    fine_tune = ["--fine_tune", "--fine_tune_epochs=10", "--fine_tune_learning_rate=1e-3"]
-    options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--keep_layers=2", *fine_tune]
-    assert main(["compress", *options, *data_options(folder), *QUICK]) == 0
+    assert main(["compress", *compress_options(folder, out)]) == 0
     return out
 
 
@@ -158,7 +162,7 @@ def test_a_new_process_gives_the_same_logits(compressed, tmp_path):
 
 def test_latent_checkpoints_lie_apart(compressed):
     training = compressed / "training"
-    assert sorted(path.name for path in training.iterdir()) == ["reduced", "student", "teacher"]
+    assert sorted(path.name for path in training.iterdir()) == ["reduced", "run.json", "student", "teacher"]
     with safe_open(training / "student" / "model.safetensors", framework="pt") as file:
         assert "bert.encoder.layer.0.attention.self.query.weight" in file.keys()  # noqa: SIM118
     assert list((training / "student").glob("checkpoint-*"))
@@ -199,15 +203,97 @@ def test_glue_task_from_a_folder_of_parquet_files(folder, tmp_path):
     assert config["id2label"] == {"0": "entailment", "1": "not_entailment"}
 
 
-def test_folder_that_is_not_empty_is_refused_before_anything_runs(folder, compressed, capsys):
+def test_folder_of_another_run_is_refused_before_anything_runs(folder, compressed, capsys):
     before = (compressed / "model.safetensors").read_bytes()
-    options = [f"--teacher={folder / 'base'}", "--fine_tune", f"--output_dir={compressed}", *data_options(folder)]
-    assert main(["compress", *options]) == 1
+    assert main(["compress", *compress_options(folder, compressed), "--seed=7", "--keep_layers=3"]) == 1
     message = (
-        f"hf-xtc: The folder {compressed} is not empty. Give another --output_dir, or --overwrite to replace it.\n"
+        f"hf-xtc: The folder {compressed} holds another run; it differs in recipe keep_layers (2 there, 3 here), "
+        "training seed (42 there, 7 here). Give another --output_dir, or --overwrite to replace it.\n"
     )
     assert capsys.readouterr().err.endswith(message)
     assert (compressed / "model.safetensors").read_bytes() == before
+
+
+def test_folder_of_something_else_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["compress", *compress_options(folder, tmp_path)]) == 1
+    message = f"hf-xtc: The folder {tmp_path} is not empty. Give another --output_dir, or --overwrite to replace it.\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_same_command_again_trains_nothing_and_gives_the_same_file(folder, compressed, monkeypatch):
+    before = {name: (compressed / name).read_bytes() for name in ("model.safetensors", "metrics.json", "README.md")}
+    monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert main(["compress", *compress_options(folder, compressed)]) == 0
+    assert {name: (compressed / name).read_bytes() for name in before} == before
+
+
+def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, tmp_path, monkeypatch):
+    """Stopped in the middle of the last stage, once a checkpoint is there; earlier stages are not trained again."""
+    options = compress_options(folder, tmp_path / "out")
+    trained, train = [], XTCTrainer.train
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_one_epoch(trainer, *args, **kwargs):
+        trained.append(Path(trainer.args.output_dir).name)
+        if trained[-1] == "student" and trained.count("student") == 1:
+            save = trainer._save_checkpoint
+
+            def save_and_stop(*a, **k):
+                save(*a, **k)
+                raise Stop
+
+            trainer._save_checkpoint = save_and_stop
+        return train(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(XTCTrainer, "train", stop_after_one_epoch)
+    with pytest.raises(Stop):
+        main(["compress", *options])
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert main(["compress", *options]) == 0
+    assert trained == ["teacher", "reduced", "student", "student"]
+    again, undisturbed = (path / "model.safetensors" for path in (tmp_path / "out", compressed))
+    assert again.read_bytes() == undisturbed.read_bytes()
+
+
+def test_overwrite_replaces_another_run(folder, tmp_path):
+    out = tmp_path / "out"
+    quick = ["--max_steps=2", "--selection_share=0.2"]
+    assert main(["compress", *compress_options(folder, out), *quick]) == 0
+    first = json.loads((out / "metrics.json").read_text())
+    assert main(["compress", *compress_options(folder, out), *quick, "--weights=ternary", "--overwrite"]) == 0
+    second = json.loads((out / "metrics.json").read_text())
+    assert (first["recipe"]["weights"], second["recipe"]["weights"]) == ("binary", "ternary")
+
+
+def test_ladder_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):
+    out = tmp_path / "out"
+    options = [*compress_options(folder, out), "--ladder=ternary-first", "--selection_share=0.2"]
+    assert main(["compress", *options, "--learning_rates", "1e-9", "2e-3", "--num_train_epochs=6"]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [row["model"] for row in metrics["rows"]] == [
+        *["teacher", "layer-reduced student", "ternary student", "binary student", "packed file, reloaded"]
+    ]
+    stages = metrics["provenance"]["stages"]
+    assert [stage["stage"] for stage in stages] == ["reduced", "ternary", "student"]
+    assert [entry["learning_rate"] for entry in stages[2]["tried"]] == [1e-9, 2e-3]
+    scores = [entry["accuracy"] for entry in stages[2]["tried"]]
+    assert stages[2]["learning_rate"] == [1e-9, 2e-3][scores.index(max(scores))]
+    assert stages[2]["selection"]["accuracy"] == max(scores)
+    assert metrics["provenance"]["held_out_rows"] == 51
+    assert metrics["selection"] == "the last step, of 2 learning rates the best on train rows held out"
+    tried = out / "training" / "student" / "lr-1e-09" / "receipt.json"
+    assert json.loads(tried.read_text())["metrics"] == {}, "a rate that was only tried saw the validation rows"
+
+
+def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, capsys):
+    options = [*compress_options(folder, tmp_path / "out"), "--learning_rates", "1e-4", "1e-3"]
+    assert main(["compress", *options]) == 1
+    assert "no train rows are held out to choose on, and validation rows only report." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +313,7 @@ def test_folder_that_is_not_empty_is_refused_before_anything_runs(folder, compre
         (["--validation_file=latin.csv"], "latin.csv"),
         (
             ["--resume_from_checkpoint=x"],
-            "hf-xtc compress has no --resume_from_checkpoint: its stages run from the start.",
+            "hf-xtc compress has no --resume_from_checkpoint: started again with the same options it goes on by",
         ),
         (["--push_to_hub"], "hf-xtc compress has no --push_to_hub: it would upload float checkpoints."),
     ],

@@ -14,8 +14,9 @@ TORCH_ONLY = [
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer"],
-    *["metrics", "tables", "data", "arguments", "evaluation", "export", "model_card", "job", "cli", "__main__"],
+    *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer", "ladder"],
+    *["metrics", "tables", "data", "arguments", "evaluation", "export", "identity", "stages", "model_card"],
+    *["job", "outcome", "climb", "cli", "__main__"],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

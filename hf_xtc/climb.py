@@ -1,0 +1,129 @@
+"""The main job: teacher -> the stages of a ladder -> packed file -> measured again from disk.
+
+Nothing here knows a command line. The same command started again goes on where it was: see `stages.py`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+
+from hf_xtc.arguments import JobArguments, RecipeArguments
+from hf_xtc.callbacks import PackedSizeCallback
+from hf_xtc.compress import compress
+from hf_xtc.data import DataArguments
+from hf_xtc.evaluation import measure
+from hf_xtc.identity import digest
+from hf_xtc.job import Job, prepare
+from hf_xtc.ladder import Stage
+from hf_xtc.model_card import Row, Run
+from hf_xtc.outcome import ship
+from hf_xtc.recipe import XTCRecipe
+from hf_xtc.stages import Receipt, StageRun, run_stage
+from hf_xtc.trainer import XTCTrainer
+from hf_xtc.training_args import XTCTrainingArguments
+
+
+def run_compress(
+    args: JobArguments, data_args: DataArguments, recipe_args: RecipeArguments, training_args: XTCTrainingArguments
+) -> Run:
+    """Runs the whole job and returns what it measured; see the command `hf-xtc compress`.
+
+    Raises:
+        XTCError: on bad input, before anything is written; or if a stage cannot finish.
+    """
+    job = prepare(args, data_args, recipe_args, training_args)
+    teacher, row = teacher_stage(job)
+    rows, receipts = [row], []
+    student, key = None, digest(job.description())
+    for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):
+        key = digest([key, dataclasses.asdict(stage)])
+        student, receipt = student_stage(job, stage, recipe, key, teacher, student)
+        kind = recipe.weights or ("layer-reduced" if student.config.num_hidden_layers < row.layers else "float")
+        stored = "float32" if recipe.weights is None else "float32, latent"
+        rows.append(job.row(f"{kind} student", student, stage.name, receipt.metrics, stored))
+        receipts.append(receipt)
+    return ship(job, student, rows, receipts)
+
+
+def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: XTCTrainingArguments) -> Receipt:
+    """Fine-tunes the teacher alone, into `training/teacher` of the output folder; see `run_compress`.
+
+    Raises:
+        XTCError: on bad input, before anything is written.
+    """
+    job = prepare(dataclasses.replace(args, fine_tune=True), data_args, RecipeArguments(), training_args)
+    return fine_tune(job)[1]
+
+
+def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
+    """The teacher fine-tuned on the train rows, its learning rate chosen as the arguments say."""
+
+    def build() -> PreTrainedModel:
+        set_seed(job.training_args.seed)  # the head is random
+        return load_teacher(job)
+
+    training = {"num_train_epochs": job.args.fine_tune_epochs, "terms": {"labels": 1.0}, "distillation_stages": 1}
+    stage = Stage("teacher", {}, training, tuple(job.args.fine_tune_learning_rates))
+    return run_stage(stage, _stage_run(job, stage, digest(job.description()), build, None))
+
+
+def load_teacher(job: Job) -> PreTrainedModel:
+    """The teacher in float32, with a head for the data's labels, which are named."""
+    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if job.data.label_names is not None:
+        # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
+        names = dict(enumerate(job.data.label_names))
+        head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+    teacher: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        job.args.teacher, revision=job.args.teacher_revision, dtype=torch.float32, **head
+    )
+    return teacher
+
+
+def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
+    """The teacher, fine-tuned here if asked, and its metrics."""
+    if job.args.fine_tune:
+        teacher, receipt = fine_tune(job)
+        return teacher, job.row("teacher", teacher, "teacher", receipt.metrics, "float32")
+    teacher = load_teacher(job)
+    arguments = dataclasses.replace(job.training_args, terms={"labels": 1.0}, distillation_stages=1)
+    trainer, splits = job.trainer(teacher, None, arguments), job.validation()
+    trainer.eval_dataset = splits.pop("validation")
+    return teacher, job.row("teacher", teacher, "teacher", measure(trainer, splits), "float32")
+
+
+def student_stage(
+    job: Job,
+    stage: Stage,
+    recipe: XTCRecipe,
+    key: str,
+    teacher: PreTrainedModel,
+    before: PreTrainedModel | None,
+) -> tuple[PreTrainedModel, Receipt]:
+    """A student of the teacher, from the weights of the stage before, or of the teacher itself."""
+
+    def build() -> PreTrainedModel:
+        student = compress(teacher, recipe, weights_from=before)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = stage.dropout
+        return student
+
+    return run_stage(stage, _stage_run(job, stage, key, build, teacher))
+
+
+def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrainedModel | None) -> StageRun:
+    def trainer(model: PreTrainedModel, folder: Path, rate: float | None) -> XTCTrainer:
+        changes: dict[str, Any] = {"output_dir": str(folder)}
+        if rate is not None:
+            changes["learning_rate"] = rate
+        made = job.trainer(model, teacher, stage.arguments(job.training_args, **changes))
+        made.add_callback(PackedSizeCallback())
+        return made
+
+    held_out = job.data.selection is not None
+    folder = job.training / stage.name
+    return StageRun(folder, key, job.metric, build, trainer, job.validation(), held_out, job.tokenizer)

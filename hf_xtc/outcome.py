@@ -1,0 +1,96 @@
+"""From a trained student to what is shipped and said of it: the packed file, measured from disk, and its card."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_xtc.checkpoint import write_json
+from hf_xtc.compress import pack_model
+from hf_xtc.distillation import TERMS
+from hf_xtc.errors import StateError
+from hf_xtc.job import Job, weight_bytes
+from hf_xtc.ledger import ledger
+from hf_xtc.model_card import Row, Run, write_card
+from hf_xtc.recipe import SCOPES
+from hf_xtc.specs import QUANTIZERS
+from hf_xtc.stages import Receipt
+
+PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
+
+
+def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Receipt]) -> Run:
+    """Packs a student into the output folder, measures the file in a new process, and writes its card.
+
+    Args:
+        student (`PreTrainedModel`): As the last stage left it.
+        rows (`list[Row]`), receipts (`list[Receipt]`): Of the stages; the rows begin with the teacher's.
+
+    Raises:
+        StateError: if the folder cannot be written, or the file cannot be measured.
+    """
+    config: Any = student.config
+    config.xtc = {**config.xtc, "provenance": {**config.xtc["provenance"], **_provenance(job, receipts)}}
+    pack_model(student).save_pretrained(job.out)
+    job.tokenizer.save_pretrained(job.out)
+    run = Run(
+        name=job.out.resolve().name,
+        task=job.data.name,
+        metric=job.metric,
+        rows=[*rows, packed_row(job, rows[-1])],
+        ledger=ledger(config, model_class=type(student)),
+        provenance=config.xtc["provenance"],
+        recipe=job.recipe,
+        selection=receipts[-1].chosen_by,
+        citations=_citations(job),
+        log=receipts[-1].log,
+    )
+    write_json(job.out / "metrics.json", run.to_dict())
+    write_card(run, job.out / "README.md")
+    return run
+
+
+def packed_row(job: Job, student: Row) -> Row:
+    """The file just written, loaded and measured in a new process."""
+    request = {**dataclasses.asdict(job.data_args), "model": str(job.out), "batch_size": 64}
+    with tempfile.TemporaryDirectory() as folder:
+        request["output_file"] = os.path.join(folder, "metrics.json")
+        write_json(os.path.join(folder, "request.json"), request)
+        command = [sys.executable, "-m", "hf_xtc", "evaluate", os.path.join(folder, "request.json")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StateError(f"Measuring the packed file in a new process failed:\n{done.stderr[-2000:]}")
+        metrics = json.loads(Path(request["output_file"]).read_text(encoding="utf-8"))
+    size = weight_bytes(job.out)
+    return Row("packed file, reloaded", metrics, size, student.layers, f"{job.recipe.weights or 'float'}, packed")
+
+
+def _citations(job: Job) -> list[str]:
+    """What the run used, each source once: its terms and the quantizers of its recipe."""
+    terms = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
+    specs = [spec for spec in map(job.recipe.spec, SCOPES) if spec is not None]
+    return sorted((terms | {QUANTIZERS[spec.quantizer].citation for spec in specs}) - {""})
+
+
+def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
+    shown = ("num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16")
+    told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics")
+    teacher, args = Path(job.args.teacher), dataclasses.asdict(job.args)
+    return {
+        "teacher": teacher.name if teacher.exists() else job.args.teacher,
+        "fine_tuned_here": job.args.fine_tune,
+        "data": job.data.name,
+        "data_fingerprint": job.data.fingerprint,
+        **job.sizes(),
+        "job": {k: v for k, v in args.items() if k not in ("teacher", "overwrite") and v not in (None, [])},
+        "training": {name: getattr(job.training_args, name) for name in shown},
+        "stages": [{name: getattr(receipt, name) for name in told} for receipt in receipts],
+        "versions": {package: version(package) for package in PACKAGES},
+    }
