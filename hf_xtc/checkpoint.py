@@ -107,6 +107,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise StateError(f"Could not write {target}: {error}.") from error
 
 
+def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
+    """The newest `checkpoint-*` folder of a training that was written to its end, or `None`."""
+    found = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+
+
 def require_empty(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Checks that results may go into `folder`.
 

@@ -65,7 +65,14 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
         set_seed(job.training_args.seed)  # the head is random
         return load_teacher(job)
 
-    training = {"num_train_epochs": job.args.fine_tune_epochs, "terms": {"labels": 1.0}, "distillation_stages": 1}
+    training: dict[str, Any] = {
+        "num_train_epochs": job.args.fine_tune_epochs,
+        "terms": {"labels": 1.0},
+        "distillation_stages": 1,
+    }
+    if job.data.selection is not None:  # the best epoch on held-out rows, not the last
+        training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        training |= {"metric_for_best_model": f"eval_{job.metric}", "greater_is_better": True}
     stage = Stage("teacher", {}, training, tuple(job.args.fine_tune_learning_rates))
     return run_stage(stage, _stage_run(job, stage, digest(job.description()), build, None))
 

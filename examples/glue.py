@@ -1,0 +1,103 @@
+"""Any GLUE task (or own files) with any recipe and ladder: teacher, students over seeds, one table of results.
+
+    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --ladder ternary-first --budget A
+
+Every option of `hf-xtc compress` is understood. The teacher is fine-tuned once per task and shared. Started again with
+the same options it goes on where it was interrupted.
+"""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rotten_tomatoes import base_encoder
+from transformers import HfArgumentParser
+
+import results
+from hf_xtc.arguments import JobArguments, RecipeArguments
+from hf_xtc.cli import DEFAULTS
+from hf_xtc.climb import run_compress, run_fine_tune
+from hf_xtc.data import DataArguments
+from hf_xtc.errors import XTCError
+from hf_xtc.model_card import Run
+from hf_xtc.training_args import XTCTrainingArguments
+
+# Epochs of the teacher, by task: long enough for each to have passed its best on held-out rows.
+TEACHER_EPOCHS = {"sst2": 3, "cola": 6, "mrpc": 6, "rte": 8, "stsb": 6, "qnli": 3, "qqp": 3, "mnli": 3}
+
+
+@dataclass
+class GlueArguments:
+    """What is not an option of `hf-xtc compress`."""
+
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "One student is trained with each."})
+    name: str | None = field(default=None, metadata={"help": "Names the folders; default: task, layers and weights."})
+    results_file: str | None = field(default=None, metadata={"help": "JSONL; default: results.jsonl in output_dir."})
+
+
+def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments, folder: Path, name: str) -> Path:
+    """The folder of the task's teacher: fine-tuned here, unless that was done before."""
+    epochs = job.fine_tune_epochs or TEACHER_EPOCHS.get(name, 8)
+    job = dataclasses.replace(
+        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], ladder=None, budget=None
+    )
+    ours = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "bf16": training.bf16,
+        "use_cpu": training.use_cpu,
+        "disable_tqdm": training.disable_tqdm,
+        "report_to": training.report_to,
+        "seed": 1,
+    }
+    # Nothing of the students: with other students the teacher stays the same, and is not trained again.
+    run_fine_tune(job, data, XTCTrainingArguments(**{**DEFAULTS, **ours}))
+    return folder / "training" / "teacher"
+
+
+def run_glue(
+    glue: GlueArguments,
+    job: JobArguments,
+    data: DataArguments,
+    recipe: RecipeArguments,
+    training: XTCTrainingArguments,
+) -> list[Run]:
+    """Teacher and one student per seed; each finished student is a line of the results file at once."""
+    out, task = Path(training.output_dir), data.task_name or Path(str(data.train_file)).parent.name
+    if job.fine_tune:
+        job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
+    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.ladder or 'default'}"
+    runs = []
+    for seed in glue.seeds:
+        folder = out / f"{name}-seed{seed}"
+        ours = dataclasses.replace(training, seed=seed, output_dir=str(folder))
+        runs.append(run_compress(dataclasses.replace(job, fine_tune=False), data, recipe, ours))
+        results.append(Path(glue.results_file or out / "results.jsonl"), results.record(runs[-1], seed))
+    return runs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = HfArgumentParser((GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments))
+    parser.set_defaults(**DEFAULTS, selection_share=0.1, fine_tune_epochs=0.0)
+    parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
+    if "--teacher" not in arguments:
+        arguments = ["--teacher", str(base_encoder(Path("runs"))), "--fine_tune", *arguments]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options = parser.parse_args_into_dataclasses(arguments)
+        run_glue(*options)
+    except XTCError as error:
+        print(error, file=sys.stderr)
+        return 1
+    file = Path(options[0].results_file or Path(options[4].output_dir) / "results.jsonl")
+    print(results.table(results.read(file)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
