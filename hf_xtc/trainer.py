@@ -194,8 +194,8 @@ class XTCTrainer(Trainer):
             saved = last_checkpoint(self.args.output_dir)
             kept = f"The last checkpoint is {saved}." if saved else "No checkpoint had been saved."
             raise StateError(
-                f"The term {', '.join(bad)} is NaN or infinite at step {self.state.global_step + 1}; training stopped. "
-                f"{kept} Use a lower learning_rate than {self.args.learning_rate:g}, or train without fp16."
+                f"The term {', '.join(bad)} is NaN or infinite at step {self.state.global_step + 1}; training "
+                f"stopped. {kept} Use a lower learning_rate than {self.args.learning_rate:g}, or train without fp16."
             )
 
     def _record(self, losses: dict[str, Tensor]) -> None:
