@@ -33,6 +33,7 @@ class GlueArguments:
     """What is not an option of `hf-xtc compress`."""
 
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "One student is trained with each."})
+    teacher_only: bool = field(default=False, metadata={"help": "Fine-tune the teacher and stop."})
     name: str | None = field(default=None, metadata={"help": "Names the folders; default: task, layers and weights."})
     results_file: str | None = field(default=None, metadata={"help": "JSONL; default: results.jsonl in output_dir."})
 
@@ -71,7 +72,7 @@ def run_glue(
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
     name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.ladder or 'default'}"
     runs = []
-    for seed in glue.seeds:
+    for seed in [] if glue.teacher_only else glue.seeds:
         folder = out / f"{name}-seed{seed}"
         ours = dataclasses.replace(training, seed=seed, output_dir=str(folder))
         runs.append(run_compress(dataclasses.replace(job, fine_tune=False), data, recipe, ours))

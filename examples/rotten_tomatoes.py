@@ -6,6 +6,7 @@ film has reviews in both splits.
 """
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import files
@@ -44,8 +45,9 @@ def base_encoder(folder: Path) -> Path:
         raise ValueError(f"{weights.name} has sha256 {digest}, expected {WEIGHTS_SHA256}.")
     link = folder / "all-MiniLM-L6-v2"
     folder.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(weights.parent, target_is_directory=True)
+    scratch = folder / f".{link.name}-{os.getpid()}"  # renamed, so that two processes can do it at once
+    scratch.symlink_to(weights.parent, target_is_directory=True)
+    scratch.replace(link)
     return link
 
 
