@@ -1,0 +1,201 @@
+"""What helps a 1-bit student, one change at a time: short runs, scored on train rows that were held out.
+
+    python benchmarks/ablation.py --teachers_dir runs --data_dir glue --tasks sst2 cola --seeds 1 2 --steps 800
+
+Each run is a line of the results file as soon as it is finished; started again, runs that are there are skipped. A
+candidate's score is the task's metric and, finer, its divergence: the mean Kullback-Leibler divergence of its
+predictions from the teacher's (regression: squared error), of the packed model. Validation rows are never read.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress, pack_model
+from hf_xtc.checkpoint import write_text
+from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.ladder import Ladder
+from hf_xtc.metrics import build_compute_metrics, main_metric
+from machine import cpu_model, versions
+from tried.candidates import CANDIDATES, Candidate
+from tried.report import draw, markdown
+
+
+@dataclass
+class AblationArguments:
+    """What to try, on what."""
+
+    teachers_dir: str = field(metadata={"help": "Output folder of examples/glue.py: <task>-teacher/training/teacher."})
+    data_dir: str = field(metadata={"help": "GLUE as parquet."})
+    tasks: list[str] = field(default_factory=lambda: ["sst2", "cola"], metadata={"help": "GLUE tasks."})
+    seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Seeds of each candidate."})
+    candidates: list[str] = field(default_factory=lambda: list(CANDIDATES), metadata={"help": "Which to try."})
+    steps: int = field(default=800, metadata={"help": "Optimizer steps of a run, all its stages together."})
+    batch_size: int = field(default=32, metadata={"help": "Rows of a step."})
+    keep_layers: int = field(default=3, metadata={"help": "Layers of the student."})
+    weights: str = field(default="binary", metadata={"help": "Quantizer of the base."})
+    bf16: bool = field(default=True, metadata={"help": "Autocast to bfloat16 in training."})
+    results_file: str = field(default="benchmarks/results/ablation.jsonl", metadata={"help": "One line per run."})
+    report: bool = field(default=False, metadata={"help": "Only write the table and the plot of what is there."})
+
+
+@dataclass
+class Task:
+    """A task's tokenized rows, its teacher, and what the teacher says of the held-out rows."""
+
+    data: TaskData
+    tokenizer: Any
+    teacher: Any
+    train: Any
+    held_out: Any
+    teacher_logits: np.ndarray
+
+    @property
+    def metric(self) -> str:
+        """Key of the main score."""
+        return main_metric(self.data.task, self.data.regression)
+
+
+def load(args: AblationArguments, name: str) -> Task:
+    """Rows and teacher of a GLUE task."""
+    folder = Path(args.teachers_dir) / f"{name}-teacher" / "training" / "teacher"
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = load_task(DataArguments(task_name=name, data_dir=args.data_dir, selection_share=0.1))
+    data = align_labels(data, teacher.config.label2id, name)
+    train, held_out = (tokenize(split, tokenizer, 128) for split in (data.train, data.selection))
+    task = Task(data, tokenizer, teacher, train, held_out, np.empty(0))
+    task.teacher_logits = predict(task, teacher)[0]
+    return task
+
+
+def predict(task: Task, model: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """Logits of the held-out rows, and their metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(folder, per_device_eval_batch_size=64, disable_tqdm=True, report_to="none")
+        compute = build_compute_metrics(task.data.task, regression=task.data.regression)
+        collator = DataCollatorWithPadding(task.tokenizer)
+        trainer = Trainer(
+            model, arguments, data_collator=collator, processing_class=task.tokenizer, compute_metrics=compute
+        )
+        output = trainer.predict(task.held_out, metric_key_prefix="held_out")
+    return output.predictions, output.metrics
+
+
+def divergence(student: np.ndarray, teacher: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of predictions from the teacher's; mean squared error of single outputs."""
+    if student.shape[-1] == 1:
+        return float(np.square(student - teacher).mean())
+    ours, theirs = log_softmax(student, -1), log_softmax(teacher, -1)
+    return float((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
+
+
+def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, folder: str) -> Any:
+    """The packed student of a candidate."""
+    recipe = XTCRecipe.from_dict({"weights": args.weights, "keep_layers": args.keep_layers, **candidate.recipe})
+    run = {
+        "output_dir": folder,
+        "max_steps": args.steps,
+        "learning_rate": 5e-4,
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": args.batch_size,
+        "train_sampling_strategy": "group_by_length",
+        "bf16": args.bf16,
+        "seed": seed,
+        "save_strategy": "no",
+        "logging_steps": 100,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": not torch.accelerator.is_available(),
+        **candidate.training,
+    }
+    ladder, student = Ladder.named(candidate.ladder), None
+    recipes = ladder.recipes(recipe, task.teacher.config.num_hidden_layers)
+    for stage, stage_recipe in zip(ladder.stages, recipes, strict=True):
+        student = compress(task.teacher, stage_recipe, weights_from=student)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = candidate.dropout
+        with candidate.context() as entered:
+            trainer = XTCTrainer(
+                student,
+                stage.arguments(XTCTrainingArguments(**run)),
+                teacher_model=task.teacher,
+                train_dataset=task.train,
+                processing_class=task.tokenizer,
+                data_collator=DataCollatorWithPadding(task.tokenizer),
+            )
+            if isinstance(entered, TrainerCallback):
+                trainer.add_callback(entered)
+            trainer.train()
+    return pack_model(student)
+
+
+def run(args: AblationArguments) -> None:
+    """Runs what is missing, candidate by candidate, so that all tasks and seeds of one are finished together."""
+    file, tasks = Path(args.results_file), {name: load(args, name) for name in args.tasks}
+    for name in args.candidates:
+        for task_name, task in tasks.items():
+            for seed in args.seeds:
+                key = {"candidate": name, "task": task_name, "seed": seed, **_settings(args)}
+                if any(key.items() <= line.items() for line in read(file)):
+                    continue
+                start = time.perf_counter()
+                with tempfile.TemporaryDirectory() as folder:
+                    packed = train(args, task, CANDIDATES[name], seed, folder)
+                seconds = time.perf_counter() - start
+                logits, metrics = predict(task, packed)
+                score = metrics[f"held_out_{task.metric}"]
+                line = {**key, "metric": task.metric, "score": score, "rows": len(task.held_out)}
+                line |= {"divergence": divergence(logits, task.teacher_logits), "seconds": round(seconds, 1)}
+                line |= {"cpu": cpu_model(), "threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d")}
+                line |= {"versions": versions("torch", "transformers")}
+                with open(file, "a", encoding="utf-8") as lines:  # one write, so that two processes may share the file
+                    lines.write(json.dumps(line) + "\n")
+                logging.info(
+                    "%s", {k: line[k] for k in ("candidate", "task", "seed", "score", "divergence", "seconds")}
+                )
+
+
+def _settings(args: AblationArguments) -> dict[str, Any]:
+    names = ("steps", "batch_size", "keep_layers", "weights", "bf16")
+    return {name: getattr(args, name) for name in names}
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; none if it is not there."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def main() -> None:
+    """Runs, and writes table and plot beside the results."""
+    args = HfArgumentParser(AblationArguments).parse_args_into_dataclasses()[0]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not args.report:
+        run(args)
+    file, settings = Path(args.results_file), _settings(args)
+    lines = [line for line in read(file) if settings.items() <= line.items()]
+    write_text(file.with_suffix(".md"), markdown(lines, settings))
+    draw(lines, file.with_suffix(".png"))
+    print(markdown(lines, settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What was tried: each candidate differs from the base in one thing."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from tried.quantization import Annealing, Freezing
+from tried.terms import RelationsAttention
+
+BASE = "base"
+LOGITS = {"logits": 1.0}
+HIDDEN = {"hidden_states": 1.0}
+SCORES = {"attention_scores": 1.0}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One change.
+
+    Args:
+        what (`str`): In words, for the table.
+        recipe, training (`dict`): Fields of `XTCRecipe` and `XTCTrainingArguments` that it changes.
+        ladder (`str`): Its stages; they share the steps of the base.
+        dropout (`float`): Of the student.
+        context (`Callable`): Makes what must be entered while training; a `TrainerCallback` among them takes part.
+    """
+
+    what: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    ladder: str = "direct"
+    dropout: float = 0.0
+    context: Callable[[], Any] = nullcontext
+
+
+CANDIDATES = {
+    BASE: Candidate("per-channel scales, three terms, one stage, no dropout, learning rate 5e-4"),
+    "per-tensor": Candidate("one scale per weight matrix, as in the reference", {"granularity": "per_tensor"}),
+    "centred": Candidate("sign(w - mean) instead of sign(w)", {"weights": "centred_binary"}),
+    "lr-2e-4": Candidate("learning rate 2e-4", training={"learning_rate": 2e-4}),
+    "lr-1e-3": Candidate("learning rate 1e-3", training={"learning_rate": 1e-3}),
+    "cosine": Candidate("cosine decay instead of linear", training={"lr_scheduler_type": "cosine"}),
+    "decay": Candidate("weight decay 0.01, as in the reference", training={"weight_decay": 0.01}),
+    "dropout": Candidate("dropout 0.1, as in the reference", dropout=0.1),
+    "no-scores": Candidate("without the term attention_scores", training={"terms": LOGITS | HIDDEN}),
+    "no-hidden": Candidate("without the term hidden_states", training={"terms": LOGITS | SCORES}),
+    "logits-only": Candidate("the term logits alone", training={"terms": LOGITS}),
+    "logits-x4": Candidate("logits weighted 4", training={"terms": {"logits": 4.0} | HIDDEN | SCORES}),
+    "maps": Candidate(
+        "attention probabilities (divergence) instead of scores",
+        training={"terms": LOGITS | HIDDEN | {"attention_probabilities": 1.0}},
+    ),
+    "relations": Candidate(
+        "query, key and value relations of the last layer instead of scores",
+        training={"terms": LOGITS | HIDDEN | {"relations": 1.0}},
+        context=RelationsAttention,
+    ),
+    "2-stages": Candidate("intermediate terms first, then logits", training={"distillation_stages": 2}),
+    "annealed": Candidate("weights blended from float to binary in 30 % of the steps", context=lambda: Annealing(0.3)),
+    "frozen": Candidate("signs that keep changing frozen for the last 20 %", context=lambda: Freezing(0.8, 0.05)),
+    "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
+    "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
+}

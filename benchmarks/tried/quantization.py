@@ -1,0 +1,82 @@
+"""Ways of quantizing in training that were tried beside those of the package."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+import hf_xtc.layers
+from hf_xtc.layers import XTCLinear
+from hf_xtc.quantizers import BinaryQuantizer, fake_quantize
+from hf_xtc.specs import QUANTIZERS, QuantSpec
+
+
+@QUANTIZERS.register("centred_binary")
+class CentredBinaryQuantizer(BinaryQuantizer):
+    """`sign(w - mean(w)) * mean|w|` (BiT, Liu et al. 2022): the same codes and bytes, another threshold."""
+
+    citation = "Liu et al., BiT: Robustly Binarized Multi-distilled Transformer, NeurIPS 2022"
+
+    def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
+        return (groups >= groups.mean(1, keepdim=True)).view(torch.uint8)
+
+
+class Annealing(TrainerCallback):
+    """Blends float and quantized weights: the quantized part grows from 0 to 1 over a share of the steps."""
+
+    def __init__(self, share: float):
+        self.share, self.part = share, 0.0
+
+    def __enter__(self) -> "Annealing":
+        hf_xtc.layers.fake_quantize = self._blend  # type: ignore[attr-defined]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        hf_xtc.layers.fake_quantize = fake_quantize  # type: ignore[attr-defined]
+
+    def _blend(self, weight: Tensor, spec: QuantSpec) -> Tensor:
+        quantized = fake_quantize(weight, spec)
+        return quantized if self.part >= 1 else torch.lerp(weight, quantized, self.part)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.part = min(state.global_step / (self.share * state.max_steps), 1.0)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.part = 1.0
+
+
+class Freezing(TrainerCallback):
+    """Freezes, from a share of the steps on, weights that kept changing sign (Liu et al., Quantization Variation).
+
+    Args:
+        start (`float`): Share of the steps.
+        rate (`float`): Weights whose average of sign changes per step (momentum 0.99) is above it are frozen.
+    """
+
+    def __init__(self, start: float, rate: float):
+        self.start, self.rate = start, rate
+        self.signs: dict[str, Tensor] = {}
+        self.changes: dict[str, Tensor] = {}
+        self.frozen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __enter__(self) -> "Freezing":
+        return self
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        for name, module in model.named_modules():
+            if not isinstance(module, XTCLinear):
+                continue
+            signs = module.weight >= 0
+            if name in self.signs:
+                changed = (signs != self.signs[name]).to(torch.float32)
+                self.changes[name] = changed if name not in self.changes else self.changes[name].lerp_(changed, 0.01)
+            self.signs[name] = signs
+            if state.global_step == round(self.start * state.max_steps):
+                self.frozen[name] = (self.changes[name] > self.rate, module.weight.clone())
+            if name in self.frozen:
+                mask, values = self.frozen[name]
+                module.weight.copy_(torch.where(mask, values, module.weight))
