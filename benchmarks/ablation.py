@@ -89,7 +89,8 @@ def load(args: AblationArguments, name: str) -> Task:
 def predict(task: Task, model: Any) -> tuple[np.ndarray, dict[str, float]]:
     """Logits of the held-out rows, and their metrics."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(folder, per_device_eval_batch_size=64, disable_tqdm=True, report_to="none")
+        quiet = {"disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": torch.accelerator.is_available()}
+        arguments = TrainingArguments(folder, per_device_eval_batch_size=64, **quiet)
         compute = build_compute_metrics(task.data.task, regression=task.data.regression)
         collator = DataCollatorWithPadding(task.tokenizer)
         trainer = Trainer(
@@ -124,6 +125,7 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         "disable_tqdm": True,
         "report_to": "none",
         "use_cpu": not torch.accelerator.is_available(),
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         **candidate.training,
     }
     ladder, student = Ladder.named(candidate.ladder), None
