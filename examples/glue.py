@@ -11,6 +11,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rotten_tomatoes import base_encoder
 from transformers import HfArgumentParser
@@ -36,6 +37,11 @@ class GlueArguments:
     teacher_only: bool = field(default=False, metadata={"help": "Fine-tune the teacher and stop."})
     name: str | None = field(default=None, metadata={"help": "Names the folders; default: task, layers and weights."})
     results_file: str | None = field(default=None, metadata={"help": "JSONL; default: results.jsonl in output_dir."})
+
+
+def results_file(glue: GlueArguments, training: XTCTrainingArguments) -> Path:
+    """The file that all runs of an output folder append to."""
+    return Path(glue.results_file or Path(training.output_dir) / "results.jsonl")
 
 
 def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments, folder: Path, name: str) -> Path:
@@ -76,27 +82,31 @@ def run_glue(
         folder = out / f"{name}-seed{seed}"
         ours = dataclasses.replace(training, seed=seed, output_dir=str(folder))
         runs.append(run_compress(dataclasses.replace(job, fine_tune=False), data, recipe, ours))
-        results.append(Path(glue.results_file or out / "results.jsonl"), results.record(runs[-1], seed))
+        results.append(results_file(glue, training), results.record(runs[-1], seed))
     return runs
+
+
+def parse(arguments: list[str]) -> tuple[Any, ...]:
+    """The five groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
+    parser = HfArgumentParser((GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments))
+    parser.set_defaults(**DEFAULTS, selection_share=0.1, fine_tune_epochs=0.0)
+    parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
+    if not any(argument.split("=")[0] == "--teacher" for argument in arguments):
+        arguments = ["--teacher", str(base_encoder(Path("runs"))), "--fine_tune", *arguments]
+    options: tuple[Any, ...] = parser.parse_args_into_dataclasses(arguments)
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser((GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments))
-    parser.set_defaults(**DEFAULTS, selection_share=0.1, fine_tune_epochs=0.0)
-    parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
-    if "--teacher" not in arguments:
-        arguments = ["--teacher", str(base_encoder(Path("runs"))), "--fine_tune", *arguments]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        options = parser.parse_args_into_dataclasses(arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         run_glue(*options)
     except XTCError as error:
         print(error, file=sys.stderr)
         return 1
-    file = Path(options[0].results_file or Path(options[4].output_dir) / "results.jsonl")
-    print(results.table(results.read(file)))
+    print(results.table(results.read(results_file(options[0], options[4]))))
     return 0
 
 

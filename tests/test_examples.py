@@ -129,3 +129,46 @@ def test_glue_example_tells_what_is_wrong(glue_example, tiny_glue, capsys):
     options = [f"--teacher={tiny_glue / 'base'}", "--task_name=cola", f"--data_dir={tiny_glue / 'glue'}"]
     assert glue_example.main([*options, f"--output_dir={tiny_glue / 'runs'}", "--use_cpu"]) == 1
     assert "--data_dir holds no GLUE cola" in capsys.readouterr().err
+
+
+def test_checkpoints_publish_the_seed_that_is_best_on_held_out_rows(glue_example, tiny_glue, monkeypatch):
+    checkpoints = importlib.import_module("checkpoints")
+    monkeypatch.setattr(glue_example, "base_encoder", lambda folder: tiny_glue / "base")
+    quick = {"max_length": 32, "selection_share": 0.2, "fine_tune_epochs": 1, "fine_tune_learning_rates": [1e-3]}
+    listed = {
+        "options": {"ladder": "reduced-first", "num_train_epochs": 2, "learning_rate": 1e-3, **quick},
+        "tasks": {"rte": {}},
+        "checkpoints": [{"task": "rte", "keep_layers": 2, "weights": "ternary"}],
+    }
+    (tiny_glue / "list.json").write_text(json.dumps(listed))
+    folders = {"output_dir": "runs", "publish_dir": "published", "cards_dir": "cards", "list_file": "list.json"}
+    options = [f"--{key}={tiny_glue / value}" for key, value in folders.items()]
+    assert checkpoints.main([*options, f"--data_dir={tiny_glue}", "--seeds", "1", "2", "--use_cpu"]) == 0
+    name = "minilm-2l-ternary-rte"
+    card = (tiny_glue / "cards" / f"{name}.md").read_text(encoding="utf-8")
+    assert card == (tiny_glue / "published" / name / "README.md").read_text(encoding="utf-8")
+    assert f"# {name}" in card
+    assert "Over the seeds 1, 2 the packed file's accuracy is" in card
+    lines = [json.loads(line) for line in (tiny_glue / "runs" / "results.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line["held_out"])
+    published = (tiny_glue / "published" / name / "model.safetensors").read_bytes()
+    assert published == (tiny_glue / "runs" / best["run"] / "model.safetensors").read_bytes()
+    assert not list((tiny_glue / "published").rglob("training"))
+
+
+def test_unknown_checkpoint_is_refused(glue_example, tmp_path, capsys):
+    checkpoints = importlib.import_module("checkpoints")
+    assert checkpoints.main([f"--data_dir={tmp_path}", "--names", "bert"]) == 1
+    assert capsys.readouterr().err.startswith("There is no checkpoint bert; there are: minilm-3l-1bit-sst2, ")
+
+
+def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monkeypatch):
+    checkpoints = importlib.import_module("checkpoints")
+    monkeypatch.setattr(glue_example, "base_encoder", lambda folder: tmp_path / "base")
+    args = checkpoints.CheckpointArguments(data_dir=str(tmp_path), use_cpu=True)
+    listed = json.loads(Path(args.list_file).read_text(encoding="utf-8"))
+    for entry in listed["checkpoints"]:
+        own, job, data, recipe, training = glue_example.parse(checkpoints.options_of(args, listed, entry))
+        assert recipe.recipe().keep_layers == entry["keep_layers"]
+        assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
+        assert training.num_train_epochs >= 3

@@ -1,5 +1,6 @@
 """The card of a run: its figures, its metadata, and text from outside."""
 
+import dataclasses
 import re
 
 import pytest
@@ -53,6 +54,17 @@ def test_summary_states_ratio_and_share_of_the_teacher(run):
     assert "with 97.2% of the teacher's accuracy" in text
     assert "Checkpoint: the last step; no split chose it." in text
     assert "not measured" in text
+
+
+def test_seeds_are_told_with_their_spread(run):
+    assert "One run with one seed; the spread over seeds was not measured." in card_text(run)
+    provenance = {**run.provenance, "training": {"seed": 2}}
+    several = dataclasses.replace(run, seeds={1: 0.87, 2: 0.875, 3: 0.88}, provenance=provenance)
+    assert (
+        "Over the seeds 1, 2, 3 the packed file's accuracy is 0.8750 on average, with a standard deviation of 0.0050; "
+        "this file is the one of seed 2, the best of them on the train rows held out."
+    ) in card_text(several)
+    assert "One run with one seed" not in card_text(several)
 
 
 def test_text_from_outside_stays_text(run):

@@ -1,0 +1,94 @@
+"""Rebuilds the published checkpoints from scratch: `make checkpoints`. Interrupted, it goes on where it was.
+
+`checkpoints.json` lists them and their options. Each is trained with several seeds; the file of the seed that is best
+on train rows held out is put into `checkpoints/<name>`, and its card into `model_cards/<name>.md`.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import glue
+from transformers import HfArgumentParser
+
+import results
+from hf_xtc.errors import XTCError
+from hf_xtc.model_card import Run, write_card
+
+BITS = {"binary": "1bit", "ternary": "ternary"}
+
+
+@dataclass
+class CheckpointArguments:
+    """Which checkpoints, and where things are."""
+
+    data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet and banking77/*.parquet."})
+    output_dir: str = field(default="runs", metadata={"help": "Folder of teachers, trainings and results.jsonl."})
+    publish_dir: str = field(default="checkpoints", metadata={"help": "Folder of the finished packed models."})
+    cards_dir: str = field(default="model_cards", metadata={"help": "Folder of their cards."})
+    names: list[str] = field(default_factory=list, metadata={"help": "Only these; default: all."})
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
+    list_file: str = field(default=str(Path(__file__).with_suffix(".json")), metadata={"help": "The list."})
+    use_cpu: bool = field(default=False, metadata={"help": "Not the GPU."})
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    """The name of a listed checkpoint."""
+    return f"minilm-{entry['keep_layers']}l-{BITS[entry['weights']]}-{entry['task']}"
+
+
+def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[str, Any]) -> list[str]:
+    """Its options for `examples/glue.py`."""
+    task = entry["task"]
+    if task == "banking77":
+        folder = Path(args.data_dir) / task
+        data = {"train_file": folder / "train.parquet", "validation_file": folder / "validation.parquet"}
+    else:
+        data = {"task_name": task, "data_dir": Path(args.data_dir) / "glue"}
+    chosen = {**listed["options"], **listed["tasks"][task], **{k: v for k, v in entry.items() if k != "task"}}
+    places = {"output_dir": args.output_dir, "name": name_of(entry), "use_cpu": args.use_cpu, "disable_tqdm": True}
+    options: list[str] = []
+    for key, value in {**data, **chosen, **places, "seeds": args.seeds}.items():
+        options += [f"--{key}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
+    return options
+
+
+def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
+    """Copies the packed model of the seed that is best on held-out rows, with a card that tells of all seeds."""
+    seeds = {run.provenance["training"]["seed"]: run.rows[-1].metrics[run.metric] for run in runs}
+    best = max(runs, key=lambda run: run.provenance["stages"][-1]["selection"][run.metric])
+    run = dataclasses.replace(best, name=name, seeds=seeds)
+    source, target = Path(args.output_dir) / best.name, Path(args.publish_dir) / name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("training", "metrics.json"))
+    write_card(run, target / "README.md")
+    Path(args.cards_dir).mkdir(exist_ok=True)
+    write_card(run, Path(args.cards_dir) / f"{name}.md")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains and publishes what is listed; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    args = HfArgumentParser(CheckpointArguments).parse_args_into_dataclasses(arguments)[0]
+    listed = json.loads(Path(args.list_file).read_text(encoding="utf-8"))
+    entries = {name_of(entry): entry for entry in listed["checkpoints"]}
+    if unknown := sorted(set(args.names) - set(entries)):
+        print(f"There is no checkpoint {', '.join(unknown)}; there are: {', '.join(entries)}.", file=sys.stderr)
+        return 1
+    try:
+        for name in args.names or entries:
+            publish(args, name, glue.run_glue(*glue.parse(options_of(args, listed, entries[name]))))
+    except XTCError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(results.table(results.read(Path(args.output_dir) / "results.jsonl")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
