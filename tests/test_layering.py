@@ -15,7 +15,21 @@ TORCH_ONLY = [
 ORDER = [
     *TORCH_ONLY,
     *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer"],
-    *["metrics", "tables", "data", "arguments", "evaluation", "export", "model_card", "job", "cli", "__main__"],
+    *[
+        "metrics",
+        "tables",
+        "data",
+        "word_table",
+        "masked_lm",
+        "augmentation",
+        "arguments",
+        "evaluation",
+        "export",
+        "model_card",
+        "job",
+        "cli",
+        "__main__",
+    ],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
