@@ -8,7 +8,7 @@ single letters stay; a candidate is alphabetic, never the word itself, and takes
 import importlib.util
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ def _styled(word: str, style: int) -> str:
     return (word, word[:1].upper() + word[1:], word.upper())[style]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WordTable:
     """Words and their vectors; the candidates for a word are its nearest neighbours by cosine.
 
@@ -109,8 +109,8 @@ class WordTable:
         DataError: if there are no words, or not as many vectors, or vectors that are not finite.
     """
 
-    words: tuple[str, ...]
-    vectors: np.ndarray
+    words: tuple[str, ...] = field(repr=False)
+    vectors: np.ndarray = field(repr=False)
     name: str = "a word table"
 
     def __post_init__(self) -> None:
@@ -150,14 +150,16 @@ class WordTable:
             DataError: if it is none of these, or cannot be read.
         """
         path = Path(source)
-        folder = path if path.is_dir() else _package_data(source)
+        folder = path if path.exists() else _package_data(source)
         try:
             words, vectors = _read_text(path) if path.is_file() else _read_folder(folder)
-        except (OSError, ValueError, StopIteration) as error:
-            raise DataError(f"Cannot read word vectors from {source}: {error or 'a file is missing'}.") from error
-        kept = {word: i for i, word in reversed(list(enumerate(words))) if word.isalpha() and len(word) > 1}
-        chosen = sorted(kept, key=kept.__getitem__)
-        return cls(tuple(chosen), vectors[[kept[word] for word in chosen]], f"nearest neighbours in {path.name}")
+            first = {word: i for i, word in reversed(list(enumerate(words))) if word.isalpha() and len(word) > 1}
+            if not first:
+                raise ValueError("no word has two letters or more")
+        except (OSError, ValueError) as error:
+            raise DataError(f"Cannot read word vectors from {source}: {error}.") from error
+        chosen = sorted(first, key=first.__getitem__)
+        return cls(tuple(chosen), vectors[[first[word] for word in chosen]], f"nearest neighbours in {path.name}")
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
         """The `count` nearest neighbours of each replaceable word; none of a word that the table lacks."""
@@ -191,8 +193,11 @@ def _package_data(source: str) -> Path:
 
 
 def _read_folder(folder: Path) -> tuple[list[str], np.ndarray]:
-    vectors = np.load(next(folder.glob("*.npy")), mmap_mode="r", allow_pickle=False)[:MAX_VECTORS]
-    words = pd.read_parquet(next(folder.glob("*.parquet"))).iloc[:, 0].astype(str).tolist()[:MAX_VECTORS]
+    arrays, tables = list(folder.glob("*.npy")), list(folder.glob("*.parquet"))
+    if (len(arrays), len(tables)) != (1, 1):
+        raise ValueError(f"it has {len(arrays)} .npy and {len(tables)} .parquet files, but one of each is needed")
+    vectors = np.load(arrays[0], mmap_mode="r", allow_pickle=False)[:MAX_VECTORS]
+    words = pd.read_parquet(tables[0]).iloc[:, 0].astype(str).tolist()[:MAX_VECTORS]
     if vectors.ndim != 2 or len(vectors) != len(words):
         raise ValueError(f"{len(words)} words, but vectors of shape {vectors.shape}")
     return words, vectors
