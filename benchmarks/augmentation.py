@@ -9,6 +9,7 @@ an encoder is given; the time does not depend on their values. The plain one run
         --output_file benchmarks/results/augmentation.json
 """
 
+import copy
 import json
 import random
 import sys
@@ -49,6 +50,7 @@ class BenchmarkArguments:
     together: list[int] = field(
         default_factory=lambda: [1, 4], metadata={"help": "Words masked together, each timed."}
     )
+    bf16: bool = field(default=False, metadata={"help": "Time the last of these in bfloat16 too, against float32."})
     copies: int = field(default=20, metadata={"help": "N."})
     vocabulary: int = field(default=30522, metadata={"help": "Pieces of the random models."})
     threads: int = field(default=0, metadata={"help": "Threads of torch; 0 leaves them."})
@@ -113,15 +115,15 @@ def one_at_a_time(texts: Sequence[str], settings: Augmentation, source: WordTabl
             words = plain.candidates(text, (start, end), settings.candidates)
             candidates.append([like(word, c) for c in words if c.isalpha() and c.lower() != word.lower()])
         for _ in range(settings.copies):
-            copy, end = "", 0
+            made_text, end = "", 0
             for (start, stop), words in zip(spans, candidates, strict=True):
                 replace = bool(words) and chance.random() < settings.probability
-                copy += text[end:start] + (chance.choice(words) if replace else text[start:stop])
+                made_text += text[end:start] + (chance.choice(words) if replace else text[start:stop])
                 end = stop
-            copy += text[end:]
-            if (key := " ".join(copy.lower().split())) not in seen:
+            made_text += text[end:]
+            if (key := " ".join(made_text.lower().split())) not in seen:
                 seen.add(key)
-                made.append(copy)
+                made.append(made_text)
     return made
 
 
@@ -168,14 +170,15 @@ def rate(make: Callable[..., list[str]], texts: Sequence[str], settings: Augment
     return {"rows": len(texts), "augmented": made, "seconds": seconds, "augmented_per_second": made / seconds}
 
 
-def compare(args: BenchmarkArguments, texts: Sequence[str], source: WordTable | MaskedLM) -> dict[str, Any]:
-    """Both procedures with one source, and their ratio; a first small run of each is not timed."""
+def compare(
+    args: BenchmarkArguments, texts: Sequence[str], source: WordTable | MaskedLM, plain_source: WordTable | MaskedLM
+) -> dict[str, Any]:
+    """Both procedures and their ratio; a first small run of each is not timed."""
     settings = Augmentation(copies=args.copies, seed=args.seed)
-    table = isinstance(source, WordTable)
-    plain_rows, rows = (args.plain_rows, args.rows) if table else (args.plain_masked_rows, args.masked_rows)
-    plain_source = source if table else MaskedLM(source.model, source.tokenizer, source.table)
-    for make in (one_at_a_time, batched):
-        make(texts[:2], settings, source)
+    masked = isinstance(source, MaskedLM)
+    plain_rows, rows = (args.plain_masked_rows, args.masked_rows) if masked else (args.plain_rows, args.rows)
+    batched(texts[:2], settings, source)
+    one_at_a_time(texts[:2], settings, plain_source)
     ours = rate(batched, texts[:rows], settings, source)
     plain = rate(one_at_a_time, texts[:plain_rows], settings, plain_source)
     ratio = ours["augmented_per_second"] / plain["augmented_per_second"]
@@ -189,10 +192,14 @@ def measure(args: BenchmarkArguments) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     texts = read_texts(args)
     table, masked = models(args, texts)
-    results = {"word table": compare(args, texts, table)}
+    results = {"word table": compare(args, texts, table, table)}
     for together in args.together:
         source = MaskedLM(masked.model, masked.tokenizer, table, together)
-        results[f"masked language model, {together} at once"] = compare(args, texts, source)
+        results[f"masked language model, {together} at once"] = compare(args, texts, source, source)
+    if args.bf16:
+        plain, model = source, copy.deepcopy(masked.model).to(torch.bfloat16)
+        source = MaskedLM(model, masked.tokenizer, table, args.together[-1])
+        results[f"masked language model, {source.together} at once, bfloat16"] = compare(args, texts, source, plain)
     return results
 
 

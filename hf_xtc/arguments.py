@@ -135,6 +135,10 @@ class AugmentationArguments:
     augmentation_masked_lm: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a masked language model to take candidates from."}
     )
+    augmentation_together: int = field(
+        default=1,
+        metadata={"help": "Words of a text masked at once; 1 as published, more is faster (for a masked model only)."},
+    )
     augmentation_glove: str | None = field(
         default=None,
         metadata={"help": "GloVe as a text file, folder or installed package, instead of the teacher's embeddings."},
@@ -142,6 +146,7 @@ class AugmentationArguments:
 
     def __post_init__(self) -> None:
         self.settings(None)
+        check_count("augmentation_together", self.augmentation_together)
         for option in fields(self):
             if not self.augment and getattr(self, option.name) != option.default:
                 raise RecipeError(f"--{option.name} has no effect without --augment. Give both or neither.")
@@ -160,7 +165,11 @@ class AugmentationArguments:
             XTCError: if it cannot be read.
         """
         return candidate_source(
-            teacher, tokenizer, masked_lm=self.augmentation_masked_lm, glove=self.augmentation_glove
+            teacher,
+            tokenizer,
+            masked_lm=self.augmentation_masked_lm,
+            glove=self.augmentation_glove,
+            together=self.augmentation_together,
         )
 
 

@@ -70,8 +70,10 @@ class MaskedLM:
             raise RecipeError(f"The tokenizer of {self.name} needs a mask token, and must be a fast one.")
 
     @classmethod
-    def from_pretrained(cls, source: str, table: WordTable | None = None) -> "MaskedLM":
-        """The model in a folder or on the Hub.
+    def from_pretrained(
+        cls, source: str, table: WordTable | None = None, *, together: int = 1, device: Any = "cpu"
+    ) -> "MaskedLM":
+        """The model in a folder or on the Hub, on `device`.
 
         Raises:
             RecipeError: if it has no head trained for masked language modelling.
@@ -79,22 +81,23 @@ class MaskedLM:
         model, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
         if missing := sorted(report["missing_keys"]):
             raise RecipeError(f"{source} is no masked language model: it lacks {missing[0]}. Use a pre-trained one.")
-        return cls(model.eval(), AutoTokenizer.from_pretrained(source), table, name=f"masked language model {source}")
+        tokenizer, name = AutoTokenizer.from_pretrained(source), f"masked language model {source}"
+        return cls(model.to(device).eval(), tokenizer, table, together, name=name)
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
         """The `count` likeliest pieces at each replaceable word, without those that are no other word."""
-        words = Words.of(texts)
-        every = Words([words.distinct[kind] for kind in words.kinds], np.arange(len(words.kinds)), words.offsets)
-        vocabulary = self._vocabulary()
-        ids = np.full((len(every.distinct), count), -1, dtype=np.int64)
-        if self.table is not None:
-            neighbours = self.table.neighbours(words.distinct, count)[words.kinds]
-            ids = np.where(neighbours < 0, -1, neighbours + len(vocabulary))
-            vocabulary += self.table.words
+        words, vocabulary = Words.of(texts), self._vocabulary()
         pairs = self._pairs(texts, words.offsets)
-        ids[pairs.positions] = -1
+        ids = np.full((len(words.kinds), count), -1, dtype=np.int64)
         top = self._top(pairs, min(count, self.model.config.vocab_size))
         ids[pairs.positions, : top.shape[1]] = top
+        if self.table is not None:
+            rest = np.setdiff1d(np.arange(len(words.kinds)), pairs.positions)
+            kinds, inverse = np.unique(words.kinds[rest], return_inverse=True)
+            near = self.table.neighbours([words.distinct[kind] for kind in kinds], count)[inverse]
+            ids[rest] = np.where(near < 0, -1, near + len(vocabulary))
+            vocabulary += self.table.words
+        every = Words([words.distinct[kind] for kind in words.kinds], np.arange(len(words.kinds)), words.offsets)
         return choose(every, vocabulary, ids)
 
     def _vocabulary(self) -> list[str]:
@@ -194,12 +197,16 @@ def _only_at(encoder: torch.nn.Module, rows: torch.Tensor, tokens: torch.Tensor)
 
 
 def candidate_source(
-    teacher: Any, tokenizer: Any, *, masked_lm: str | None = None, glove: str | None = None
+    teacher: Any, tokenizer: Any, *, masked_lm: str | None = None, glove: str | None = None, together: int = 1
 ) -> WordTable | MaskedLM:
     """The masked language model if one is named, else the word table: GloVe if named, else the teacher's embeddings.
+
+    A masked language model runs where the teacher is, and masks `together` words of a text at once.
 
     Raises:
         XTCError: if a source cannot be read, or the teacher has no whole words.
     """
     table = WordTable.from_model(teacher, tokenizer) if glove is None else WordTable.from_glove(glove)
-    return table if masked_lm is None else MaskedLM.from_pretrained(masked_lm, table)
+    if masked_lm is None:
+        return table
+    return MaskedLM.from_pretrained(masked_lm, table, together=together, device=teacher.device)

@@ -142,6 +142,7 @@ def test_options_of_augmentation(options, task, settings):
             "--augmentation_glove has no effect without --augment. Give both or neither.",
         ),
         ({"augment": True, "augmentation_copies": 0}, "copies=0 must be a positive whole number."),
+        ({"augmentation_together": 0}, "augmentation_together=0 must be a positive whole number."),
         ({"augmentation_probability": 2.0}, "probability=2.0 must be a number from 0 to 1."),
     ],
     ids=str,

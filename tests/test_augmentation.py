@@ -380,7 +380,9 @@ def test_choice_of_the_source(language_model, config, tokenizer, tmp_path):
     masked = candidate_source(teacher, tokenizer, masked_lm=str(tmp_path / "mlm"))
     assert isinstance(masked, MaskedLM)
     assert masked.table.words == own.words
-    masked = candidate_source(teacher, tokenizer, masked_lm=str(tmp_path / "mlm"), glove=folder)
+    assert masked.together == 1
+    masked = candidate_source(teacher, tokenizer, masked_lm=str(tmp_path / "mlm"), glove=folder, together=3)
+    assert masked.together == 3
     assert masked.table.words == ("the", "film", "movie")
 
 

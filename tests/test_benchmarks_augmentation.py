@@ -64,7 +64,7 @@ def test_capitals(word, candidate, expected):
 def test_a_tiny_run_is_printed_and_written(arguments, tmp_path, monkeypatch, capsys):
     output = tmp_path / "augmentation.json"
     options = [f"--{name}={getattr(arguments, name)}" for name in ("data_file", "rows", "copies", "vocabulary")]
-    options += ["--masked_rows=2", "--plain_rows=3", "--plain_masked_rows=1", "--together", "1", "2"]
+    options += ["--masked_rows=2", "--plain_rows=3", "--plain_masked_rows=1", "--together", "1", "2", "--bf16"]
     monkeypatch.setattr(sys, "argv", ["augmentation.py", *options, f"--output_file={output}"])
     benchmark.main()
     results = json.loads(output.read_text())
@@ -73,6 +73,7 @@ def test_a_tiny_run_is_printed_and_written(arguments, tmp_path, monkeypatch, cap
         "word table",
         "masked language model, 1 at once",
         "masked language model, 2 at once",
+        "masked language model, 2 at once, bfloat16",
     ]
     for found in results["sources"].values():
         assert found["met"] == (found["ratio"] >= results["bar"] == 20)
