@@ -17,7 +17,7 @@ from rotten_tomatoes import base_encoder
 from transformers import HfArgumentParser
 
 import results
-from hf_xtc.arguments import JobArguments, RecipeArguments
+from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.cli import DEFAULTS
 from hf_xtc.climb import run_compress, run_fine_tune
 from hf_xtc.data import DataArguments
@@ -71,6 +71,7 @@ def run_glue(
     data: DataArguments,
     recipe: RecipeArguments,
     training: XTCTrainingArguments,
+    augmentation: AugmentationArguments,
 ) -> list[Run]:
     """Teacher and one student per seed; each finished student is a line of the results file at once."""
     out, task = Path(training.output_dir), data.task_name or Path(str(data.train_file)).parent.name
@@ -81,14 +82,17 @@ def run_glue(
     for seed in [] if glue.teacher_only else glue.seeds:
         folder = out / f"{name}-seed{seed}"
         ours = dataclasses.replace(training, seed=seed, output_dir=str(folder))
-        runs.append(run_compress(dataclasses.replace(job, fine_tune=False), data, recipe, ours))
+        runs.append(run_compress(dataclasses.replace(job, fine_tune=False), data, recipe, ours, augmentation))
         results.append(results_file(glue, training), results.record(runs[-1], seed))
     return runs
 
 
+GROUPS = (GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments)
+
+
 def parse(arguments: list[str]) -> tuple[Any, ...]:
-    """The five groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
-    parser = HfArgumentParser((GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments))
+    """The groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
+    parser = HfArgumentParser(GROUPS)
     parser.set_defaults(**DEFAULTS, selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
     if not any(argument.split("=")[0] == "--teacher" for argument in arguments):

@@ -1,16 +1,19 @@
 """The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hf_xtc.augmentation import PUBLISHED_COPIES, Augmentation
 from hf_xtc.data import DataArguments
 from hf_xtc.deepspeed import schedule_offsets
 from hf_xtc.errors import RecipeError
 from hf_xtc.ladder import FLOAT, Ladder, Stage
+from hf_xtc.masked_lm import MaskedLM, candidate_source
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import check_choice, check_count
+from hf_xtc.word_table import WordTable
 
 
 @dataclass
@@ -151,6 +154,61 @@ def _read_json(path: str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+
+
+@dataclass
+class AugmentationArguments:
+    """Whether and how to augment the train rows; see `hf_xtc.augmentation`.
+
+    Raises:
+        RecipeError: if a value is out of range, or an option is given without `--augment`.
+    """
+
+    augment: bool = field(default=False, metadata={"help": "Train on augmented rows too, labelled by the teacher."})
+    augmentation_copies: int | None = field(
+        default=None, metadata={"help": "Copies tried of each text; by default TinyBERT's of the GLUE task, else 20."}
+    )
+    augmentation_candidates: int = field(default=15, metadata={"help": "Words that may replace a word."})
+    augmentation_probability: float = field(default=0.4, metadata={"help": "Probability that a word is replaced."})
+    augmentation_masked_lm: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a masked language model to take candidates from."}
+    )
+    augmentation_together: int = field(
+        default=1,
+        metadata={"help": "Words of a text masked at once; 1 as published, more is faster (for a masked model only)."},
+    )
+    augmentation_glove: str | None = field(
+        default=None,
+        metadata={"help": "GloVe as a text file, folder or installed package, instead of the teacher's embeddings."},
+    )
+
+    def __post_init__(self) -> None:
+        self.settings(None)
+        check_count("augmentation_together", self.augmentation_together)
+        for option in fields(self):
+            if not self.augment and getattr(self, option.name) != option.default:
+                raise RecipeError(f"--{option.name} has no effect without --augment. Give both or neither.")
+
+    def settings(self, task: str | None, seed: int = 0) -> Augmentation:
+        """The settings for a GLUE task, or for own data if it is `None`."""
+        copies = self.augmentation_copies
+        if copies is None:
+            copies = PUBLISHED_COPIES.get(str(task), Augmentation.copies)
+        return Augmentation(copies, self.augmentation_candidates, self.augmentation_probability, seed)
+
+    def source(self, teacher: Any, tokenizer: Any) -> WordTable | MaskedLM:
+        """Where the candidates come from: the masked language model, else GloVe, else the teacher's embeddings.
+
+        Raises:
+            XTCError: if it cannot be read.
+        """
+        return candidate_source(
+            teacher,
+            tokenizer,
+            masked_lm=self.augmentation_masked_lm,
+            glove=self.augmentation_glove,
+            together=self.augmentation_together,
+        )
 
 
 @dataclass

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from hf_xtc.arguments import EvaluateArguments, ExportArguments, ExportDataArguments, JobArguments, RecipeArguments
+from hf_xtc.arguments import (
+    AugmentationArguments,
+    EvaluateArguments,
+    ExportArguments,
+    ExportDataArguments,
+    JobArguments,
+    RecipeArguments,
+)
 from hf_xtc.data import DataArguments
 from hf_xtc.errors import XTCError
 from hf_xtc.training_args import XTCTrainingArguments
@@ -52,7 +59,8 @@ def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
 
 def _compress(arguments: list[str]) -> None:
     parser = HfArgumentParser(
-        (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments), prog="hf-xtc compress"
+        (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
+        prog="hf-xtc compress",
     )
     parser.set_defaults(**DEFAULTS)
     options = _parse(parser, arguments)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from hf_xtc.arguments import JobArguments, RecipeArguments
+from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.callbacks import PackedSizeCallback
 from hf_xtc.compress import compress
 from hf_xtc.data import DataArguments
@@ -27,15 +27,20 @@ from hf_xtc.training_args import XTCTrainingArguments
 
 
 def run_compress(
-    args: JobArguments, data_args: DataArguments, recipe_args: RecipeArguments, training_args: XTCTrainingArguments
+    args: JobArguments,
+    data_args: DataArguments,
+    recipe_args: RecipeArguments,
+    training_args: XTCTrainingArguments,
+    augmentation: AugmentationArguments | None = None,
 ) -> Run:
     """Runs the whole job and returns what it measured; see the command `hf-xtc compress`.
 
     Raises:
         XTCError: on bad input, before anything is written; or if a stage cannot finish.
     """
-    job = prepare(args, data_args, recipe_args, training_args)
+    job = prepare(args, data_args, recipe_args, training_args, augmentation)
     teacher, row = teacher_stage(job)
+    job.augment(teacher)
     rows, receipts = [row], []
     student, key = None, digest(job.description())
     for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):

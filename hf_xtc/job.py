@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
 
-from hf_xtc.arguments import JobArguments, RecipeArguments
+from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.augmentation import augment
 from hf_xtc.checkpoint import require_empty
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.errors import RecipeError, XTCError
@@ -38,6 +39,7 @@ class Job:
     recipe: XTCRecipe
     ladder: Ladder
     training_args: XTCTrainingArguments
+    augmentation: AugmentationArguments
     data: TaskData
     tokenizer: Any
 
@@ -68,6 +70,7 @@ class Job:
         held_out = self.data.selection
         return {
             "train_rows": len(self.data.train),
+            "augmented_rows": len(self.tokenized["train"]) - len(self.data.train),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "validation_rows": len(self.data.validation),
             "max_length": self.data_args.max_length,
@@ -76,13 +79,32 @@ class Job:
     def description(self) -> dict[str, Any]:
         """All that decides the run's outcome."""
         return {
-            "data": {"fingerprint": self.data.fingerprint, **self.sizes()},
+            "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
+            "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _NAMES},
+            "augmentation": dataclasses.asdict(self.augmentation),
             "recipe": self.recipe.to_dict(),
             "ladder": self.ladder.to_dict(),
             "training": deciding(self.training_args),
         }
+
+    def augment(self, teacher: PreTrainedModel) -> None:
+        """Adds augmented train rows, labelled by the teacher, if the arguments ask for them."""
+        if not self.augmentation.augment:
+            return
+        held_out = [] if self.data.selection is None else [self.data.selection]
+        rows = augment(
+            self.data.train,
+            self.augmentation.settings(self.data.task, self.training_args.seed),
+            self.augmentation.source(teacher, self.tokenizer),
+            exclude=[self.data.validation, *held_out, *self.data.extra_validation.values()],
+            teacher=teacher,
+            tokenizer=self.tokenizer,
+            max_length=self.data_args.max_length,
+        )
+        rows = rows.remove_columns("augmented")
+        self.tokenized["train"] = tokenize(rows, self.tokenizer, self.data_args.max_length)
 
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
@@ -126,7 +148,11 @@ def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
 
 
 def prepare(
-    args: JobArguments, data_args: DataArguments, recipe_args: RecipeArguments, training_args: XTCTrainingArguments
+    args: JobArguments,
+    data_args: DataArguments,
+    recipe_args: RecipeArguments,
+    training_args: XTCTrainingArguments,
+    augmentation: AugmentationArguments | None = None,
 ) -> Job:
     """Checks everything that can be checked before training, and takes the output folder.
 
@@ -153,7 +179,8 @@ def prepare(
         data = align_labels(data, config.label2id, args.teacher)
     tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
-    job = Job(args, data_args, recipe, ladder, training_args, data, tokenizer)
+    augmentation = augmentation or AugmentationArguments()
+    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description(), default=str)):
         shutil.rmtree(training, ignore_errors=True)  # of an earlier run
     open_run(job.out, training, job.description(), overwrite=args.overwrite)

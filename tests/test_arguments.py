@@ -6,7 +6,8 @@ import pytest
 from transformers import HfArgumentParser
 
 from hf_xtc import XTCRecipe
-from hf_xtc.arguments import EvaluateArguments, JobArguments, RecipeArguments
+from hf_xtc.arguments import AugmentationArguments, EvaluateArguments, JobArguments, RecipeArguments
+from hf_xtc.augmentation import Augmentation
 from hf_xtc.data import DataArguments
 from hf_xtc.errors import RecipeError, XTCError
 from hf_xtc.training_args import XTCTrainingArguments
@@ -116,8 +117,46 @@ def test_job_arguments_are_checked(field, value, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    "options, task, settings",
+    [
+        ([], None, Augmentation(copies=20)),
+        ([], "wnli", Augmentation(copies=20)),
+        ([], "mrpc", Augmentation(copies=30)),
+        (["--augmentation_copies=3"], "mrpc", Augmentation(copies=3)),
+        (["--augmentation_candidates=4", "--augmentation_probability=1"], None, Augmentation(20, 4, 1.0)),
+    ],
+    ids=str,
+)
+def test_options_of_augmentation(options, task, settings):
+    (args,) = HfArgumentParser(AugmentationArguments).parse_args_into_dataclasses(["--augment", *options])
+    assert args.settings(task) == settings
+    assert args.settings(task, seed=7).seed == 7
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"augmentation_glove": "glove.txt"},
+            "--augmentation_glove has no effect without --augment. Give both or neither.",
+        ),
+        ({"augment": True, "augmentation_copies": 0}, "copies=0 must be a positive whole number."),
+        ({"augmentation_together": 0}, "augmentation_together=0 must be a positive whole number."),
+        ({"augmentation_probability": 2.0}, "probability=2.0 must be a number from 0 to 1."),
+    ],
+    ids=str,
+)
+def test_options_of_augmentation_are_checked(options, message):
+    with pytest.raises(RecipeError) as caught:
+        AugmentationArguments(**options)
+    assert str(caught.value) == message
+
+
 def test_every_option_has_a_help_text():
-    parser = HfArgumentParser((JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, EvaluateArguments))
+    parser = HfArgumentParser(
+        (JobArguments, DataArguments, RecipeArguments, AugmentationArguments, XTCTrainingArguments, EvaluateArguments)
+    )
     ours = {"teacher", "weights", "layers", "recipe_file", "terms", "temperature", "model", "text_column", "overwrite"}
     texts = {action.dest: action.help for action in parser._actions}
     assert ours <= texts.keys()

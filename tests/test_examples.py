@@ -168,7 +168,7 @@ def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monk
     args = checkpoints.CheckpointArguments(data_dir=str(tmp_path), use_cpu=True)
     listed = json.loads(Path(args.list_file).read_text(encoding="utf-8"))
     for entry in listed["checkpoints"]:
-        own, job, data, recipe, training = glue_example.parse(checkpoints.options_of(args, listed, entry))
+        own, job, data, recipe, training, _ = glue_example.parse(checkpoints.options_of(args, listed, entry))
         assert recipe.recipe().keep_layers == entry["keep_layers"]
         assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
         assert training.num_train_epochs >= 3

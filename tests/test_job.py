@@ -289,6 +289,19 @@ def test_ladder_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(f
     assert json.loads(tried.read_text())["metrics"] == {}, "a rate that was only tried saw the validation rows"
 
 
+def test_augmented_rows_teach_the_students_but_not_the_teacher(folder, tmp_path):
+    out = tmp_path / "out"
+    options = [*compress_options(folder, out), "--selection_share=0.1", "--augment", "--augmentation_copies=2"]
+    assert main(["compress", *options, "--num_train_epochs=1"]) == 0
+    provenance = json.loads((out / "metrics.json").read_text())["provenance"]
+    rows = provenance["train_rows"] + provenance["augmented_rows"]
+    assert provenance["augmented_rows"] > 100
+    assert provenance["stages"][-1]["steps"] == -(-rows // 32)
+    teacher = json.loads((out / "training" / "teacher" / "receipt.json").read_text())
+    assert teacher["epochs"] == 10
+    assert teacher["steps"] <= 10 * -(-provenance["train_rows"] // 32)
+
+
 def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, capsys):
     options = [*compress_options(folder, tmp_path / "out"), "--learning_rates", "1e-4", "1e-3"]
     assert main(["compress", *options]) == 1

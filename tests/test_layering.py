@@ -15,8 +15,8 @@ TORCH_ONLY = [
 ORDER = [
     *TORCH_ONLY,
     *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer", "ladder"],
-    *["metrics", "tables", "data", "arguments", "evaluation", "export", "identity", "stages", "model_card"],
-    *["job", "outcome", "climb", "cli", "__main__"],
+    *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
+    *["identity", "stages", "model_card", "job", "outcome", "climb", "cli", "__main__"],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

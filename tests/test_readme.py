@@ -9,7 +9,14 @@ from datasets import Dataset
 from transformers import BertConfig, BertTokenizerFast, HfArgumentParser
 
 from hf_xtc import XTCRecipe, ledger
-from hf_xtc.arguments import EvaluateArguments, ExportArguments, ExportDataArguments, JobArguments, RecipeArguments
+from hf_xtc.arguments import (
+    AugmentationArguments,
+    EvaluateArguments,
+    ExportArguments,
+    ExportDataArguments,
+    JobArguments,
+    RecipeArguments,
+)
 from hf_xtc.data import DataArguments
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -45,7 +52,7 @@ def test_commands_parse(line, tmp_path):
         assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
         return
     classes = {
-        "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments),
+        "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
         "evaluate": (EvaluateArguments, DataArguments),
         "export": (ExportArguments, ExportDataArguments),
     }[words[1]]

@@ -1,0 +1,212 @@
+"""Bytes against accuracy: the published checkpoints, their teacher, float students, and rivals that run here.
+
+    python benchmarks/pareto.py --runs_dir runs --data_dir data --tasks sst2 cola mrpc stsb
+
+Students and teachers come from the results file of `examples/checkpoints.py`. The rivals are measured here: PyTorch's
+dynamic int8 quantization of the teacher, and a linear model on hashed counts of words and bigrams with 8-bit weights,
+its regularisation chosen on train rows held out. All scores are of the validation split.
+"""
+
+import io
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalPrediction
+
+from hf_xtc.checkpoint import write_json
+from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.metrics import build_compute_metrics, main_metric
+from machine import cpu_model, versions
+
+
+@dataclass
+class ParetoArguments:
+    """Where the students are, and what to draw."""
+
+    runs_dir: str = field(metadata={"help": "Output folder of examples/checkpoints.py, with results.jsonl."})
+    data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet and banking77/*.parquet."})
+    tasks: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "Tasks."})
+    features: list[int] = field(default_factory=lambda: [12, 14, 16, 18], metadata={"help": "log2 of features."})
+    output_file: str = field(default="benchmarks/results/pareto.json", metadata={"help": "JSON; a plot beside it."})
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model on one task: bytes of its weights on disk, and its score on the validation split."""
+
+    task: str
+    model: str
+    family: str
+    bytes: int
+    score: float
+    seeds: int = 1
+
+
+def students(runs: Path, task: str) -> list[Point]:
+    """Teacher, float students and packed files of the results file; means over seeds."""
+    lines = [json.loads(line) for line in (runs / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
+    for line in lines:
+        if line["task"] != task:
+            continue
+        groups.setdefault(("teacher, float32", "teacher", 6), []).append((line["teacher_bytes"], line["teacher"]))
+        name = f"{line['layers']} layers {line['weights']}"
+        groups.setdefault((name, line["weights"], line["layers"]), []).append((line["packed_bytes"], line["packed"]))
+        reduced = line["stages"].get("layer-reduced student")
+        if reduced is not None:
+            size = float32_bytes(runs / line["run"] / "training" / "reduced")
+            groups.setdefault((f"{line['layers']} layers float32", "float", line["layers"]), []).append(
+                (size, reduced)
+            )
+    return [
+        Point(task, name, family, found[0][0], float(np.mean([score for _, score in found])), len(found))
+        for (name, family, _), found in groups.items()
+    ]
+
+
+def float32_bytes(folder: Path) -> int:
+    """Bytes of a model folder's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def dynamic_int8(runs: Path, task: str, data: TaskData) -> Point:
+    """PyTorch's dynamic int8 quantization of the teacher's linears; its embeddings stay float32."""
+    folder = runs / f"{task}-teacher" / "training" / "teacher"
+    teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    quantized = torch.ao.quantization.quantize_dynamic(teacher, {torch.nn.Linear}, torch.qint8)
+    buffer = io.BytesIO()
+    torch.save(quantized.state_dict(), buffer)
+    rows = tokenize(align_labels(data, teacher.config.label2id, task).validation, tokenizer, 128)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(scratch, use_cpu=True, disable_tqdm=True, report_to="none")
+        compute = build_compute_metrics(data.task, regression=data.regression)
+        trainer = Trainer(
+            quantized,
+            arguments,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=compute,
+            processing_class=tokenizer,
+        )
+        score = trainer.evaluate(rows)[f"eval_{main_metric(data.task, data.regression)}"]
+    return Point(task, "teacher, torch dynamic int8", "int8", buffer.tell(), score)
+
+
+def texts_of(split: Any) -> list[str]:
+    """Texts of a split; the second of a pair is marked, so that its words count apart."""
+    if "text_pair" not in split.column_names:
+        return list(split["text"])
+    return [
+        f"{a} {' '.join('2_' + word for word in b.split())}"
+        for a, b in zip(split["text"], split["text_pair"], strict=True)
+    ]
+
+
+def linear(task: str, data: TaskData, bits: int) -> Point:
+    """A linear model on `2**bits` hashed counts of words and bigrams, one 8-bit weight per feature and class."""
+    hashing = HashingVectorizer(n_features=2**bits, ngram_range=(1, 2), alternate_sign=False, token_pattern=r"\S+")
+    counted = {name: hashing.transform(texts_of(split)) for name, split in _splits(data).items()}
+    labels = {name: np.asarray(split["label"]) for name, split in _splits(data).items()}
+    metric = main_metric(data.task, data.regression)
+    compute = build_compute_metrics(data.task, regression=data.regression)
+
+    def score(model: Any, split: str) -> float:
+        outputs = np.asarray(counted[split] @ model.weights.T + model.intercept_)
+        if not data.regression and outputs.shape[-1] == 1:
+            outputs = np.hstack([-outputs, outputs])
+        value: float = compute(EvalPrediction(outputs, labels[split]))[metric]
+        return value
+
+    models = []
+    for strength in (0.1, 1.0, 10.0):
+        kind = Ridge(alpha=1 / strength) if data.regression else LogisticRegression(C=strength, max_iter=1000)
+        model = kind.fit(counted["train"], labels["train"])
+        weights = np.atleast_2d(model.coef_)
+        scale = np.abs(weights).max() / 127
+        model.weights = np.round(weights / scale) * scale
+        models.append(model)
+    best = max(models, key=lambda model: score(model, "selection"))
+    size = best.weights.size + 4 * (1 + np.size(best.intercept_))
+    return Point(task, f"linear, 2^{bits} hashed counts, int8", "linear", int(size), score(best, "validation"))
+
+
+def _splits(data: TaskData) -> dict[str, Any]:
+    return {"train": data.train, "selection": data.selection, "validation": data.validation}
+
+
+def draw(points: list[Point], file: Path) -> None:
+    """Writes the PNG: a panel per task, bytes on a log scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(point.task for point in points))
+    families = list(dict.fromkeys(point.family for point in points))
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(5.2 * columns, 4 * rows), squeeze=False, layout="constrained"
+    )
+    for panel, task in zip(axes.flat, tasks, strict=False):
+        for index, family in enumerate(families):
+            own = sorted((p for p in points if (p.task, p.family) == (task, family)), key=lambda point: point.bytes)
+            if own:
+                style = "o--" if family == "linear" else "o-"
+                panel.plot(
+                    [p.bytes / 1e6 for p in own], [p.score for p in own], style, color=f"C{index}", label=family
+                )
+        panel.set_xscale("log")
+        panel.set_title(task)
+        panel.set_xlabel("MB on disk")
+        panel.grid(alpha=0.3)
+    for panel in list(axes.flat)[len(tasks) :]:
+        panel.remove()
+    axes[0][0].set_ylabel("score, validation")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measures, writes JSON and plot."""
+    args = HfArgumentParser(ParetoArguments).parse_args_into_dataclasses()[0]
+    logging.basicConfig(level=logging.WARNING)
+    points: list[Point] = []
+    for task in args.tasks:
+        folder = Path(args.data_dir) / task
+        files = {"train_file": str(folder / "train.parquet"), "validation_file": str(folder / "validation.parquet")}
+        glue = {"task_name": task, "data_dir": str(Path(args.data_dir) / "glue")}
+        data = load_task(DataArguments(**(files if folder.is_dir() else glue), selection_share=0.1))
+        points += students(Path(args.runs_dir), task)
+        points += [
+            dynamic_int8(Path(args.runs_dir), task, data),
+            *(linear(task, data, bits) for bits in args.features),
+        ]
+    file = Path(args.output_file)
+    facts = {"cpu": cpu_model(), "date": time.strftime("%Y-%m-%d"), "versions": versions("torch", "scikit-learn")}
+    write_json(file, {"points": [point.__dict__ for point in points], **facts})
+    draw(points, file.with_suffix(".png"))
+    for point in points:
+        print(f"{point.task:10} {point.model:36} {point.bytes:>12,} {point.score:.4f}  seeds {point.seeds}")
+
+
+if __name__ == "__main__":
+    main()
