@@ -183,7 +183,10 @@ def quantized(student: nn.Module) -> dict[str, nn.Module]:
 
 
 def levels(module: nn.Module) -> int:
-    """How many values a quantized weight holds: per tensor, of an embedding the most that a row holds."""
+    """How many values a quantized weight holds: per tensor, of an embedding the most that a row holds.
+
+    2, or 3 with a weight that is exactly 0: DeepSpeed's `sign` leaves it 0.
+    """
     weight = module.weight.detach()
     rows = weight if isinstance(module, nn.Embedding) else weight.reshape(1, -1)
     return int((rows.sort(1).values.diff(dim=1) != 0).sum(1).max()) + 1
@@ -208,7 +211,8 @@ def run(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         "files": file_bytes(config["folder"]),
         "quantized_weights": len(modules),
         "quantized_inputs": sum(getattr(module, "activation_quantization_enabled", False) for module in modules),
-        "levels": max(levels(module) for module in modules),
+        "levels": {type(module).__name__: levels(module) for module in sorted(modules, key=levels)},
+        "zero_weights": sum(int((module.weight == 0).sum()) for module in modules),
         "versions": versions("deepspeed", "torch", "transformers", "numpy"),
     }
 

@@ -17,8 +17,8 @@ HEAD = (
     "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 NOTE = (
-    "Scores on dev in points, mean ± standard deviation over seeds; of two figures in a cell the first is ours. Of each "
-    "run the weights with the best score on the selection rows; ours are scored from the packed file, read back, "
+    "Scores on dev in points, mean ± standard deviation over seeds; of two figures in a cell the first is ours. Of "
+    "each run the weights with the best score on the selection rows; ours are scored from the packed file, read back, "
     "DeepSpeed's after `redundancy_clean` with inputs still in 8 bits. Seconds: median of a run's steps, median of "
     "runs. `*`: the chosen rate is at an end of the grid."
 )
