@@ -165,14 +165,21 @@ def compare(args: AccuracyArguments) -> list[Record]:
 
 
 def stored(args: AccuracyArguments) -> list[Record]:
-    """Runs of the results file that these arguments ask for, of whatever teacher and data."""
+    """Runs of the results file that these arguments ask for, of each task's latest teacher and data."""
     wanted = [key_of(args, task, side) for task in args.tasks for side in args.sides]
     chosen = [
         record
         for record in Results(Path(args.results_file)).records
-        if record["key"]["seed"] in args.seeds and record["key"]["learning_rate"] in args.learning_rates
+        if record["key"]["seed"] in args.seeds
+        and record["key"]["learning_rate"] in args.learning_rates
+        and any(key.items() <= record["key"].items() for key in wanted)
     ]
-    return [record for record in chosen if any(key.items() <= record["key"].items() for key in wanted)]
+    latest = {record["key"]["task"]: _source(record) for record in chosen}
+    return [record for record in chosen if _source(record) == latest[record["key"]["task"]]]
+
+
+def _source(record: Record) -> tuple[str, str]:
+    return record["key"]["teacher"], record["key"]["data"]
 
 
 def main() -> None:

@@ -290,6 +290,14 @@ def test_other_settings_are_other_runs(folder, launched, tmp_path, changes):
     assert len(accuracy.stored(make_args(folder, **common))) == 1
 
 
+def test_the_table_is_of_the_latest_teacher(folder, launched, tmp_path):
+    args = make_args(folder, sides=["ours"], results_file=str(tmp_path / "a.jsonl"))
+    records = accuracy.compare(args)
+    older = [{**r, "key": {**r["key"], "teacher": "another"}} for r in records]
+    Path(args.results_file).write_text("".join(json.dumps(r) + "\n" for r in older + records))
+    assert accuracy.stored(args) == records
+
+
 def test_main_writes_the_table(folder, launched, tmp_path, monkeypatch, capsys):
     output = tmp_path / "accuracy.md"
     options = [
