@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent / "hf_xtc"
 TORCH_ONLY = [
     *["version", "errors", "registry", "specs", "deepspeed", "recipe", "quantizers", "packing", "checkpoint"],
-    *["backends", "layers", "distillation"],
+    *["backends", "layers", "distillation", "teacher_cache"],
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer"],
+    *["attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer"],
     *["metrics", "tables", "data", "arguments", "evaluation", "export", "model_card", "job", "cli", "__main__"],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
