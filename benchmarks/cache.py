@@ -67,6 +67,7 @@ def trainers(args: BenchmarkArguments, folder: Path) -> dict[str, XTCTrainer]:
     """Name -> trainer of one epoch: "teacher" runs the teacher at each step, "cache" reads its outputs."""
     set_seed(0)
     shape = {"hidden_size": args.hidden_size, "num_attention_heads": 12, "intermediate_size": 4 * args.hidden_size}
+    shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # as hf-xtc compress trains students
     teacher = BertForSequenceClassification(BertConfig(num_hidden_layers=args.teacher_layers, **shape)).eval()
     ids = [torch.randint(1000, 30000, (length,)).tolist() for length in row_lengths(args)]
     data = Dataset.from_dict(

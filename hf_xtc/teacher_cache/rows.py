@@ -36,7 +36,9 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
         together = getattr(self.source, "__getitems__", None)
         rows = [self.source[index] for index in indices] if together is None else together(indices)
         if not isinstance(rows[0], Mapping):
-            raise XTCError(f"teacher_cache needs rows that are dictionaries; row {indices[0]} is a {type(rows[0])}.")
+            raise XTCError(
+                f"teacher_cache needs rows that are dictionaries; row {indices[0]} is a {type(rows[0]).__name__}."
+            )
         return [{**row, ROW: index} for row, index in zip(rows, indices, strict=True)]
 
 
