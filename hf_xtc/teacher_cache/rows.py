@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_xtc.errors import XTCError
+from hf_xtc.errors import DataError, XTCError
 from hf_xtc.teacher_cache.shards import TeacherCache
 
 ROW = "xtc_row"
@@ -22,6 +22,8 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
                 f"teacher_cache needs a train_dataset with a length and numbered rows; a {type(source).__name__} has "
                 "none. Train without a cache, or load the data whole."
             )
+        if len(source) == 0:
+            raise DataError("The train_dataset is empty: there is nothing to cache.")
         self.source = source
 
     def __len__(self) -> int:
