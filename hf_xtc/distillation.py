@@ -27,10 +27,12 @@ class DistillationTerm(ABC):
     """One part of the distillation loss. Registered in `TERMS` under the name it is logged by.
 
     `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"), so that nobody computes
-    what no term uses. `intermediate` terms teach the encoder, the others the head (stages train them in turn).
+    what no term uses. `mapped` terms read only the teacher layers that the layer map names, so that nobody stores the
+    others. `intermediate` terms teach the encoder, the others the head (stages train them in turn).
     """
 
     needs: frozenset[str] = frozenset()
+    mapped = False
     intermediate = False
     citations: tuple[str, ...] = (XTC,)
 
@@ -176,6 +178,7 @@ class HiddenStatesTerm(DistillationTerm):
     """
 
     needs = frozenset({"hidden_states"})
+    mapped = True
     intermediate = True
     citations = (TINYBERT, XTC)
 
@@ -202,6 +205,7 @@ class AttentionScoresTerm(DistillationTerm):
     """Mean squared error of the attention scores before softmax, over pairs of real tokens, summed over layers."""
 
     needs = frozenset({"attentions"})
+    mapped = True
     intermediate = True
     citations = (TINYBERT, XTC)
 

@@ -24,6 +24,7 @@ _BESIDES: tuple[str, ...] = (
 def deciding(arguments: XTCTrainingArguments) -> dict[str, Any]:
     """The training arguments that decide a run's outcome, as JSON."""
     values = {name: value for name, value in arguments.to_dict().items() if not name.startswith(_BESIDES)}
+    values["teacher_cache"] = bool(values["teacher_cache"])  # wherever it lies
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 

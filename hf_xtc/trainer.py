@@ -1,27 +1,30 @@
 """`XTCTrainer`: the standard Trainer loop with a frozen teacher, distillation terms, and packed files as its product.
 
-Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name) and
-`save_model` (packed; `checkpoint-*` folders stay latent, so that training resumes).
+Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
+`get_train_dataloader` (a teacher cache, where one is asked for) and `save_model` (packed; `checkpoint-*` folders stay
+latent, so that training resumes).
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
-from hf_xtc.checkpoint import last_checkpoint
 from hf_xtc.compress import is_packed, pack_model
-from hf_xtc.distillation import TERMS, DistillationTerm, HiddenStatesTerm, LogitsTerm
-from hf_xtc.errors import RecipeError, StateError, XTCError
+from hf_xtc.distillation import HiddenStatesTerm
+from hf_xtc.errors import StateError, XTCError
+from hf_xtc.fitting import build_terms, fit_layers, fit_logits, label_order, stage_terms
+from hf_xtc.guards import require_finite_losses, require_finite_weights
 from hf_xtc.specs import LayerMap
+from hf_xtc.teacher_cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
 from hf_xtc.training_args import XTCTrainingArguments
-
-logger = logging.getLogger(__name__)
 
 PROJECTION = "distillation_projection"
 
@@ -36,18 +39,22 @@ class XTCTrainer(Trainer):
         model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it; or give `model_init`.
         args (`XTCTrainingArguments`, *optional*): Terms, stages and everything the Trainer knows.
         teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype; frozen and put in eval
-            mode. Not needed where the only term is "labels".
+            mode. Not needed where the only term is "labels", or where `args.teacher_cache` is whole.
         kwargs: As in `transformers.Trainer`.
 
     Raises:
-        StateError: if the student is packed.
-        XTCError: if a teacher is missing, or student and teacher do not fit each other.
+        StateError: if the student is packed; when training starts, if the teacher cache is that of something else or
+            the disk is too small for it.
+        XTCError: if a teacher is missing, or student and teacher do not fit each other; when training starts, if the
+            rows or the teacher cannot be cached.
         RecipeError: if a stage of distillation would have no term.
     """
 
     # Terms are batch means; Trainer divides by the accumulation steps itself.
     loss_is_scaled_for_ga = False
     args: XTCTrainingArguments
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -62,14 +69,15 @@ class XTCTrainer(Trainer):
             raise XTCError(
                 f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments (same fields, more)."
             )
-        self._check_teacher(args, teacher_model)
+        self._taught = [name for name in args.term_weights if name != "labels"]
+        self._teacher_config = self._find_teacher(args, teacher_model)
         if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
             raise XTCError(
                 "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
                 "Register a DistillationTerm of your own instead."
             )
         self.teacher = teacher_model
-        self.terms = _build_terms(args)
+        self.terms = build_terms(args.term_weights, args.temperature)
         self._stages = [
             stage_terms(list(self.terms), i, args.distillation_stages) for i in range(args.distillation_stages)
         ]
@@ -85,14 +93,16 @@ class XTCTrainer(Trainer):
             self.teacher = self.accelerator.prepare_model(self.teacher.to(args.device), evaluation_mode=True)
         self.add_callback(QuantizationCallback(args.weight_quantization_start, args.activation_quantization_start))
 
-    @staticmethod
-    def _check_teacher(args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> None:
-        taught = [name for name in args.term_weights if name != "labels"]
-        if teacher is None and taught:
+    def _find_teacher(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
+        """The configuration of the teacher, given or cached; `None` where no term needs one."""
+        if teacher is not None or not self._taught:
+            return None if teacher is None else teacher.config
+        if args.teacher_cache is None:
             raise XTCError(
-                f"The terms {', '.join(taught)} need a teacher. Give teacher_model, or terms={{'labels': 1.0}} to "
-                "train on labels alone."
+                f"The terms {', '.join(self._taught)} need a teacher. Give teacher_model, or terms={{'labels': 1.0}} "
+                "to train on labels alone."
             )
+        return PreTrainedConfig.from_dict(TeacherCache(args.teacher_cache).manifest.teacher_config)
 
     def _prepare_student(self, student: Any) -> None:
         """Checks a student, fits it to the teacher, and makes attention return its scores where a term needs them."""
@@ -101,11 +111,11 @@ class XTCTrainer(Trainer):
                 f"{type(student).__name__} is packed: its codes cannot be trained. Call unpack_model(model) and train "
                 "the latent model it returns, or train an adapter on the packed one with the stock Trainer."
             )
-        if self.teacher is None:
+        teacher = self._teacher_config
+        if teacher is None:
             return
-        teacher: Any = self.teacher.config
-        _fit_logits(self.terms.get("logits"), student.config)
-        self._layer_map = _layer_map(student.config, teacher)
+        fit_logits(self.terms.get("logits"), student.config)
+        self._layer_map = fit_layers(student.config, teacher)
         self._label_order = label_order(student.config, teacher)
         hidden = self.terms.get("hidden_states")
         if isinstance(hidden, HiddenStatesTerm) and student.config.hidden_size != teacher.hidden_size:
@@ -152,28 +162,83 @@ class XTCTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = self.term_weights()
-        student, teacher = self._run(model, inputs, list(weights))
+        cached = inputs.get(TARGETS)
+        inputs = {key: value for key, value in inputs.items() if key != TARGETS}
+        student, teacher = self._run(model, inputs, list(weights), cached)
         losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
-        self._check_finite(losses)
+        step, rate = self.state.global_step + 1, self.args.learning_rate
+        require_finite_losses(losses, step, rate, self.args.output_dir)
         self._record(losses)
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
 
-    def _run(self, model: nn.Module, inputs: Mapping[str, Any], names: list[str]) -> tuple[Any, Any]:
-        """Outputs of student and teacher, with just what the active terms read."""
+    def _run(self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], cached: Any) -> tuple[Any, Any]:
+        """Outputs of student and teacher, with just what the active terms read; the teacher's may be cached."""
         needs = frozenset().union(*(self.terms[name].needs for name in names))
-        asked = {f"output_{kind}": True for kind in needs}
         unlabelled = {key: value for key, value in inputs.items() if key not in self.label_names}
         self._return_scores(model)
-        student = model(**(inputs if "labels" in names else unlabelled), **asked)
-        if self.teacher is None:
-            return student, None
-        self._return_scores(self.teacher)
-        with torch.no_grad():
-            teacher = self.teacher(**unlabelled, **asked)
-        if self._label_order is not None and "logits" in teacher:
+        student = model(**(inputs if "labels" in names else unlabelled), **{f"output_{kind}": True for kind in needs})
+        teacher = cached
+        if teacher is None and self.teacher is not None:
+            teacher = self._teach(unlabelled, needs)
+        if self._label_order is not None and teacher is not None and "logits" in teacher:
             teacher["logits"] = teacher["logits"][..., self._label_order]
         return student, teacher
+
+    def _teach(self, inputs: Mapping[str, Any], needs: Iterable[str]) -> Any:
+        """The teacher's outputs."""
+        teacher: Any = self.teacher
+        self._return_scores(teacher)
+        with torch.no_grad():
+            return teacher(**inputs, **{f"output_{kind}": True for kind in needs})
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As in Trainer; in a training with `teacher_cache`, batches carry the teacher's outputs.
+
+        The cache is completed or made first, by one process while the others wait (`ddp_timeout` is their patience).
+        """
+        source, collator = self.train_dataset, self.data_collator
+        if source is None or not (self.args.teacher_cache and self._taught and self.is_in_train):
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        rows = NumberedRows(self._remove_unused_columns(source, "Training") if isinstance(source, Dataset) else source)
+        cache = self._open_cache(rows)
+        self._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
+        try:
+            self.train_dataset, self.data_collator = rows, CachedTargets(collator, cache)
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = source, collator
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As in Trainer: rows are drawn as without a cache, which samplers of lengths would not know."""
+        return super()._get_train_sampler(
+            train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
+        )
+
+    def _open_cache(self, rows: NumberedRows) -> TeacherCache:
+        """The cache of this training."""
+        teaching = Teaching(
+            folder=Path(str(self.args.teacher_cache)),
+            dtype=self.args.teacher_cache_dtype,
+            rows=rows,
+            collator=self._get_collator_with_removed_columns(self.data_collator),
+            labels=self.label_names,
+            terms=list(self.terms.values()),
+            layer_map=self._layer_map,
+            teacher_config=self._teacher_config,
+            teacher=None if self.teacher is None else self.accelerator.unwrap_model(self.teacher),
+            run=lambda batch, needs: self._teach(self._prepare_inputs(batch), needs),
+            tokenizer=self.processing_class,
+            precision=self.accelerator.mixed_precision,
+            batch_size=self.args.train_batch_size,
+            quiet=self.args.disable_tqdm,
+        )
+        with self.args.main_process_first(local=self.args.save_on_each_node, desc="making the teacher cache"):
+            return teaching.cache(make=self.args.should_save)
 
     def _return_scores(self, model: nn.Module) -> None:
         """In all stages if any term reads scores: implementations round differently, and a run may resume in any."""
@@ -185,18 +250,6 @@ class XTCTrainer(Trainer):
 
     _layer_map = LayerMap((0,), 1)
     _label_order: list[int] | None = None
-
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        """Stops at the first loss that is none; what was saved before stays as it is."""
-        finite = torch.isfinite(torch.stack(list(losses.values()))).tolist()
-        bad = [name for name, good in zip(losses, finite, strict=True) if not good]
-        if bad:
-            saved = last_checkpoint(self.args.output_dir)
-            kept = f"The last checkpoint is {saved}." if saved else "No checkpoint had been saved."
-            raise StateError(
-                f"The term {', '.join(bad)} is NaN or infinite at step {self.state.global_step + 1}; training "
-                f"stopped. {kept} Use a lower learning_rate than {self.args.learning_rate:g}, or train without fp16."
-            )
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():
@@ -213,12 +266,7 @@ class XTCTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in Trainer, but weights that are no numbers are not saved: they would take the place of good ones."""
-        weights = [parameter.detach().sum() for parameter in self.model.parameters()]
-        if not bool(torch.isfinite(torch.stack(weights)).all()):
-            raise StateError(
-                f"Weights are NaN or infinite after step {self.state.global_step}; training stopped, and earlier "
-                f"checkpoints are kept. Use a lower learning_rate than {self.args.learning_rate:g}."
-            )
+        require_finite_weights(self.model.parameters(), self.state.global_step, self.args.learning_rate)
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -236,81 +284,3 @@ class XTCTrainer(Trainer):
             pack_model(student).save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-
-
-def stage_terms(names: list[str], stage: int, stages: int) -> list[str]:
-    """The terms that train in one stage: 2 stages are intermediate, head; 3 are intermediate, all, head.
-
-    Raises:
-        RecipeError: if the stage would have none.
-    """
-    first, last = stage == 0 and stages > 1, stage == stages - 1 and stages > 1
-    intermediate = {name for name in names if TERMS[name].intermediate}
-    active = [n for n in names if (not first or n in intermediate) and (not last or n not in intermediate)]
-    if not active:
-        kind = (
-            "intermediate terms (hidden_states, attention_scores)" if first else "terms of the head (logits, labels)"
-        )
-        raise RecipeError(
-            f"distillation_stages={stages} with terms {', '.join(names)}: stage {stage + 1} trains the {kind}, "
-            "and there are none. Add one, or use distillation_stages=1."
-        )
-    return active
-
-
-def label_order(student: Any, teacher: Any) -> list[int] | None:
-    """Indices that bring the teacher's logits into the student's label order; `None` where nothing is to be done.
-
-    Args:
-        student, teacher (`PreTrainedConfig`): Their `label2id` are compared by name, ignoring case.
-
-    Raises:
-        XTCError: if both name their labels and the names differ.
-    """
-    if student.num_labels != teacher.num_labels or not getattr(teacher, "id2label", None):
-        return None
-    ours = [str(student.id2label[i]).lower() for i in range(student.num_labels)]
-    theirs = [str(teacher.id2label[i]).lower() for i in range(teacher.num_labels)]
-    generic = [f"label_{i}" for i in range(student.num_labels)]
-    if ours == theirs or generic in (ours, theirs):
-        return None
-    if sorted(ours) != sorted(theirs):
-        raise XTCError(
-            f"The student's labels are {ours}, the teacher's {theirs}: their logits mean different things. "
-            "Set label2id and id2label of both configs to the same names."
-        )
-    logger.warning("Teacher and student order their labels differently; the teacher's logits are reordered by name.")
-    return [theirs.index(name) for name in ours]
-
-
-def _build_terms(args: XTCTrainingArguments) -> dict[str, DistillationTerm]:
-    options: dict[str, dict[str, Any]] = {"logits": {"temperature": args.temperature}}
-    return {name: TERMS[name](**options.get(name, {})) for name in args.term_weights}
-
-
-def _fit_logits(term: DistillationTerm | None, student: Any) -> None:
-    """Tells the term 'logits' what kind of head it compares.
-
-    Raises:
-        XTCError: for a multi-label head, whose outputs are no distribution.
-    """
-    if isinstance(term, LogitsTerm):
-        if student.problem_type == "multi_label_classification":
-            raise XTCError(
-                "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
-                "Use the terms hidden_states, attention_scores and labels."
-            )
-        term.regression = student.problem_type == "regression"
-
-
-def _layer_map(student: Any, teacher: Any) -> LayerMap:
-    layer_map = getattr(student, "layer_map", None)
-    if layer_map is None:
-        return LayerMap.skip(teacher.num_hidden_layers, student.num_hidden_layers)
-    if layer_map.num_teacher_layers != teacher.num_hidden_layers:
-        raise XTCError(
-            f"The student's layer map names layers {layer_map.layers} of a {layer_map.num_teacher_layers}-layer "
-            f"teacher, but this teacher has {teacher.num_hidden_layers}. Use the teacher it was compressed from."
-        )
-    found: LayerMap = layer_map
-    return found

@@ -45,6 +45,17 @@ class XTCTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the teacher's outputs: written at the first training on these data, read at the next, "
+            "so that training costs the student alone. Rows must be the same at every reading (no random masking)."
+        },
+    )
+    teacher_cache_dtype: str = field(
+        default="float16",
+        metadata={"help": "Hidden states and scores in the cache: float16, or int8 (half the size, coarser)."},
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.terms, str):
@@ -64,6 +75,7 @@ class XTCTrainingArguments(TrainingArguments):
             if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
                 raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
         check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
+        check_choice("teacher_cache_dtype", self.teacher_cache_dtype, ("float16", "int8"))
         for name in ("weight_quantization_start", "activation_quantization_start"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import cache
 import inference
 from latency.bars import Bar, bars
 from latency.plot import draw
@@ -253,3 +254,26 @@ def test_a_tiny_run_in_torch(tmp_path):
     stored = json.loads((tmp_path / "results" / "inference.json").read_text())
     assert markdown(stored) == (tmp_path / "results" / "inference.md").read_text()
     assert stored["row_lengths"]["1x16"] == [[16]]
+
+
+def test_a_tiny_run_of_the_cache(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "cache.json"
+    options = "--rows 12 --batch_size 4 --hidden_size 24 --teacher_layers 2 --student_layers 1 --repeats 2"
+    monkeypatch.setattr(
+        "sys.argv", ["cache.py", *options.split(), "--cache_dir", str(tmp_path), "--output_file", str(file)]
+    )
+    cache.main()
+    results = json.loads(file.read_text())
+    assert results == json.loads(capsys.readouterr().out)
+    assert results["ratio"] == pytest.approx(results["cache_seconds"] / results["teacher_seconds"])
+    assert results["ratio_min"] <= results["ratio_max"]
+    # two hidden states of 24 and 12 heads of scores in float16, two logits in float32, and the tokens as int64
+    lengths = cache.row_lengths(cache.BenchmarkArguments(rows=12))
+    data = sum(2 * (2 * 24 * length + 12 * length**2) + 2 * 4 + 8 for length in lengths)
+    assert data < results["cache_bytes"] < data + 4096
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
+
+
+def test_lengths_need_data_and_tokenizer():
+    with pytest.raises(ValueError, match=r"^Give data_dir and tokenizer together, or neither\.$"):
+        cache.BenchmarkArguments(data_dir="glue")

@@ -349,3 +349,17 @@ def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):
     assert main(["compress", *options]) == 1
     assert "XTC does not know the model type 'distilbert'; it compresses: bert." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_stages_share_a_teacher_cache(folder, tmp_path, caplog):
+    """The student of the job reads what the layer-reduced one had written; the teacher's own training needs none."""
+    cache = tmp_path / "cache"
+    options = [f"--teacher={folder / 'base'}", f"--output_dir={tmp_path / 'out'}", "--fine_tune", "--keep_layers=2"]
+    options += [f"--teacher_cache={cache}", "--teacher_cache_dtype=int8", "--max_steps=2"]
+    with caplog.at_level("INFO", logger="hf_xtc.teacher_cache.making"):
+        assert main(["compress", *options, *data_options(folder), *QUICK]) == 0
+    told = [message for message in caplog.messages if message.startswith("The teacher cache")]
+    assert len(told) == 1
+    found = json.loads((cache / "cache.json").read_text())
+    assert sum(shard["rows"] for shard in found["shards"]) == 256
+    assert found["layers"] == {"attentions": [1, 3], "hidden_states": [0, 2, 4]}

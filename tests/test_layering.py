@@ -9,12 +9,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "hf_xtc"
 TORCH_ONLY = [
-    *["version", "errors", "registry", "specs", "deepspeed", "recipe", "quantizers", "packing", "checkpoint"],
-    *["backends", "layers", "distillation"],
+    *[
+        "version",
+        "errors",
+        "registry",
+        "specs",
+        "deepspeed",
+        "recipe",
+        "quantizers",
+        "packing",
+        "checkpoint",
+        "guards",
+    ],
+    *["backends", "layers", "distillation", "teacher_cache"],
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["attention", "modeling", "compress", "ledger", "training_args", "callbacks", "trainer", "ladder"],
+    *["attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer", "ladder"],
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
     *["identity", "stages", "model_card", "job", "outcome", "climb", "cli", "__main__"],
 ]

@@ -28,10 +28,11 @@ from hf_xtc.attention import SCORES
 from hf_xtc.compress import compress, pack_model
 from hf_xtc.distillation import TERMS, HiddenStatesTerm, soft_cross_entropy
 from hf_xtc.errors import RecipeError, StateError, XTCError
+from hf_xtc.fitting import label_order, stage_terms
 from hf_xtc.layers import XTCLinear
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
-from hf_xtc.trainer import PROJECTION, XTCTrainer, label_order, stage_terms
+from hf_xtc.trainer import PROJECTION, XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
 DEFAULT = ["logits", "hidden_states", "attention_scores"]

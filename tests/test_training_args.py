@@ -43,6 +43,7 @@ def test_defaults(make):
     args = make()
     assert (args.temperature, args.distillation_stages) == (1.0, 1)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.0, 0.0)
+    assert (args.teacher_cache, args.teacher_cache_dtype) == (None, "float16")
 
 
 def test_defaults_are_not_shared(make):
@@ -58,6 +59,8 @@ def test_new_fields_only(make):
         "distillation_stages",
         "weight_quantization_start",
         "activation_quantization_start",
+        "teacher_cache",
+        "teacher_cache_dtype",
     }
     assert "terms" not in TrainingArguments._VALID_DICT_FIELDS
 
@@ -103,6 +106,11 @@ def test_bad_stages(make, stages):
         make(distillation_stages=stages)
 
 
+def test_bad_teacher_cache_dtype(make):
+    with refuses("teacher_cache_dtype='float32' does not exist. Use one of: float16, int8."):
+        make(teacher_cache="cache", teacher_cache_dtype="float32")
+
+
 @pytest.mark.parametrize("name", ["weight_quantization_start", "activation_quantization_start"])
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf")])
 def test_bad_starts(make, name, value):
@@ -113,11 +121,13 @@ def test_bad_starts(make, name, value):
 def test_parser_reads_every_field(tmp_path):
     command = f"--output_dir {tmp_path} --use_cpu --distillation_stages 2 --temperature 4 --learning_rate 1e-3"
     command += " --weight_quantization_start 0.1 --activation_quantization_start 30"
+    command += " --teacher_cache cache --teacher_cache_dtype int8"
     parser = HfArgumentParser(XTCTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses([*command.split(), "--terms", '{"logits": 2, "labels": 0.5}'])
     assert args.terms == {"logits": 2, "labels": 0.5}
     assert (args.distillation_stages, args.temperature, args.learning_rate) == (2, 4.0, 1e-3)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.1, 30.0)
+    assert (args.teacher_cache, args.teacher_cache_dtype) == ("cache", "int8")
     (args,) = parser.parse_args_into_dataclasses(command.split())
     assert args.terms == ALL_TERMS
 
