@@ -1,5 +1,6 @@
 """The README's Python runs as written, its commands parse, its sizes are those of the ledger."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -45,11 +46,19 @@ def test_python_blocks_run_in_order(tiny_teacher, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()])
-def test_commands_parse(line, tmp_path):
+def test_commands_parse(line, tmp_path, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "make":
         makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
+        return
+    if words[0] == "python":
+        examples = Path(__file__).parent.parent / "examples"
+        monkeypatch.syspath_prepend(str(examples))
+        glue = importlib.import_module("glue")
+        monkeypatch.setattr(glue, "base_encoder", lambda folder: "base")
+        assert words[1] == "examples/glue.py"
+        assert glue.parse([*words[2:], "--use_cpu"])[1].fine_tune
         return
     classes = {
         "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
