@@ -33,8 +33,9 @@ from hf_xtc.checkpoint import write_text
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.ladder import Ladder
 from hf_xtc.metrics import build_compute_metrics, main_metric
+from hf_xtc.training_args import DEFAULT_TERMS
 from machine import cpu_model, versions
-from tried.candidates import CANDIDATES, Candidate
+from tried.candidates import CANDIDATES, Candidate, RelationsAttention
 from tried.report import draw, markdown
 
 
@@ -53,6 +54,7 @@ class AblationArguments:
     weights: str = field(default="binary", metadata={"help": "Quantizer of the base."})
     bf16: bool = field(default=True, metadata={"help": "Autocast to bfloat16 in training."})
     results_file: str = field(default="benchmarks/results/ablation.jsonl", metadata={"help": "One line per run."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for caches of the teachers' outputs."})
     report: bool = field(default=False, metadata={"help": "Only write the table and the plot of what is there."})
 
 
@@ -128,6 +130,9 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         "dataloader_pin_memory": torch.accelerator.is_available(),
         **candidate.training,
     }
+    if args.cache_dir is not None and not isinstance(candidate.context(), RelationsAttention):
+        terms = "-".join(sorted(run.get("terms", DEFAULT_TERMS)))
+        run["teacher_cache"] = str(Path(args.cache_dir) / f"{task.data.name}-{args.keep_layers}l-{terms}")
     ladder, student = Ladder.named(candidate.ladder), None
     recipes = ladder.recipes(recipe, task.teacher.config.num_hidden_layers)
     for stage, stage_recipe in zip(ladder.stages, recipes, strict=True):

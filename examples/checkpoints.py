@@ -51,7 +51,14 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
     else:
         data = {"task_name": task, "data_dir": Path(args.data_dir) / "glue"}
     chosen = {**listed["options"], **listed["tasks"][task], **{k: v for k, v in entry.items() if k != "task"}}
-    places = {"output_dir": args.output_dir, "name": name_of(entry), "use_cpu": args.use_cpu, "disable_tqdm": True}
+    cache = Path(args.output_dir) / f"{task}-{entry['keep_layers']}l-teacher-cache"
+    places = {
+        "output_dir": args.output_dir,
+        "name": name_of(entry),
+        "use_cpu": args.use_cpu,
+        "disable_tqdm": True,
+        "teacher_cache": cache,
+    }
     options: list[str] = []
     for key, value in {**data, **chosen, **places, "seeds": args.seeds}.items():
         options += [f"--{key}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
