@@ -69,7 +69,8 @@ def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
     """Copies the packed model of the seed that is best on held-out rows, with a card that tells of all seeds."""
     seeds = {run.provenance["training"]["seed"]: run.rows[-1].metrics[run.metric] for run in runs}
     best = max(runs, key=lambda run: run.provenance["stages"][-1]["selection"][run.metric])
-    run = dataclasses.replace(best, name=name, seeds=seeds)
+    command = f"python examples/checkpoints.py --data_dir data --names {name} --seeds {' '.join(map(str, seeds))}"
+    run = dataclasses.replace(best, name=name, seeds=seeds, command=command)
     source, target = Path(args.output_dir) / best.name, Path(args.publish_dir) / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("training", "metrics.json"))

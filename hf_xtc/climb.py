@@ -19,7 +19,7 @@ from hf_xtc.identity import digest
 from hf_xtc.job import Job, prepare
 from hf_xtc.ladder import Stage
 from hf_xtc.model_card import Row, Run
-from hf_xtc.outcome import ship
+from hf_xtc.outcome import ship, teacher_name
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.stages import Receipt, StageRun, run_stage
 from hf_xtc.trainer import XTCTrainer
@@ -79,7 +79,7 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
         training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
         training |= {"metric_for_best_model": f"eval_{job.metric}", "greater_is_better": True}
     stage = Stage("teacher", {}, training, tuple(job.args.fine_tune_learning_rates))
-    return run_stage(stage, _stage_run(job, stage, digest(job.description()), build, None))
+    return run_stage(stage, _stage_run(job, stage, digest(job.description()), build, None, teacher_name(job)))
 
 
 def load_teacher(job: Job) -> PreTrainedModel:
@@ -124,10 +124,12 @@ def student_stage(
                 module.p = stage.dropout
         return student
 
-    return run_stage(stage, _stage_run(job, stage, key, build, teacher))
+    layers = recipe.layer_map(teacher.config.num_hidden_layers).layers
+    start = "the stage before" if before is not None else f"layers {', '.join(map(str, layers))} of the teacher"
+    return run_stage(stage, _stage_run(job, stage, key, build, teacher, start))
 
 
-def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrainedModel | None) -> StageRun:
+def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrainedModel | None, start: str) -> StageRun:
     def trainer(model: PreTrainedModel, folder: Path, rate: float | None) -> XTCTrainer:
         changes: dict[str, Any] = {"output_dir": str(folder)}
         if rate is not None:
@@ -138,4 +140,4 @@ def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrained
 
     held_out = job.data.selection is not None
     folder = job.training / stage.name
-    return StageRun(folder, key, job.metric, build, trainer, job.validation(), held_out, job.tokenizer)
+    return StageRun(folder, key, job.metric, build, trainer, job.validation(), held_out, job.tokenizer, start)

@@ -33,7 +33,8 @@ class Run:
     """All that a compression run measured and was told.
 
     The rows are the teacher, the student after each stage, and the packed file. `seeds` holds the packed file's main
-    metric of runs that differ in the seed alone, this one among them, if there were several.
+    metric of runs that differ in the seed alone, this one among them, if there were several; `command` makes the file
+    anew.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Run:
     selection: str
     citations: list[str] = field(default_factory=list)
     seeds: dict[int, float] = field(default_factory=dict)
+    command: str | None = None
     log: list[dict[str, float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Run:
             "provenance": self.provenance,
             "selection": self.selection,
             "seeds": self.seeds,
+            "command": self.command,
             "log": self.log,
         }
 
@@ -198,13 +201,37 @@ def _seeds(run: Run) -> str:
 
 
 def _made(run: Run) -> str:
-    facts = run.provenance
-    lines = []
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {entry}" for name, entry in value.items())
-        lines.append(f"- {key.replace('_', ' ')}: {html.escape(str(value), quote=False)}")
-    return "\n".join(lines)
+    lines = [] if run.command is None else [f"- command: `{run.command}`"]
+    for key, value in run.provenance.items():
+        if key != "stages":
+            lines.append(f"- {key.replace('_', ' ')}: {html.escape(_told(value), quote=False)}")
+    return "\n".join(lines + _stages(run))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_told(entry)}" for name, entry in value.items() if entry != [])
+    if isinstance(value, list):
+        return "; ".join(map(_told, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _stages(run: Run) -> list[str]:
+    """The stages as a table, and the learning rates that were tried."""
+    stages = run.provenance.get("stages", [])
+    if not stages:
+        return []
+    header = (
+        f"| stage | starts from | learning rate | steps | epochs | seconds | {run.metric}, held out | validation |"
+    )
+    lines = ["", header, "|---|---|---|---|---|---|---|---|"]
+    for stage in stages:
+        held_out = "-" if stage["selection"] is None else f"{stage['selection'][run.metric]:.4f}"
+        numbers = f"{stage['learning_rate']:g} | {stage['steps']:,} | {stage['epochs']:g} | {stage['seconds']:,.0f}"
+        what = f"{html.escape(stage['stage'])} | {stage['start']}"
+        lines.append(f"| {what} | {numbers} | {held_out} | {stage['metrics'][run.metric]:.4f} |")
+    tried = [f"- tried in {stage['stage']}: {_told(stage['tried'])}" for stage in stages if stage["tried"]]
+    return [*lines, "", *tried]
 
 
 def write_card(run: Run, path: str | os.PathLike[str]) -> None:

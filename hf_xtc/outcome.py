@@ -21,7 +21,11 @@ from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
 from hf_xtc.recipe import SCOPES
 from hf_xtc.specs import QUANTIZERS
-from hf_xtc.stages import Receipt
+from hf_xtc.stages import RECEIPT, Receipt
+
+# Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
+_OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
+_OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates")
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
 
@@ -81,16 +85,43 @@ def _citations(job: Job) -> list[str]:
 
 def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown = ("num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16")
-    told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics")
-    teacher, args = Path(job.args.teacher), dataclasses.asdict(job.args)
+    told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
+    unused = {"teacher", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
+    unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
+    options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {
-        "teacher": teacher.name if teacher.exists() else job.args.teacher,
-        "fine_tuned_here": job.args.fine_tune,
+        "teacher": teacher_name(job),
+        **_teaching(job),
         "data": job.data.name,
         "data_fingerprint": job.data.fingerprint,
         **job.sizes(),
-        "job": {k: v for k, v in args.items() if k not in ("teacher", "overwrite") and v not in (None, [])},
+        "job": {name: value for name, value in options.items() if value not in (None, [], False)},
         "training": {name: getattr(job.training_args, name) for name in shown},
         "stages": [{name: getattr(receipt, name) for name in told} for receipt in receipts],
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def teacher_name(job: Job) -> str:
+    """What the teacher is, without its place on this machine: Hub id, name of a folder, or what it was tuned from."""
+    folder = Path(job.args.teacher)
+    receipt = _teacher_receipt(folder)
+    if receipt.get("start"):
+        return f"{receipt['start']}, fine-tuned on {job.data.name}"
+    return folder.name if folder.exists() else job.args.teacher
+
+
+def _teaching(job: Job) -> dict[str, Any]:
+    """How the teacher was fine-tuned, where this package did it."""
+    folder = job.training / "teacher" if job.args.fine_tune else Path(job.args.teacher)
+    receipt = _teacher_receipt(folder)
+    told = ("learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection")
+    return {"fine_tuned": {name: receipt[name] for name in told}} if receipt else {}
+
+
+def _teacher_receipt(folder: Path) -> dict[str, Any]:
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return receipt if isinstance(receipt, dict) and receipt.get("stage") == "teacher" else {}

@@ -37,6 +37,7 @@ class Receipt:
         selection (`dict`, *optional*): Metrics on the held-out train rows.
         metrics (`dict`): Metrics on the validation rows; empty for a run that was only tried.
         log (`list[dict]`): The Trainer's log entries that hold a loss or the packed size.
+        start (`str`): What its weights were at the start, in words for a card.
     """
 
     stage: str
@@ -50,6 +51,7 @@ class Receipt:
     selection: dict[str, float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
+    start: str = ""
 
 
 def read_receipt(folder: Path, key: str) -> Receipt | None:
@@ -74,6 +76,7 @@ class StageRun:
         validation (`dict[str, Dataset]`): What the finished stage is measured on; the first is the main one.
         held_out (`bool`): Whether there are held-out rows.
         tokenizer: Saved beside the weights.
+        start (`str`): What the weights are at the start, in words for a card.
     """
 
     folder: Path
@@ -84,6 +87,7 @@ class StageRun:
     validation: dict[str, Any]
     held_out: bool
     tokenizer: Any
+    start: str
 
 
 def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
@@ -138,6 +142,7 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
         _chosen_by(best is not None, run.held_out),
         selection=measure(trainer, {}) if run.held_out else None,
         log=[entry for entry in trainer.state.log_history if "loss" in entry or "packed_bytes" in entry],
+        start=run.start,
     )
     write_json(folder / RECEIPT, asdict(receipt))
     return receipt

@@ -96,3 +96,13 @@ def test_run_as_json_keeps_every_row(run):
     assert [row["bytes"] for row in values["rows"]] == [1_000_000, 600_000, 600_000, 20_000]
     assert values["ledger"]["total_bytes"] == run.ledger.total_bytes
     assert XTCRecipe.from_dict(values["recipe"]) == run.recipe
+
+
+def test_stages_are_a_table_and_tried_rates_are_told(run):
+    stage = {"stage": "student", "start": "layers 1, 3 of the teacher", "learning_rate": 5e-4, "steps": 1200}
+    stage |= {"epochs": 3.0, "seconds": 61.2, "selection": {"accuracy": 0.91}, "metrics": {"accuracy": 0.875}}
+    stage |= {"tried": [{"learning_rate": 1e-4, "accuracy": 0.9}, {"learning_rate": 5e-4, "accuracy": 0.91}]}
+    text = card_text(dataclasses.replace(run, provenance={"stages": [stage]}, command="make it"))
+    assert "- command: `make it`" in text
+    assert "| student | layers 1, 3 of the teacher | 0.0005 | 1,200 | 3 | 61 | 0.9100 | 0.8750 |" in text
+    assert "- tried in student: learning rate 0.0001, accuracy 0.9; learning rate 0.0005, accuracy 0.91" in text
