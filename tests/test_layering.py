@@ -16,6 +16,7 @@ TORCH_ONLY = [
         "specs",
         "deepspeed",
         "recipe",
+        "native_library",
         "quantizers",
         "packing",
         "checkpoint",

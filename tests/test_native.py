@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import hf_xtc
-from hf_xtc.backends import native
+from hf_xtc import native_library
 
 PACKAGE = Path(hf_xtc.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
@@ -49,8 +49,8 @@ def emulated(source: str) -> str:
     return re.sub(r'return __builtin_cpu_supports\("avx512f"\).*?;', "return true;", source, flags=re.S)
 
 
-@pytest.mark.skipif("avx2" not in native.variants(), reason="needs the native operator and AVX2")
-@pytest.mark.skipif("avx512_vnni" in native.variants(), reason="this processor runs it as it is")
+@pytest.mark.skipif("avx2" not in native_library.variants(), reason="needs the native operator and AVX2")
+@pytest.mark.skipif("avx512_vnni" in native_library.variants(), reason="this processor runs it as it is")
 @pytest.mark.skipif(not (SIMDE.exists() and shutil.which("g++")), reason="needs g++ and SIMDe")
 def test_avx512_vnni_by_emulation(tmp_path):
     package = tmp_path / "emulated" / "hf_xtc"
