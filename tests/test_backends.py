@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hf_xtc import native_library
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, native
 from hf_xtc.backends import choice as choice_module
 from hf_xtc.backends.integer import integer_product, padded_int_mm
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedLinear
 from hf_xtc.packing import pack_weight
-from hf_xtc.quantizers import ActivationQuantizer
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
 SHAPES = [(21,), (1, 21), (2, 3, 21), (0, 21)]

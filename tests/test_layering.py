@@ -18,6 +18,7 @@ TORCH_ONLY = [
         "recipe",
         "native_library",
         "quantizers",
+        "activations",
         "packing",
         "checkpoint",
         "guards",
