@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_xtc.native_fake import fake_tokens, serves
 from hf_xtc.quantizers import guard_zero, largest_magnitude
 from hf_xtc.specs import ActivationSpec
 
@@ -56,10 +57,12 @@ def activation_levels(values: Tensor, low: Tensor | None, high: Tensor | None, s
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """The values of `activation_levels`, with an identity gradient."""
+    """The values of `activation_levels` (the native operator computes the same bits), with an identity gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
+        if low is None and spec.symmetric and serves(values, (torch.float32, torch.bfloat16)):
+            return fake_tokens(values, spec.bits)
         whole, scale, offset = activation_levels(values, low, high, spec)
         fake = whole.mul_(scale)
         return (fake if offset is None else fake.add_(offset)).to(values.dtype)

@@ -54,6 +54,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Pointer, Pointer]
     loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]
     loaded.xtc_encoder.argtypes = [Int, Pointer, Pointer, Pointer, Pointer]
+    loaded.xtc_fake.argtypes = [Int, Pointer, Pointer]
     return loaded
 
 

@@ -17,6 +17,7 @@ TORCH_ONLY = [
         "deepspeed",
         "recipe",
         "native_library",
+        "native_fake",
         "quantizers",
         "activations",
         "packing",

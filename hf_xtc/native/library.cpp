@@ -63,3 +63,5 @@ API void xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens
 API void xtc_encoder(int variant, const Encoder* e, const Batch* b, float* hidden, const Threads* threads) {
   VARIANTS[variant]->encoder(*e, *b, hidden, *threads);
 }
+
+API void xtc_fake(int variant, const Fake* f, const Threads* threads) { VARIANTS[variant]->fake(*f, *threads); }
