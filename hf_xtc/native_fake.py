@@ -18,7 +18,6 @@ _TOKENS = {torch.float32: 3, torch.bfloat16: 4}
 # Counts are float32, as PyTorch's sums of ones are: exact up to here.
 _LARGEST_COUNT = 2**24
 
-
 # Numbers of a block: three such tensors fit a core's cache.
 _BLOCK = 2**16
 

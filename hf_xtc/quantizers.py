@@ -66,7 +66,15 @@ class Quantizer(ABC):
 
 
 class _FusedQuantizer(Quantizer):
-    """A quantizer whose fake-quantization the native operator finishes in one pass, given a scale of the same bits."""
+    """A quantizer whose fake-quantization the native operator finishes in one pass, once the scale is known.
+
+    A subclass with a `scale`, `encode` or `decode` of its own is computed by these, unless it has a `_fake_into` too.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_fake_into" not in vars(cls) and not vars(cls).keys().isdisjoint(("scale", "encode", "decode")):
+            cls.fake = Quantizer.fake  # type: ignore[method-assign]
 
     def fake(self, groups: Tensor, scale_dtype: torch.dtype) -> Tensor:
         if not serves(groups):

@@ -21,8 +21,10 @@ SIMDE = Path("/usr/include/simde/x86/avx512.h")
 COMPARE = """
 import os, torch
 from hf_xtc.backends import native
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.packing import pack_weight
-from hf_xtc.specs import QuantSpec
+from hf_xtc.quantizers import fake_quantize
+from hf_xtc.specs import ActivationSpec, QuantSpec
 
 def outputs(variant):
     os.environ["XTC_NATIVE"] = variant
@@ -34,6 +36,11 @@ def outputs(variant):
             x[0] = -128
             for layout in layouts:
                 yield native.NativeWeight([weight], [None], layout).linear(x)
+    values = torch.randn(9, 77, generator=generator)
+    for name in ("binary", "ternary"):
+        yield fake_quantize(values, QuantSpec(name))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield ActivationQuantizer(ActivationSpec())(values.to(dtype))
 
 assert "emulated" in native.__file__
 print([torch.equal(a, b) for a, b in zip(outputs("avx512_vnni"), outputs("avx2"), strict=True)])
@@ -64,4 +71,4 @@ def test_avx512_vnni_by_emulation(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", COMPARE], cwd=package.parent, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str([True] * 24)
+    assert found.stdout.strip() == str([True] * 28)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_xtc import native_fake, native_library
 from hf_xtc.activations import ActivationQuantizer
-from hf_xtc.quantizers import encode_weight, fake_quantize
+from hf_xtc.quantizers import BinaryQuantizer, TernaryQuantizer, encode_weight, fake_quantize
 from hf_xtc.specs import FLOAT_DTYPES, ActivationSpec, QuantSpec
 
 pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
@@ -72,6 +72,26 @@ def test_weights(monkeypatch, variant, name, granularity, data):
     before = bits(weight)
     assert torch.equal(*both(monkeypatch, variant, fake_quantize, weight, spec))
     assert torch.equal(bits(weight), before)
+
+
+@pytest.mark.parametrize("method", ["scale", "encode", "decode"])
+@pytest.mark.parametrize("parent", [BinaryQuantizer, TernaryQuantizer])
+def test_a_subclass_keeps_its_own_numerics(parent, method):
+    """As `benchmarks/tried/quantization.py` has one: it must not train as its parent does."""
+    generator = torch.Generator().manual_seed(0)
+    change = {
+        "scale": lambda self, groups: parent.scale(self, groups) * 2,
+        "encode": lambda self, groups, scale: parent.encode(self, groups - groups.mean(1, keepdim=True), scale),
+        "decode": lambda self, codes, scale: parent.decode(self, codes, scale) + 1,
+    }
+    own = type("Own", (parent,), {method: change[method]})
+    quantizers = [own(), type("Heir", (own,), {})()]
+    groups = torch.randn(4, 33, generator=generator) + 0.5
+    for quantizer in quantizers:
+        scale = quantizer.scale(groups)
+        fake = quantizer.fake(groups, torch.float32)
+        assert torch.equal(fake, quantizer.decode(quantizer.encode(groups, scale), scale))
+        assert not torch.equal(fake, parent().fake(groups, torch.float32))
 
 
 @variants

@@ -224,6 +224,7 @@ def test_training_sees_what_the_file_holds(name, granularity, data):
     assert fake.dtype == weight.dtype
     assert bool(torch.isfinite(fake).all())
     assert torch.equal(fake, decoded.to(weight.dtype))
+    assert torch.equal(fake.signbit(), decoded.signbit())  # of zeros
 
 
 @grids
