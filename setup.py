@@ -9,7 +9,7 @@ setup(
         Extension(
             "hf_xtc._native",
             [NATIVE + name for name in ("library.cpp", "portable.cpp", "avx2.cpp", "avx512.cpp")],
-            depends=[NATIVE + name for name in ("kernels.hpp", "kernels.inl", "lookup.inl")],
+            depends=[NATIVE + name for name in ("kernels.hpp", "kernels.inl", "lookup.inl", "fake.inl")],
             language="c++",
             extra_compile_args=[
                 *("-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"),

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, HfArgumentParser
 
 import hf_xtc
+from hf_xtc import native_library
 from hf_xtc.arguments import EvaluateArguments, ExportDataArguments
-from hf_xtc.backends import native
 from hf_xtc.export.command import load_packed, validation_batches
 from hf_xtc.export.verify import with_noise
 
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"{versions}, {len(expected)} rows, logits up to {float(expected.abs().max()):.2f}\n")
     print("| against the reference | equal classes | logits within 1e-3 | median difference | largest |")
     print("|---|---|---|---|---|")
-    for variant in (*native.variants(), "off"):
+    for variant in (*native_library.variants(), "off"):
         os.environ["XTC_NATIVE"] = variant
         for backend in ("int8", "packed"):
             print(line(f"{backend}, native operator {variant}", logits(model, rows, backend), expected), flush=True)

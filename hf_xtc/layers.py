@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import BACKENDS, Prepared, Product, choose, default_backend
-from hf_xtc.backends.native import variant
+from hf_xtc.native_library import variant
 from hf_xtc.packing import PackedWeight, pack_weight, packed_width
-from hf_xtc.quantizers import ActivationQuantizer, fake_quantize, get_quantizer
+from hf_xtc.quantizers import fake_quantize, get_quantizer
 from hf_xtc.specs import ActivationSpec, QuantSpec
 
 

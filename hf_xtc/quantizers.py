@@ -8,13 +8,13 @@ they are stored in. The gradient is the identity straight-through estimator of t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_xtc.specs import QUANTIZERS, ActivationSpec, QuantSpec
+from hf_xtc.native_fake import cache_blocks, fake_binary_into, fake_ternary_into, keep_beyond_, serves
+from hf_xtc.specs import QUANTIZERS, QuantSpec
 
 
 def guard_zero(scale: Tensor) -> Tensor:
@@ -24,7 +24,8 @@ def guard_zero(scale: Tensor) -> Tensor:
 
 def largest_magnitude(values: Tensor) -> Tensor:
     """`max|x|` over the last axis, kept as an axis of size 1; 20 times faster on CPU than `vector_norm(ord=inf)`."""
-    return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True))
+    # Of zeros of both signs the larger one is anybody's choice; a scale is never -0.
+    return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True)).abs()
 
 
 class Quantizer(ABC):
@@ -55,9 +56,41 @@ class Quantizer(ABC):
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Values of codes: the shape of `codes`, in the dtype of `scale` (which broadcasts against them)."""
 
+    def fake(self, groups: Tensor, scale_dtype: torch.dtype) -> Tensor:
+        """`decode(encode(groups))` with the scale rounded to `scale_dtype`: what training sees, in float32.
+
+        A quantizer may compute it in fewer passes, to the same bits.
+        """
+        scale = self.scale(groups).to(scale_dtype).float()
+        return self.decode(self.encode(groups, scale), scale)
+
+
+class _FusedQuantizer(Quantizer):
+    """A quantizer whose fake-quantization the native operator finishes in one pass, once the scale is known.
+
+    A subclass with a `scale`, `encode` or `decode` of its own is computed by these, unless it has a `_fake_into` too.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_fake_into" not in vars(cls) and not vars(cls).keys().isdisjoint(("scale", "encode", "decode")):
+            cls.fake = Quantizer.fake  # type: ignore[method-assign]
+
+    def fake(self, groups: Tensor, scale_dtype: torch.dtype) -> Tensor:
+        if not serves(groups):
+            return super().fake(groups, scale_dtype)
+        fake = torch.empty_like(groups)
+        for out, block in cache_blocks(fake, groups):
+            self._fake_into(out, block, scale_dtype)
+        return fake
+
+    @abstractmethod
+    def _fake_into(self, out: Tensor, groups: Tensor, scale_dtype: torch.dtype) -> None:
+        """Writes `decode(encode(groups))` to `out`."""
+
 
 @QUANTIZERS.register("binary")
-class BinaryQuantizer(Quantizer):
+class BinaryQuantizer(_FusedQuantizer):
     """`sign(w) * mean|w|`, the least-squares binary approximation (Rastegari et al. 2016, eq. 6)."""
 
     levels = 2
@@ -72,9 +105,12 @@ class BinaryQuantizer(Quantizer):
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.to(scale.dtype).sub_(0.5).mul_(2 * scale)
 
+    def _fake_into(self, out: Tensor, groups: Tensor, scale_dtype: torch.dtype) -> None:
+        fake_binary_into(out, groups, self.scale(groups).to(scale_dtype).float())
+
 
 @QUANTIZERS.register("ternary")
-class TernaryQuantizer(Quantizer):
+class TernaryQuantizer(_FusedQuantizer):
     """Ternary weight networks (Li et al. 2016, eq. 5-6): threshold `0.7 mean|w|`, scale the mean beyond it."""
 
     levels = 3
@@ -84,10 +120,17 @@ class TernaryQuantizer(Quantizer):
         magnitude = groups.abs()
         return magnitude, 0.7 * magnitude.mean(1, keepdim=True)
 
+    def _mean_beyond(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
+        """Mean of the magnitudes beyond the threshold; overwrites `magnitude`."""
+        if serves(magnitude):
+            count = keep_beyond_(magnitude, threshold)
+        else:
+            kept = (magnitude > threshold).to(magnitude.dtype)  # float: a bool times a float is 40 times slower on CPU
+            magnitude, count = magnitude.mul_(kept), kept.sum(1, keepdim=True)
+        return magnitude.sum(1, keepdim=True) / count.clamp_(min=1)
+
     def scale(self, groups: Tensor) -> Tensor:
-        magnitude, threshold = self._magnitude(groups)
-        kept = (magnitude > threshold).to(groups.dtype)  # float: a bool times a float is 40 times slower on CPU
-        return magnitude.mul_(kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_(min=1)
+        return self._mean_beyond(*self._magnitude(groups))
 
     def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
         _, threshold = self._magnitude(groups)
@@ -95,6 +138,11 @@ class TernaryQuantizer(Quantizer):
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.to(scale.dtype).sub_(1).mul_(scale)
+
+    def _fake_into(self, out: Tensor, groups: Tensor, scale_dtype: torch.dtype) -> None:
+        magnitude, threshold = self._magnitude(groups)
+        scale = self._mean_beyond(magnitude, threshold).to(scale_dtype).float()
+        fake_ternary_into(out, groups, threshold, scale)
 
 
 class UniformQuantizer(Quantizer):
@@ -135,6 +183,13 @@ def get_quantizer(name: str) -> Quantizer:
     return quantizer
 
 
+def _groups(weight: Tensor, spec: QuantSpec) -> Tensor:
+    """What shares a scale, float32 of shape `(num_groups, size)`."""
+    rows, columns = weight.shape
+    size = weight.numel() if spec.granularity == "per_tensor" else columns // spec.scale_shape(rows, columns)[1]
+    return weight.detach().float().reshape(-1, size)
+
+
 def encode_weight(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Codes and scale of a weight.
 
@@ -148,14 +203,10 @@ def encode_weight(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     Raises:
         RecipeError: if the group size does not divide the columns.
     """
-    rows, columns = weight.shape
-    scale_shape = spec.scale_shape(rows, columns)
-    quantizer = get_quantizer(spec.quantizer)
-    size = weight.numel() if spec.granularity == "per_tensor" else columns // scale_shape[1]
-    groups = weight.detach().float().reshape(-1, size)
+    quantizer, groups = get_quantizer(spec.quantizer), _groups(weight, spec)
     scale = quantizer.scale(groups).to(getattr(torch, spec.scale_dtype))
     codes = quantizer.encode(groups, scale.float())
-    return codes.view(rows, columns), scale.view(scale_shape)
+    return codes.view(weight.shape), scale.view(spec.scale_shape(*weight.shape))
 
 
 def decode_weight(codes: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
@@ -179,8 +230,8 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, spec: QuantSpec) -> Tensor:
-        codes, scale = encode_weight(weight, spec)
-        return decode_weight(codes, scale, spec).to(weight.dtype)
+        fake = get_quantizer(spec.quantizer).fake(_groups(weight, spec), getattr(torch, spec.scale_dtype))
+        return fake.view(weight.shape).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -207,115 +258,3 @@ def fake_quantize(weight: Tensor, spec: QuantSpec) -> Tensor:
     """
     fake: Tensor = _StraightThrough.apply(weight, spec)
     return fake
-
-
-class Levels(NamedTuple):
-    """Activations as whole numbers: `x ~ scale * values + offset`.
-
-    Args:
-        values (`torch.Tensor` of shape `(..., features)`, float32): Whole numbers of `bits` bits, signed if symmetric.
-        scale (`torch.Tensor` of shape `(..., 1)` or `()`): Per token, or one for all.
-        offset (`torch.Tensor`, *optional*): Likewise; what 0 stands for in asymmetric levels.
-    """
-
-    values: Tensor
-    scale: Tensor
-    offset: Tensor | None
-
-
-def _symmetric_levels(x: Tensor, low: Tensor | None, high: Tensor | None, bits: int) -> Levels:
-    """Step `2 max|x| / 2**bits`, values in `[-2**(bits-1), 2**(bits-1) - 1]`."""
-    given = low is not None and high is not None
-    largest = torch.maximum(low.abs(), high.abs()) if given else largest_magnitude(x)  # type: ignore[union-attr]
-    half = 2 ** (bits - 1)
-    scale = largest / float(half)
-    return Levels((x / guard_zero(scale)).round_().clamp_(-half, half - 1), scale, None)
-
-
-def _asymmetric_levels(x: Tensor, low: Tensor | None, high: Tensor | None, bits: int) -> Levels:
-    """Step `(max - min) / 2**bits`, values in `[0, 2**bits - 1]` from the step nearest to the minimum."""
-    low = x.amin(-1, keepdim=True) if low is None else low
-    high = x.amax(-1, keepdim=True) if high is None else high
-    scale = (high - low) / 2**bits
-    # A constant row has no range (NaN in DeepSpeed); with its own magnitude as the step it comes back exactly.
-    scale = torch.where(scale == 0, guard_zero(low.abs()), scale)
-    zero = (low / scale).round_() * scale
-    return Levels(((x - zero) / scale).round_().clamp_(0, 2**bits - 1), scale, zero)
-
-
-def activation_levels(values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Levels:
-    """Whole numbers of activations; `low` and `high` are given (static) or taken per token (dynamic)."""
-    levels = _symmetric_levels if spec.symmetric else _asymmetric_levels
-    return levels(values.float(), low, high, spec.bits)
-
-
-class _FakeQuantizeActivation(torch.autograd.Function):
-    """The values of `activation_levels`, with an identity gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
-        whole, scale, offset = activation_levels(values, low, high, spec)
-        fake = whole.mul_(scale)
-        return (fake if offset is None else fake.add_(offset)).to(values.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0], None, None, None
-
-
-class ActivationQuantizer(nn.Module):
-    """Fake-quantizes the input of a linear; a static range lives in the buffer `range`, `(2,)` float32: low, high.
-
-    A static range follows the batches of training as an exponential average with momentum 0.95, starts at the first
-    batch, and is frozen in eval mode (DeepSpeed `QuantAct`). A range never seen yet leaves activations in float. The
-    range stays float32 under `.half()` and `.to(dtype)`: in bfloat16 the average would stand still.
-
-    Args:
-        spec (`ActivationSpec`): Bits, symmetry and calibration.
-    """
-
-    momentum = 0.95
-    range: Tensor
-
-    def __init__(self, spec: ActivationSpec):
-        super().__init__()
-        self.spec = spec
-        if spec.calibration == "static":
-            self.register_buffer("range", torch.zeros(2, dtype=torch.float32))
-
-    def extra_repr(self) -> str:
-        kind = "symmetric" if self.spec.symmetric else "asymmetric"
-        return f"bits={self.spec.bits}, {kind}, {self.spec.calibration}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActivationQuantizer":
-        seen = self.range if self.spec.calibration == "static" else None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if seen is not None and self.range.dtype != seen.dtype:
-            self.range = seen.to(self.range.device)
-        return self
-
-    def _observe(self, values: Tensor) -> None:
-        batch = torch.stack(torch.aminmax(values.detach())).float()
-        unseen = self.range[0] == self.range[1]
-        self.range.copy_(torch.where(unseen, batch, self.range * self.momentum + batch * (1 - self.momentum)))
-
-    def has_range(self) -> bool:
-        """Whether activations can be quantized: always per token; with a static range, once one was seen."""
-        return self.spec.calibration == "dynamic" or bool(self.range[0] != self.range[1])
-
-    def levels(self, values: Tensor) -> Levels:
-        """`values` of shape `(..., features)` as whole numbers: `forward` returns what they stand for."""
-        if self.spec.calibration == "dynamic":
-            return activation_levels(values, None, None, self.spec)
-        return activation_levels(values, self.range[0], self.range[1], self.spec)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """`values` of shape `(..., features)` on at most `2**bits` levels; same shape and dtype."""
-        if self.spec.calibration == "dynamic":
-            dynamic: Tensor = _FakeQuantizeActivation.apply(values, None, None, self.spec)
-            return dynamic
-        if self.training and values.numel():
-            self._observe(values)
-        low, high = self.range[0], self.range[1]
-        static: Tensor = _FakeQuantizeActivation.apply(values, low, high, self.spec)
-        return torch.where(low == high, values, static)

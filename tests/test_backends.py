@@ -9,20 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from hf_xtc import native_library
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, native
 from hf_xtc.backends import choice as choice_module
 from hf_xtc.backends.integer import integer_product, padded_int_mm
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedLinear
 from hf_xtc.packing import pack_weight
-from hf_xtc.quantizers import ActivationQuantizer
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
 SHAPES = [(21,), (1, 21), (2, 3, 21), (0, 21)]
 ACTIVATIONS = [None, ActivationSpec(8, True), ActivationSpec(4, False)]
 INTEGER = sorted(set(BACKENDS) - {"reference"})
 # How the integer backends compute: each variant of the native operator that runs here, or PyTorch's operations.
-NATIVE = [*native.variants(), "off"]
+NATIVE = [*native_library.variants(), "off"]
 
 backends = pytest.mark.parametrize("backend", sorted(BACKENDS))
 quantizers = pytest.mark.parametrize("name", sorted(QUANTIZERS))
@@ -294,16 +295,10 @@ def test_the_environment_names_the_default(monkeypatch):
         default_backend()
 
 
-def test_an_unknown_variant(monkeypatch):
-    monkeypatch.setenv("XTC_NATIVE", "sse9")
-    with pytest.raises(XTCError, match=r"^XTC_NATIVE='sse9' is no variant of the native operator here; use one of: "):
-        native.variant()
-
-
 @pytest.mark.parametrize("quantizer, layout", [("binary", native.NIBBLES), ("ternary", native.PAIRS)])
 def test_packed_keeps_codes_packed(quantizer, layout):
     """1 bit a binary code, 2 bits a ternary one, against 8 bits as bytes."""
-    if not native.variants():
+    if not native_library.variants():
         pytest.skip("the native operator is not built")
     weight = pack_weight(random(128, 192), QuantSpec(quantizer))
     packed, expanded = (native.NativeWeight([weight], [None], kind) for kind in (layout, native.BYTES))

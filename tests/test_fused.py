@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, set_seed
 
-from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
+from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, native_library, pack_model, unpack_model
 from hf_xtc.backends import native
 from hf_xtc.errors import StateError
 from hf_xtc.layers import _PREPARED
 from hf_xtc.modeling.fused import FusedEncoder, fused_encoder
 
-pytestmark = pytest.mark.skipif(not native.variants(), reason="the native operator is not built")
+pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
 BACKENDS = ["int8", "packed", "auto"]
 
 
@@ -38,7 +38,7 @@ def outputs(model, batch, backend, **kwargs):
         return model(**batch, **kwargs)
 
 
-@pytest.mark.parametrize("variant", list(native.variants()))
+@pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4"])
 @pytest.mark.parametrize("embeddings", ["binary", "ternary", "int8", None])
@@ -55,7 +55,7 @@ def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teache
     assert len(calls) == (0 if backend == "packed" and weights == "int4" else 1)
 
 
-@pytest.mark.parametrize("variant", list(native.variants()))
+@pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("hidden, heads, intermediate", [(64, 1, 1600), (96, 6, 40), (36, 36, 50), (800, 8, 16)])
 def test_widths_heads_and_lengths(hidden, heads, intermediate, variant, monkeypatch):
     """One layer, against the reference in the mean: a tie that falls the other way moves one value a little."""

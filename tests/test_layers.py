@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.errors import RecipeError, StateError, XTCError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
-from hf_xtc.quantizers import ActivationQuantizer, fake_quantize
+from hf_xtc.quantizers import fake_quantize
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
 # On a busy machine a few draws may take a second.

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 import hf_xtc
-from hf_xtc.backends import native
+from hf_xtc import native_library
 
 PACKAGE = Path(hf_xtc.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 COMPARE = """
 import os, torch
 from hf_xtc.backends import native
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.packing import pack_weight
-from hf_xtc.specs import QuantSpec
+from hf_xtc.quantizers import fake_quantize
+from hf_xtc.specs import ActivationSpec, QuantSpec
 
 def outputs(variant):
     os.environ["XTC_NATIVE"] = variant
@@ -34,6 +36,11 @@ def outputs(variant):
             x[0] = -128
             for layout in layouts:
                 yield native.NativeWeight([weight], [None], layout).linear(x)
+    values = torch.randn(9, 77, generator=generator)
+    for name in ("binary", "ternary"):
+        yield fake_quantize(values, QuantSpec(name))
+    for dtype in (torch.float32, torch.bfloat16):
+        yield ActivationQuantizer(ActivationSpec())(values.to(dtype))
 
 assert "emulated" in native.__file__
 print([torch.equal(a, b) for a, b in zip(outputs("avx512_vnni"), outputs("avx2"), strict=True)])
@@ -49,8 +56,8 @@ def emulated(source: str) -> str:
     return re.sub(r'return __builtin_cpu_supports\("avx512f"\).*?;', "return true;", source, flags=re.S)
 
 
-@pytest.mark.skipif("avx2" not in native.variants(), reason="needs the native operator and AVX2")
-@pytest.mark.skipif("avx512_vnni" in native.variants(), reason="this processor runs it as it is")
+@pytest.mark.skipif("avx2" not in native_library.variants(), reason="needs the native operator and AVX2")
+@pytest.mark.skipif("avx512_vnni" in native_library.variants(), reason="this processor runs it as it is")
 @pytest.mark.skipif(not (SIMDE.exists() and shutil.which("g++")), reason="needs g++ and SIMDe")
 def test_avx512_vnni_by_emulation(tmp_path):
     package = tmp_path / "emulated" / "hf_xtc"
@@ -64,4 +71,4 @@ def test_avx512_vnni_by_emulation(tmp_path):
     found = subprocess.run(
         [sys.executable, "-c", COMPARE], cwd=package.parent, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str([True] * 24)
+    assert found.stdout.strip() == str([True] * 28)

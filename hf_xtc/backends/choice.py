@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from hf_xtc.backends import native
 from hf_xtc.backends.base import BACKENDS, Backend, Product
 from hf_xtc.errors import StateError
+from hf_xtc.native_library import variant
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
         _say_fallback(name, _reason(product))
         return "reference"
     if not torch.compiler.is_compiling():
-        say_choice(name, native.variant())
+        say_choice(name, variant())
     return name
 
 
@@ -68,9 +68,9 @@ def _reason(product: Product) -> str:
 
 
 @cache
-def say_choice(name: str, variant: str | None) -> None:
+def say_choice(name: str, native: str | None) -> None:
     """Logs, once, what packed linears run on."""
-    how = "PyTorch operations (no native operator)" if variant is None else f"the native operator ({variant})"
+    how = "PyTorch operations (no native operator)" if native is None else f"the native operator ({native})"
     logger.info("Packed linears run on the %r backend, %s.", name, how)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_xtc.backends import native
 from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
+from hf_xtc.native_library import variant
 from hf_xtc.packing import unpack
 from hf_xtc.quantizers import get_quantizer
 from hf_xtc.specs import ActivationSpec
@@ -24,7 +25,7 @@ def native_serves(product: Product) -> bool:
     weight, _, activation, dtype = product
     return (
         not torch.compiler.is_compiling()
-        and native.variant() is not None
+        and variant() is not None
         and weight.packed.device.type == "cpu"
         and dtype == torch.float32
         and activation is not None

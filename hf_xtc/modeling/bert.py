@@ -41,6 +41,7 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
+from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.checkpoint import whole_folder
 from hf_xtc.errors import StateError
@@ -55,7 +56,6 @@ from hf_xtc.modeling.architecture import (
 )
 from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.modeling.fused import fused_encoder
-from hf_xtc.quantizers import ActivationQuantizer
 
 SCOPES = {
     "attention": (

@@ -15,6 +15,7 @@ from hf_xtc.backends import Product, native
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
 from hf_xtc.layers import PackedEmbedding, PackedLinear, version_of
+from hf_xtc.native_library import variant
 from hf_xtc.quantizers import get_quantizer
 
 # transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
@@ -36,7 +37,7 @@ class FusedEncoder:
         self._modules = [(m._modules, m._modules.copy()) for m in model.modules() if m._modules]
         modules = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._variant, self._backend = native.variant(), model.backend
+        self._variant, self._backend = variant(), model.backend
         embeddings = model.embeddings
         tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
         self._encoder = native.NativeEncoder(
@@ -51,7 +52,7 @@ class FusedEncoder:
         """Whether the model still is what this was made of, and nobody listens to what happens inside."""
         return (
             self._backend == model.backend
-            and self._variant == native.variant()
+            and self._variant == variant()
             and all(present == children for present, children in self._modules)
             and all(
                 holder.get(name) is tensor and version_of(tensor) == version
@@ -110,7 +111,7 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
     if fused is None:
         _FUSED.pop(model, None)
     else:
-        say_choice(model.backend, native.variant())
+        say_choice(model.backend, variant())
         _FUSED[model] = fused
     return fused
 
@@ -121,7 +122,7 @@ def serves(model: Any) -> bool:
     linears = [linear for layer in layers for linear in _linears(layer)]
     return (
         model.backend != "reference"
-        and native.variant() is not None
+        and variant() is not None
         and config.hidden_act == "gelu"
         and not (config.is_decoder or config.add_cross_attention)
         and all(type(linear) is PackedLinear and linear.backend == model.backend for linear in linears)

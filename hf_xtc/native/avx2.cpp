@@ -70,11 +70,13 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
 
 #include "kernels.inl"
 
+#include "fake.inl"
+
 namespace xtc {
-const Variant avx2 = {"avx2", avx2_code::linear, avx2_code::encoder};
+const Variant avx2 = {"avx2", avx2_code::linear, avx2_code::encoder, avx2_code::fake};
 }
 #else
 namespace xtc {
-const Variant avx2 = {nullptr, nullptr, nullptr};
+const Variant avx2 = {nullptr, nullptr, nullptr, nullptr};
 }
 #endif

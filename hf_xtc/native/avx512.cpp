@@ -53,11 +53,13 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
 
 #include "kernels.inl"
 
+#include "fake.inl"
+
 namespace xtc {
-const Variant avx512 = {"avx512_vnni", avx512_code::linear, avx512_code::encoder};
+const Variant avx512 = {"avx512_vnni", avx512_code::linear, avx512_code::encoder, avx512_code::fake};
 }
 #else
 namespace xtc {
-const Variant avx512 = {nullptr, nullptr, nullptr};
+const Variant avx512 = {nullptr, nullptr, nullptr, nullptr};
 }
 #endif

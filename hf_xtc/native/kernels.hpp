@@ -60,6 +60,25 @@ struct Batch {
   const int64_t *offsets, *words, *positions, *types;
 };
 
+// What fake.inl makes, group by group (tokens: row by row).
+enum Kind : int32_t {
+  BINARY = 0,          // out: -scale or scale
+  TERNARY = 1,         // out: -scale, 0 or scale
+  KEPT = 2,            // out: magnitudes beyond the threshold, or 0; count: how many
+  FLOAT_TOKENS = 3,    // out: values on symmetric levels, float32
+  BFLOAT16_TOKENS = 4  // the same, bfloat16
+};
+
+struct Fake {
+  int32_t kind;
+  float half;            // tokens: half the number of levels
+  int64_t groups, size;  // not 0
+  const void* values;    // (groups, size)
+  const float *threshold, *scale;  // (groups,)
+  float* count;                    // (groups,)
+  void* out;                       // (groups, size)
+};
+
 // The caller's OpenMP: GOMP_parallel and omp_get_num_threads. Null: one thread.
 struct Threads {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
@@ -71,6 +90,7 @@ struct Variant {
   const char* name;
   void (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
   void (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
+  void (*fake)(const Fake&, const Threads&);
 };
 
 extern const Variant portable, avx2, avx512;

@@ -23,7 +23,7 @@ constexpr int LANES = VECTOR_BYTES / 4;
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
 
-static inline Floats splat(float x) { return Floats{} + x; }
+static inline Floats splat(float x) { return x - Floats{}; }  // 0 + x would lose the sign of -0
 static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 static inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }

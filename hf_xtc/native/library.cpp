@@ -18,6 +18,9 @@ static bool runs(const Variant& v) {
   return &v == &portable;
 }
 
+// Number of this interface, as in native_library.py: to be raised with every change of a function or a struct.
+API int xtc_interface() { return 2; }
+
 static const Variant* const VARIANTS[] = {&avx512, &avx2, &portable};
 
 // Name of variant `index`, fastest first, where this processor runs it; "" where it does not; null past the last.
@@ -60,3 +63,5 @@ API void xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens
 API void xtc_encoder(int variant, const Encoder* e, const Batch* b, float* hidden, const Threads* threads) {
   VARIANTS[variant]->encoder(*e, *b, hidden, *threads);
 }
+
+API void xtc_fake(int variant, const Fake* f, const Threads* threads) { VARIANTS[variant]->fake(*f, *threads); }

@@ -38,6 +38,8 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
 
 #include "kernels.inl"
 
+#include "fake.inl"
+
 namespace xtc {
-const Variant portable = {"portable", portable_code::linear, portable_code::encoder};
+const Variant portable = {"portable", portable_code::linear, portable_code::encoder, portable_code::fake};
 }
