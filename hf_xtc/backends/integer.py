@@ -44,8 +44,9 @@ def integer_product(x: Tensor, weight: Tensor, largest: int) -> Tensor:
     """
     if x.is_cuda:
         return padded_int_mm(x, weight).float()
-    # Without VNNI, PyTorch's integer product is 20 times slower than its float one, which is exact below 2**24.
-    if not torch.cpu._is_vnni_supported() and 128 * largest * x.shape[1] < 2**24:
+    # Without VNNI, PyTorch's integer product is 20 times slower than its float one, which is exact below 2**24. With
+    # it, torch 2.13 gives garbage for one column (strides of 1 in both axes).
+    if (x.shape[1] == 1 or not torch.cpu._is_vnni_supported()) and 128 * largest * x.shape[1] < 2**24:
         return x.float() @ weight.float().t()
     return torch._int_mm(x, weight.t()).float()
 
