@@ -59,6 +59,11 @@ CANDIDATES = {
     "2-stages": Candidate("intermediate terms first, then logits", training={"distillation_stages": 2}),
     "annealed": Candidate("weights blended from float to binary in 30 % of the steps", context=lambda: Annealing(0.3)),
     "frozen": Candidate("signs that keep changing frozen for the last 20 %", context=lambda: Freezing(0.8, 0.05)),
+    "together": Candidate(
+        "maps, annealed and lr-1e-3 together",
+        training={"terms": LOGITS | HIDDEN | {"attention_probabilities": 1.0}, "learning_rate": 1e-3},
+        context=lambda: Annealing(0.3),
+    ),
     "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
     "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
 }
