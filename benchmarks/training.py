@@ -76,6 +76,7 @@ def steps(args: BenchmarkArguments, folder: str) -> dict[str, Callable[[], None]
         training_args = XTCTrainingArguments(folder, use_cpu=True, bf16=args.bf16, max_steps=1000, learning_rate=1e-4)
         trainer = XTCTrainer(model, training_args, teacher_model=teacher_model)
         trainer.create_optimizer()
+        model = trainer.accelerator.prepare_model(model)  # autocast, as in `train()`
         trainer.state.max_steps = 1000
         trainer.current_gradient_accumulation_steps = 1
 
