@@ -35,7 +35,7 @@ from hf_xtc.ladder import Ladder
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.training_args import DEFAULT_TERMS
 from machine import cpu_model, versions
-from tried.candidates import CANDIDATES, Candidate, RelationsAttention
+from tried.candidates import CANDIDATES, Candidate, RelationsAttention, registered
 from tried.report import draw, markdown
 
 
@@ -196,7 +196,8 @@ def main() -> None:
     args = HfArgumentParser(AblationArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args.report:
-        run(args)
+        with registered():
+            run(args)
     file, settings = Path(args.results_file), _settings(args)
     lines = [line for line in read(file) if settings.items() <= line.items()]
     write_text(file.with_suffix(".md"), markdown(lines, settings))

@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast
 import ablation
 from hf_xtc.layers import XTCLinear
 from hf_xtc.specs import LayerMap, QuantSpec
-from tried.candidates import BASE, CANDIDATES
+from tried.candidates import BASE, CANDIDATES, registered
 from tried.quantization import Annealing, CentredBinaryQuantizer, Freezing
 from tried.report import against_base, draw, markdown
 from tried.terms import AttentionProbabilitiesTerm, RelationsTerm, masked_divergence
@@ -120,7 +120,8 @@ def test_runs_are_kept_and_not_repeated(tiny_teacher, tmp_path, monkeypatch):
         str(tmp_path), str(tmp_path / "glue"), ["cola"], [1], [BASE, "relations", "annealed", "ternary-first"], steps=4
     )
     args = dataclasses.replace(args, keep_layers=2, bf16=False, results_file=str(tmp_path / "results.jsonl"))
-    ablation.run(args)
+    with registered():
+        ablation.run(args)
     found = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["candidate"] for line in found] == args.candidates
     assert all(math.isfinite(line["divergence"]) and line["rows"] == 8 for line in found)

@@ -1,12 +1,14 @@
 """What was tried: each candidate differs from the base in one thing."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from tried.quantization import Annealing, Freezing
-from tried.terms import RelationsAttention
+from hf_xtc.distillation import TERMS
+from hf_xtc.specs import QUANTIZERS
+from tried.quantization import Annealing, CentredBinaryQuantizer, Freezing
+from tried.terms import AttentionProbabilitiesTerm, RelationsAttention, RelationsTerm
 
 BASE = "base"
 LOGITS = {"logits": 1.0}
@@ -67,3 +69,20 @@ CANDIDATES = {
     "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
     "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
 }
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """While entered, the terms and quantizers that are only tried have their names."""
+    tried = [
+        (TERMS, "attention_probabilities", AttentionProbabilitiesTerm),
+        (TERMS, "relations", RelationsTerm),
+        (QUANTIZERS, "centred_binary", CentredBinaryQuantizer),
+    ]
+    for registry, name, what in tried:
+        registry.register(name)(what)
+    try:
+        yield
+    finally:
+        for registry, name, _ in tried:
+            del registry[name]

@@ -9,10 +9,9 @@ from transformers import TrainerCallback
 import hf_xtc.layers
 from hf_xtc.layers import XTCLinear
 from hf_xtc.quantizers import BinaryQuantizer, fake_quantize
-from hf_xtc.specs import QUANTIZERS, QuantSpec
+from hf_xtc.specs import QuantSpec
 
 
-@QUANTIZERS.register("centred_binary")
 class CentredBinaryQuantizer(BinaryQuantizer):
     """`sign(w - mean(w)) * mean|w|` (BiT, Liu et al. 2022): the same codes and bytes, another threshold."""
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from hf_xtc.attention import SCORES, scores_attention
-from hf_xtc.distillation import TERMS, DistillationTerm, token_mask
+from hf_xtc.distillation import DistillationTerm, token_mask
 from hf_xtc.specs import LayerMap
 
 
@@ -30,7 +30,6 @@ def masked_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return ((divergence * mask).sum(1) / mask.sum(1)).mean()
 
 
-@TERMS.register("attention_probabilities")
 class AttentionProbabilitiesTerm(DistillationTerm):
     """Divergence of attention probabilities over real keys (Kim et al., EMNLP 2022), summed over layers."""
 
@@ -49,7 +48,6 @@ def states_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     return output, torch.stack([query, key, value])
 
 
-@TERMS.register("relations")
 class RelationsTerm(DistillationTerm):
     """Divergence of query-query, key-key and value-value relations of the last layer (MiniLMv2, Wang et al. 2021)."""
 
