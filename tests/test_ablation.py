@@ -41,7 +41,7 @@ def test_candidates_are_compared_with_the_base_of_their_task_and_seed():
     assert [run["divergence"] for run in compared["maps"]] == [0.5, 1.0]
     assert [run["points"] for run in compared["maps"]] == pytest.approx([2.0, 0.0])
     row = next(row for row in markdown(lines(), {"steps": 8}).splitlines() if row.startswith("| maps"))
-    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == ["0.707", "1 of 2", "+1.00 ± 1.41", "1.00"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == ["0.707", "1 of 2", "+1.00 ± 1.41"]
 
 
 def test_plot_is_written(tmp_path):

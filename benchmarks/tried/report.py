@@ -1,4 +1,4 @@
-"""What an ablation gained and cost: a table and a plot of each candidate against the base, run by run."""
+"""What an ablation gained: a table and a plot of each candidate against the base, run by run."""
 
 import math
 import statistics
@@ -19,7 +19,6 @@ def against_base(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]
         pair = {
             "points": 100 * (line["score"] - base["score"]),
             "divergence": line["divergence"] / base["divergence"],
-            "seconds": line["seconds"] / base["seconds"],
         }
         compared.setdefault(line["candidate"], []).append({**pair, "task": line["task"]})
     return compared
@@ -39,14 +38,14 @@ def markdown(lines: list[dict[str, Any]], settings: dict[str, Any]) -> str:
         ratio = math.exp(statistics.mean(logs))
         wins = "-" if name == BASE else f"{better} of {len(runs)}"
         cells = [name, CANDIDATES[name].what, f"{ratio:.3f}", wins, f"{statistics.mean(points):+.2f}{_spread(points)}"]
-        rows.append((ratio, [*cells, f"{statistics.median(run['seconds'] for run in runs):.2f}"]))
+        rows.append((ratio, cells))
     tasks = ", ".join(sorted({line["task"] for line in lines}))
     seeds = len({line["seed"] for line in lines})
-    header = "| candidate | what | divergence, ratio to base | runs with less | points | time, ratio |"
+    header = "| candidate | what | divergence, ratio to base | runs with less | points |"
     body = ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows)]
     stated = ", ".join(f"{name} {value}" for name, value in settings.items())
     told = f"Tasks {tasks}; {seeds} seeds; {stated}. Scored on held-out train rows; ± is the spread over runs."
-    return "\n".join([header, "|---|---|---|---|---|---|", *body, "", told]) + "\n"
+    return "\n".join([header, "|---|---|---|---|---|", *body, "", told]) + "\n"
 
 
 def draw(lines: list[dict[str, Any]], file: str | Path) -> None:
@@ -72,6 +71,8 @@ def draw(lines: list[dict[str, Any]], file: str | Path) -> None:
         mean = statistics.mean(run["points"] for run in compared[name])
         axes[1].plot(mean, place, "|", color="black", markersize=18, markeredgewidth=2)
     axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:.1f}")
+    axes[0].xaxis.set_minor_formatter("{x:.1f}")
     axes[0].axvline(1, color="grey", linewidth=0.8)
     axes[1].axvline(0, color="grey", linewidth=0.8)
     axes[0].set_yticks(range(len(order)), order)
