@@ -35,8 +35,9 @@ from hf_xtc.ladder import Ladder
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.training_args import DEFAULT_TERMS
 from machine import cpu_model, versions
-from tried.candidates import CANDIDATES, Candidate, RelationsAttention, registered
+from tried.candidates import CANDIDATES, Candidate, registered
 from tried.report import draw, markdown
+from tried.terms import RelationsAttention
 
 
 @dataclass
@@ -130,7 +131,7 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         "dataloader_pin_memory": torch.accelerator.is_available(),
         **candidate.training,
     }
-    if args.cache_dir is not None and not isinstance(candidate.context(), RelationsAttention):
+    if args.cache_dir is not None and candidate.context is not RelationsAttention:
         terms = "-".join(sorted(run.get("terms", DEFAULT_TERMS)))
         run["teacher_cache"] = str(Path(args.cache_dir) / f"{task.data.name}-{args.keep_layers}l-{terms}")
     ladder, student = Ladder.named(candidate.ladder), None

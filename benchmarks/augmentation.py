@@ -12,7 +12,6 @@ an encoder is given; the time does not depend on their values. The plain one run
 import copy
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from hf_xtc.checkpoint import write_json
 from hf_xtc.masked_lm import MaskedLM
 from hf_xtc.tables import read_file
 from hf_xtc.word_table import WordTable, word_spans
-from machine import cpu_model, versions
+from machine import facts
 
 BAR = 20  # times the rows per second of the plain procedure
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -210,11 +209,7 @@ def main() -> None:
         "bar": BAR,
         "sources": measure(args),
         "arguments": {key: value for key, value in asdict(args).items() if key != "output_file"},
-        "command": " ".join(["python", "benchmarks/augmentation.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "versions": versions("hf_xtc", "torch", "transformers", "datasets", "numpy", "pyarrow"),
+        **facts(torch.get_num_threads(), "hf_xtc", "torch", "transformers", "datasets", "numpy", "pyarrow"),
     }
     print(json.dumps(results, indent=2))
     if args.output_file:

@@ -11,7 +11,6 @@ import json
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
 from hf_xtc.checkpoint import write_json
 from latency.shapes import count_lengths, read_lengths
-from machine import cpu_model, versions
+from machine import facts
 
 
 @dataclass
@@ -142,11 +141,7 @@ def main() -> None:
     results = {
         **measure(args),
         "arguments": {key: value for key, value in asdict(args).items() if key not in ("cache_dir", "output_file")},
-        "command": " ".join(["python", "benchmarks/cache.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "versions": versions("hf_xtc", "torch", "transformers", "accelerate"),
+        **facts(torch.get_num_threads(), "hf_xtc", "torch", "transformers", "accelerate"),
     }
     print(json.dumps(results, indent=2))
     if args.output_file:

@@ -1,6 +1,8 @@
 """What the benchmarks say of the machine and of the process that they run in. Imports nothing heavy."""
 
 import platform
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def cpu_flags() -> list[str]:
 def _cpuinfo(key: str) -> list[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
+
+
+def facts(threads: int, *packages: str) -> dict[str, object]:
+    """What a results file says of its making: command, date, processor, threads and versions."""
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_model(),
+        "threads": threads,
+        "versions": versions(*packages),
+    }
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, HfArgumentPa
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
 from hf_xtc.checkpoint import write_json
-from machine import cpu_model, peak_bytes, versions
+from machine import facts, peak_bytes
 
 
 @dataclass
@@ -126,11 +126,7 @@ def main() -> None:
         **measure(args),
         **{f"{kind}_peak_bytes": peak_memory(kind) for kind in ("floor", "xtc")},
         "arguments": {key: value for key, value in asdict(args).items() if key not in ("only", "output_file")},
-        "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "versions": versions("hf_xtc", "torch", "transformers", "accelerate"),
+        **facts(torch.get_num_threads(), "hf_xtc", "torch", "transformers", "accelerate"),
     }
     print(json.dumps(results, indent=2))
     if args.output_file:

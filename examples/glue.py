@@ -93,7 +93,7 @@ GROUPS = (GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTraini
 def parse(arguments: list[str]) -> tuple[Any, ...]:
     """The groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
     parser = HfArgumentParser(GROUPS)
-    parser.set_defaults(**DEFAULTS, selection_share=0.1, fine_tune_epochs=0.0)
+    parser.set_defaults(**DEFAULTS, output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
     if not any(argument.split("=")[0] == "--teacher" for argument in arguments):
         arguments = ["--teacher", str(base_encoder(Path("runs"))), "--fine_tune", *arguments]

@@ -38,7 +38,7 @@ class JobArguments:
         },
     )
     budget: str | None = field(
-        default=None, metadata={"help": "A, B or C: the paper's epochs for the GLUE task, as --num_train_epochs."}
+        default=None, metadata={"help": "A, B or C: the paper's epochs for the GLUE task, as far as known."}
     )
     reduction_epochs: float = field(
         default=1.0,

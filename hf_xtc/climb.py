@@ -42,7 +42,7 @@ def run_compress(
     teacher, row = teacher_stage(job)
     job.augment(teacher)
     rows, receipts = [row], []
-    student, key = None, digest(job.description())
+    student, key = None, digest(job.description)
     for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):
         key = digest([key, dataclasses.asdict(stage)])
         student, receipt = student_stage(job, stage, recipe, key, teacher, student)
@@ -79,7 +79,7 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
         training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
         training |= {"metric_for_best_model": f"eval_{job.metric}", "greater_is_better": True}
     stage = Stage("teacher", {}, training, tuple(job.args.fine_tune_learning_rates))
-    return run_stage(stage, _stage_run(job, stage, digest(job.description()), build, None, teacher_name(job)))
+    return run_stage(stage, _stage_run(job, stage, digest(job.description), build, None, teacher_name(job)))
 
 
 def load_teacher(job: Job) -> PreTrainedModel:

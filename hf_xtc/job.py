@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Job:
             "max_length": self.data_args.max_length,
         }
 
+    @cached_property
     def description(self) -> dict[str, Any]:
         """All that decides the run's outcome."""
         return {
@@ -181,9 +183,9 @@ def prepare(
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
     job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer)
-    if args.overwrite and read_run(training) != json.loads(json.dumps(job.description(), default=str)):
+    if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
         shutil.rmtree(training, ignore_errors=True)  # of an earlier run
-    open_run(job.out, training, job.description(), overwrite=args.overwrite)
+    open_run(job.out, training, job.description, overwrite=args.overwrite)
     return job
 
 
