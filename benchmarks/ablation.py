@@ -29,11 +29,13 @@ from transformers import (
 )
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress, pack_model
+from hf_xtc.augmentation import Augmentation, augment
 from hf_xtc.checkpoint import write_text
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.ladder import Ladder
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.training_args import DEFAULT_TERMS
+from hf_xtc.word_table import WordTable
 from machine import cpu_model, versions
 from tried.candidates import CANDIDATES, Candidate, registered
 from tried.report import draw, markdown
@@ -89,6 +91,19 @@ def load(args: AblationArguments, name: str) -> Task:
     return task
 
 
+def augmented(task: Task, copies: int) -> Any:
+    """The train rows and others made of them, tokenized."""
+    made = augment(
+        task.data.train,
+        Augmentation(copies),
+        WordTable.from_model(task.teacher, task.tokenizer),
+        exclude=[task.data.selection, task.data.validation],
+        teacher=task.teacher,
+        tokenizer=task.tokenizer,
+    )
+    return tokenize(made.remove_columns("augmented"), task.tokenizer, 128)
+
+
 def predict(task: Task, model: Any) -> tuple[np.ndarray, dict[str, float]]:
     """Logits of the held-out rows, and their metrics."""
     with tempfile.TemporaryDirectory() as folder:
@@ -131,9 +146,11 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         "dataloader_pin_memory": torch.accelerator.is_available(),
         **candidate.training,
     }
-    if args.cache_dir is not None and candidate.context is not RelationsAttention:
+    cached = candidate.context is not RelationsAttention and not candidate.copies
+    if args.cache_dir is not None and cached:
         terms = "-".join(sorted(run.get("terms", DEFAULT_TERMS)))
         run["teacher_cache"] = str(Path(args.cache_dir) / f"{task.data.name}-{args.keep_layers}l-{terms}")
+    rows = augmented(task, candidate.copies) if candidate.copies else task.train
     ladder, student = Ladder.named(candidate.ladder), None
     recipes = ladder.recipes(recipe, task.teacher.config.num_hidden_layers)
     for stage, stage_recipe in zip(ladder.stages, recipes, strict=True):
@@ -146,7 +163,7 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
                 student,
                 stage.arguments(XTCTrainingArguments(**run)),
                 teacher_model=task.teacher,
-                train_dataset=task.train,
+                train_dataset=rows,
                 processing_class=task.tokenizer,
                 data_collator=DataCollatorWithPadding(task.tokenizer),
             )

@@ -21,11 +21,11 @@ def start_step(start: float, max_steps: int) -> int:
     return int(start) if start >= 1 else int(start * max_steps)
 
 
-def set_quantization(model: nn.Module, *, weights: bool, activations: bool) -> None:
-    """Switches the fake-quantization of weights and activations of every latent layer on or off."""
+def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> None:
+    """Sets how far the weights of every latent layer are fake-quantized, 0 (not) to 1, and whether activations are."""
     for module in model.modules():
         if isinstance(module, XTCLinear | XTCEmbedding):
-            module.quantize_weight = weights
+            module.quantized_part = float(weights)
         if isinstance(module, XTCLinear):
             module.quantize_activation = activations
 
@@ -33,20 +33,28 @@ def set_quantization(model: nn.Module, *, weights: bool, activations: bool) -> N
 class QuantizationCallback(TrainerCallback):
     """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
 
-    From the end of training on the model is quantized whatever the schedule, as its packed file will be.
+    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. At the end of training
+    the model is quantized whatever the schedule, as its packed file will be.
 
     Args:
         weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.
+        weight_annealing (`float`): Steps, likewise, from the start of the weights' quantization to all of it.
     """
 
-    def __init__(self, weight_start: float = 0.0, activation_start: float = 0.0):
+    def __init__(self, weight_start: float = 0.0, activation_start: float = 0.0, weight_annealing: float = 0.0):
         self.weight_start = weight_start
         self.activation_start = activation_start
+        self.weight_annealing = weight_annealing
+
+    def _weight_part(self, state: TrainerState) -> float:
+        steps = state.global_step - start_step(self.weight_start, state.max_steps)
+        length = start_step(self.weight_annealing, state.max_steps)
+        return float(steps >= 0) if length == 0 else min(max(steps / length, 0.0), 1.0)
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         set_quantization(
             model,
-            weights=state.global_step >= start_step(self.weight_start, state.max_steps),
+            weights=self._weight_part(state),
             activations=state.global_step >= start_step(self.activation_start, state.max_steps),
         )
 
@@ -60,14 +68,14 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Sets the state of the step to come."""
-        if self.weight_start or self.activation_start:
+        if self.weight_start or self.activation_start or self.weight_annealing:
             self._apply(state, model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Quantizes everything: the trained model is what will be packed."""
-        set_quantization(model, weights=True, activations=True)
+        set_quantization(model, weights=1.0, activations=True)
 
 
 class PackedSizeCallback(TrainerCallback):

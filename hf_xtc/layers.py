@@ -22,6 +22,19 @@ from hf_xtc.quantizers import fake_quantize, get_quantizer
 from hf_xtc.specs import ActivationSpec, QuantSpec
 
 
+def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
+    """`(1 - part) * weight + part * fake_quantize(weight)`; the gradient reaches `weight` unchanged whatever the part.
+
+    Args:
+        weight (`torch.Tensor` of shape `(rows, columns)`): Latent weight.
+        part (`float`): 0 is `weight` itself, 1 exactly what is packed; between them training is annealed.
+    """
+    if part <= 0:
+        return weight
+    quantized = fake_quantize(weight, spec)
+    return quantized if part >= 1 else torch.lerp(weight, quantized, part)
+
+
 class XTCLinear(nn.Linear):
     """A linear whose forward sees `fake_quantize(weight)` and a fake-quantized input; `weight` is the latent weight.
 
@@ -48,15 +61,14 @@ class XTCLinear(nn.Linear):
         spec.scale_shape(out_features, in_features)
         self.spec = spec
         self.activation = None if activation is None else ActivationQuantizer(activation)
-        self.quantize_weight = True
+        self.quantized_part = 1.0
         self.quantize_activation = True
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` to `(..., out_features)`."""
         if self.activation is not None and self.quantize_activation:
             input = self.activation(input)
-        weight = fake_quantize(self.weight, self.spec) if self.quantize_weight else self.weight
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, partly_quantized(self.weight, self.spec, self.quantized_part), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} {self.spec.granularity}"
@@ -86,14 +98,12 @@ class XTCEmbedding(nn.Embedding):
     ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device)
         self.spec = _per_row(spec)
-        self.quantize_weight = True
+        self.quantized_part = 1.0
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids of any shape to `(*shape, embedding_dim)`."""
         rows: Tensor = super().forward(input)
-        if not self.quantize_weight:
-            return rows
-        return fake_quantize(rows.reshape(-1, self.embedding_dim), self.spec).view_as(rows)
+        return partly_quantized(rows.reshape(-1, self.embedding_dim), self.spec, self.quantized_part).view_as(rows)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} rows"

@@ -91,7 +91,8 @@ class XTCTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.requires_grad_(False).eval()
             self.teacher = self.accelerator.prepare_model(self.teacher.to(args.device), evaluation_mode=True)
-        self.add_callback(QuantizationCallback(args.weight_quantization_start, args.activation_quantization_start))
+        starts = args.weight_quantization_start, args.activation_quantization_start
+        self.add_callback(QuantizationCallback(*starts, args.weight_annealing))
 
     def _find_teacher(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
         """The configuration of the teacher, given or cached; `None` where no term needs one."""

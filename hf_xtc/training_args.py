@@ -45,6 +45,13 @@ class XTCTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
     )
+    weight_annealing: float = field(
+        default=0.0,
+        metadata={
+            "help": "Steps (below 1 a share of all) in which weights pass from float to quantized, as a growing part "
+            "of a blend of both, from weight_quantization_start on; 0 switches at once."
+        },
+    )
     teacher_cache: str | None = field(
         default=None,
         metadata={
@@ -76,7 +83,7 @@ class XTCTrainingArguments(TrainingArguments):
                 raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
         check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
         check_choice("teacher_cache_dtype", self.teacher_cache_dtype, ("float16", "int8"))
-        for name in ("weight_quantization_start", "activation_quantization_start"):
+        for name in ("weight_quantization_start", "activation_quantization_start", "weight_annealing"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")
 

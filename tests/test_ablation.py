@@ -14,7 +14,7 @@ import ablation
 from hf_xtc.layers import XTCLinear
 from hf_xtc.specs import LayerMap, QuantSpec
 from tried.candidates import BASE, CANDIDATES, registered
-from tried.quantization import Annealing, CentredBinaryQuantizer, Freezing
+from tried.quantization import CentredBinaryQuantizer, Freezing
 from tried.report import against_base, draw, markdown
 from tried.terms import AttentionProbabilitiesTerm, RelationsTerm, masked_divergence
 
@@ -79,17 +79,6 @@ def test_terms_are_zero_for_the_teacher_and_reach_the_student(term, shape):
 def test_centred_codes_compare_with_the_rows_mean():
     groups = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
     assert CentredBinaryQuantizer().encode(groups, groups.mean(1, keepdim=True)).tolist() == [[0, 0, 1, 1]]
-
-
-def test_annealing_begins_in_float_and_ends_quantized():
-    layer = XTCLinear(4, 2, spec=QuantSpec("binary"))
-    float_output = torch.nn.functional.linear(torch.ones(1, 4), layer.weight, layer.bias)
-    quantized = layer(torch.ones(1, 4))
-    with Annealing(0.5) as annealing:
-        assert torch.equal(layer(torch.ones(1, 4)), float_output)
-        annealing.part = 1.0
-        assert torch.equal(layer(torch.ones(1, 4)), quantized)
-    assert torch.equal(layer(torch.ones(1, 4)), quantized)
 
 
 def test_freezing_holds_the_weights_that_kept_changing_sign():

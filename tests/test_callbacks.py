@@ -21,7 +21,7 @@ def student(tiny_teacher):
 
 def quantized(model):
     """What all layers agree on: are weights quantized, are activations?"""
-    weights = {m.quantize_weight for m in model.modules() if isinstance(m, XTCLinear | XTCEmbedding)}
+    weights = {m.quantized_part for m in model.modules() if isinstance(m, XTCLinear | XTCEmbedding)}
     activations = {m.quantize_activation for m in model.modules() if isinstance(m, XTCLinear)}
     assert len(weights) == len(activations) == 1
     return weights.pop(), activations.pop()
@@ -91,6 +91,25 @@ def test_without_a_schedule_steps_change_nothing(student):
     set_quantization(student, weights=False, activations=True)
     fire(QuantizationCallback(), "on_step_begin", student, 3)
     assert quantized(student) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "start, annealing, expected",
+    [
+        (0, 0.5, [0.0, 0.4, 1.0, 1.0]),
+        (0, 10, [0.0, 0.2, 0.5, 0.9]),
+        (0.2, 5, [0.0, 0.0, 0.6, 1.0]),
+        (5, 0.01, [0.0, 0.0, 1.0, 1.0]),
+    ],
+    ids=["share", "steps", "after_a_start", "less_than_a_step"],
+)
+def test_annealing_is_a_function_of_the_step(student, start, annealing, expected):
+    callback = QuantizationCallback(start, 0, annealing)
+    for i in (3, 0, 2, 1, 3):
+        fire(callback, "on_step_begin", student, (0, 2, 5, 9)[i])
+        assert quantized(student) == (pytest.approx(expected[i]), True)
+    fire(callback, "on_train_end", student, 1)
+    assert quantized(student) == (1.0, True)
 
 
 def test_the_end_of_training_quantizes_everything(student):

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.errors import RecipeError, StateError, XTCError
-from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
+from hf_xtc.layers import (
+    PackedEmbedding,
+    PackedLinear,
+    XTCEmbedding,
+    XTCLinear,
+    pack_layer,
+    partly_quantized,
+    unpack_layer,
+)
 from hf_xtc.quantizers import fake_quantize
 from hf_xtc.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
@@ -246,7 +254,7 @@ def test_unpacking_gives_the_decoded_values(name, granularity, group_size, activ
     assert torch.equal(latent.weight, packed.dequantize())
     assert torch.equal(latent.bias, packed.bias)
     assert latent.weight.requires_grad
-    latent.quantize_weight = False
+    latent.quantized_part = 0.0
     values = random(3, 21)
     assert torch.equal(latent(values), packed(values))
 
@@ -271,7 +279,7 @@ def test_embeddings_there_and_back(name):
     _, packed = embeddings(spec)
     latent = XTCEmbedding(11, 21, spec=spec)
     unpack_layer(packed, latent)
-    latent.quantize_weight = False
+    latent.quantized_part = 0.0
     assert torch.equal(latent(torch.arange(11)), packed(torch.arange(11)))
 
 
@@ -325,16 +333,31 @@ def test_flags_of_a_latent_linear():
     latent, packed = linears(QuantSpec("binary"), ActivationSpec(4))
     values = random(3, 21)
     weight, quantized = packed.dequantize(), ActivationQuantizer(ActivationSpec(4))(values)
-    for latent.quantize_weight in (True, False):
+    for latent.quantized_part in (1.0, 0.0):
         for latent.quantize_activation in (True, False):
             expected = F.linear(
                 quantized if latent.quantize_activation else values,
-                weight if latent.quantize_weight else latent.weight,
+                weight if latent.quantized_part else latent.weight,
                 latent.bias,
             )
             assert torch.equal(latent(values), expected)
     assert not torch.equal(weight, latent.weight)
     assert not torch.equal(quantized, values)
+
+
+@pytest.mark.parametrize("quantizer", ["binary", "ternary"])
+def test_partly_quantized_blends_and_keeps_the_gradient(quantizer):
+    torch.manual_seed(0)
+    weight, spec = torch.randn(4, 6, requires_grad=True), QuantSpec(quantizer)
+    fake, upstream = fake_quantize(weight, spec).detach(), torch.randn(4, 6)
+    for part in (0.0, 0.25, 1.0):
+        weight.grad = None
+        blended = partly_quantized(weight, spec, part)
+        torch.testing.assert_close(blended, (1 - part) * weight + part * fake)
+        blended.backward(upstream)
+        torch.testing.assert_close(weight.grad, upstream)
+    assert partly_quantized(weight, spec, 0.0) is weight
+    assert torch.equal(partly_quantized(weight, spec, 1.0), fake)
 
 
 def test_a_static_range_is_not_followed_while_activations_are_float():
@@ -347,14 +370,14 @@ def test_a_static_range_is_not_followed_while_activations_are_float():
 def test_flag_of_a_latent_embedding():
     latent, packed = embeddings(QuantSpec("binary"))
     assert torch.equal(latent(torch.arange(11)), packed(torch.arange(11)))
-    latent.quantize_weight = False
+    latent.quantized_part = 0.0
     assert torch.equal(latent(torch.arange(11)), latent.weight)
 
 
 def test_flags_are_on_and_not_saved():
     latent = XTCLinear(6, 4, spec=QuantSpec("binary"), activation=ActivationSpec())
-    assert (latent.quantize_weight, latent.quantize_activation) == (True, True)
-    assert XTCEmbedding(6, 4, spec=QuantSpec("binary")).quantize_weight is True
+    assert (latent.quantized_part, latent.quantize_activation) == (1.0, True)
+    assert XTCEmbedding(6, 4, spec=QuantSpec("binary")).quantized_part == 1.0
     assert list(latent.state_dict()) == ["weight", "bias"]
 
 

@@ -852,18 +852,29 @@ def test_schedule_reaches_the_layers(tmp_path):
     class See(TrainerCallback):
         def on_step_end(self, args, state, control, model, **kwargs):
             layer = model.bert.pooler.dense
-            seen.append((layer.quantize_weight, layer.quantize_activation))
+            seen.append((layer.quantized_part, layer.quantize_activation))
 
     trainer = make_trainer(tmp_path, callbacks=[See()], weight_quantization_start=0.5, activation_quantization_start=3)
     trainer.train()
-    assert seen == [(False, False), (False, False), (True, False), (True, True)]
+    assert seen == [(0.0, False), (0.0, False), (1.0, False), (1.0, True)]
+
+
+def test_annealing_reaches_the_layers(tmp_path):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen.append(model.bert.pooler.dense.quantized_part)
+
+    make_trainer(tmp_path, callbacks=[See()], weight_annealing=0.5).train()
+    assert seen == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_training_quantizes_at_its_end(tmp_path):
     trainer = make_trainer(tmp_path, weight_quantization_start=100, activation_quantization_start=100)
     trainer.train()
     layer = trainer.model.bert.pooler.dense
-    assert layer.quantize_weight
+    assert layer.quantized_part == 1.0
     assert layer.quantize_activation
 
 

@@ -59,6 +59,7 @@ def test_new_fields_only(make):
         "distillation_stages",
         "weight_quantization_start",
         "activation_quantization_start",
+        "weight_annealing",
         "teacher_cache",
         "teacher_cache_dtype",
     }
@@ -111,7 +112,7 @@ def test_bad_teacher_cache_dtype(make):
         make(teacher_cache="cache", teacher_cache_dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["weight_quantization_start", "activation_quantization_start"])
+@pytest.mark.parametrize("name", ["weight_quantization_start", "activation_quantization_start", "weight_annealing"])
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf")])
 def test_bad_starts(make, name, value):
     with refuses(f"{name}={value} must be a step, or a share of all steps below 1."):
@@ -120,13 +121,14 @@ def test_bad_starts(make, name, value):
 
 def test_parser_reads_every_field(tmp_path):
     command = f"--output_dir {tmp_path} --use_cpu --distillation_stages 2 --temperature 4 --learning_rate 1e-3"
-    command += " --weight_quantization_start 0.1 --activation_quantization_start 30"
+    command += " --weight_quantization_start 0.1 --activation_quantization_start 30 --weight_annealing 0.2"
     command += " --teacher_cache cache --teacher_cache_dtype int8"
     parser = HfArgumentParser(XTCTrainingArguments)
     (args,) = parser.parse_args_into_dataclasses([*command.split(), "--terms", '{"logits": 2, "labels": 0.5}'])
     assert args.terms == {"logits": 2, "labels": 0.5}
     assert (args.distillation_stages, args.temperature, args.learning_rate) == (2, 4.0, 1e-3)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.1, 30.0)
+    assert args.weight_annealing == 0.2
     assert (args.teacher_cache, args.teacher_cache_dtype) == ("cache", "int8")
     (args,) = parser.parse_args_into_dataclasses(command.split())
     assert args.terms == ALL_TERMS

@@ -7,13 +7,14 @@ from typing import Any
 
 from hf_xtc.distillation import TERMS
 from hf_xtc.specs import QUANTIZERS
-from tried.quantization import Annealing, CentredBinaryQuantizer, Freezing
+from tried.quantization import CentredBinaryQuantizer, Freezing
 from tried.terms import AttentionProbabilitiesTerm, RelationsAttention, RelationsTerm
 
 BASE = "base"
 LOGITS = {"logits": 1.0}
 HIDDEN = {"hidden_states": 1.0}
 SCORES = {"attention_scores": 1.0}
+BOLD = {"weight_annealing": 0.3, "learning_rate": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Candidate:
         recipe, training (`dict`): Fields of `XTCRecipe` and `XTCTrainingArguments` that it changes.
         ladder (`str`): Its stages; they share the steps of the base.
         dropout (`float`): Of the student.
+        copies (`int`): Augmented copies that are tried of each train row, labelled by the teacher.
         context (`Callable`): Makes what must be entered while training; a `TrainerCallback` among them takes part.
     """
 
@@ -33,6 +35,7 @@ class Candidate:
     training: dict[str, Any] = field(default_factory=dict)
     ladder: str = "direct"
     dropout: float = 0.0
+    copies: int = 0
     context: Callable[[], Any] = nullcontext
 
 
@@ -59,13 +62,16 @@ CANDIDATES = {
         context=RelationsAttention,
     ),
     "2-stages": Candidate("intermediate terms first, then logits", training={"distillation_stages": 2}),
-    "annealed": Candidate("weights blended from float to binary in 30 % of the steps", context=lambda: Annealing(0.3)),
+    "annealed": Candidate(
+        "weights blended from float to binary in 30 % of the steps", training={"weight_annealing": 0.3}
+    ),
     "frozen": Candidate("signs that keep changing frozen for the last 20 %", context=lambda: Freezing(0.8, 0.05)),
     "together": Candidate(
         "maps, annealed and lr-1e-3 together",
-        training={"terms": LOGITS | HIDDEN | {"attention_probabilities": 1.0}, "learning_rate": 1e-3},
-        context=lambda: Annealing(0.3),
+        training={"terms": LOGITS | HIDDEN | {"attention_probabilities": 1.0}, **BOLD},
     ),
+    "bold": Candidate("annealed and lr-1e-3 together", training=BOLD),
+    "augmented": Candidate("bold, on 10 times the rows (augmented by the word table)", training=BOLD, copies=10),
     "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
     "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
 }

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-import hf_xtc.layers
 from hf_xtc.layers import XTCLinear
-from hf_xtc.quantizers import BinaryQuantizer, fake_quantize
-from hf_xtc.specs import QuantSpec
+from hf_xtc.quantizers import BinaryQuantizer
 
 
 class CentredBinaryQuantizer(BinaryQuantizer):
@@ -19,30 +17,6 @@ class CentredBinaryQuantizer(BinaryQuantizer):
 
     def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
         return (groups >= groups.mean(1, keepdim=True)).view(torch.uint8)
-
-
-class Annealing(TrainerCallback):
-    """Blends float and quantized weights: the quantized part grows from 0 to 1 over a share of the steps."""
-
-    def __init__(self, share: float):
-        self.share, self.part = share, 0.0
-
-    def __enter__(self) -> "Annealing":
-        hf_xtc.layers.fake_quantize = self._blend  # type: ignore[attr-defined]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        hf_xtc.layers.fake_quantize = fake_quantize  # type: ignore[attr-defined]
-
-    def _blend(self, weight: Tensor, spec: QuantSpec) -> Tensor:
-        quantized = fake_quantize(weight, spec)
-        return quantized if self.part >= 1 else torch.lerp(weight, quantized, self.part)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.part = min(state.global_step / (self.share * state.max_steps), 1.0)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.part = 1.0
 
 
 class Freezing(TrainerCallback):
