@@ -72,6 +72,7 @@ CANDIDATES = {
     ),
     "bold": Candidate("annealed and lr-1e-3 together", training=BOLD),
     "augmented": Candidate("bold, on 10 times the rows (augmented by the word table)", training=BOLD, copies=10),
+    "bold-reduced": Candidate("bold, a float stage first, same steps in all", training=BOLD, ladder="reduced-first"),
     "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
     "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
 }
