@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_xtc.adapters import has_adapters
 from hf_xtc.layers import XTCEmbedding, XTCLinear
 from hf_xtc.ledger import ledger
 
@@ -86,7 +87,8 @@ class PackedSizeCallback(TrainerCallback):
     ) -> None:
         """Logs the ledger's total; nothing for a model that is no latent one, whose file will not be packed."""
         config: Any = getattr(model, "config", None)
-        if state.is_world_process_zero and getattr(config, "state", None) == "latent":
+        packs = getattr(config, "state", None) == "latent" and not has_adapters(model)
+        if state.is_world_process_zero and packs:
             packed = ledger(config, model_class=type(model))  # type: ignore[arg-type]
             ratio = packed.float32_bytes / packed.total_bytes
             logger.info("The packed file will take %d bytes, %.1f times less than float32.", packed.total_bytes, ratio)

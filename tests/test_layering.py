@@ -28,7 +28,8 @@ TORCH_ONLY = [
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer", "ladder"],
+    *["adapters", "attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer"],
+    "ladder",
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
     *["identity", "stages", "model_card", "job", "outcome", "climb", "cli", "__main__"],
 ]
