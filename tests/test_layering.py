@@ -31,7 +31,7 @@ ORDER = [
     *["adapters", "attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer"],
     "ladder",
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
-    *["identity", "stages", "model_card", "job", "outcome", "climb", "cli", "__main__"],
+    *["identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
