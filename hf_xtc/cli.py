@@ -1,4 +1,4 @@
-"""The command line: `hf-xtc compress`, `hf-xtc evaluate` and `hf-xtc export`, also `python -m hf_xtc`.
+"""The command line: `hf-xtc compress`, `evaluate`, `export`, `push`, `inspect` and `verify`, also `python -m hf_xtc`.
 
 Options are the fields of dataclasses, parsed by `HfArgumentParser`; a single `.json` file may hold them instead.
 """
@@ -15,8 +15,11 @@ from hf_xtc.arguments import (
     EvaluateArguments,
     ExportArguments,
     ExportDataArguments,
+    InspectArguments,
     JobArguments,
+    PushArguments,
     RecipeArguments,
+    VerifyArguments,
 )
 from hf_xtc.data import DataArguments
 from hf_xtc.errors import XTCError
@@ -36,11 +39,14 @@ DEFAULTS = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
-USAGE = """usage: hf-xtc {compress,evaluate,export} [options | options.json]
+USAGE = """usage: hf-xtc {compress,evaluate,export,push,inspect,verify} [options | options.json]
 
   compress   compress a fine-tuned BERT into a packed checkpoint (hf-xtc compress --help)
   evaluate   measure a checkpoint on a task's validation split (hf-xtc evaluate --help)
   export     write a packed checkpoint for ONNX Runtime or OpenVINO, and verify it (hf-xtc export --help)
+  push       publish a packed checkpoint: hf-xtc push FOLDER user/name
+  inspect    show what a packed checkpoint is made of: hf-xtc inspect FOLDER or user/name
+  verify     compare a packed checkpoint with what is recorded of it: hf-xtc verify FOLDER or user/name
 """
 
 
@@ -55,6 +61,17 @@ def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
     except ValueError as error:  # transformers' own checks of TrainingArguments
         raise XTCError(str(error)) from error
     return parsed
+
+
+def _named(arguments: list[str], *names: str) -> list[str]:
+    """Leading words without an option's name, given those of `names`; a lone `.json` file stays one of options."""
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        return arguments
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if count > len(names):
+        raise XTCError(f"{arguments[len(names)]!r} is one word too many; expected: {' '.join(names)} [options].")
+    named = [word for pair in zip((f"--{name}" for name in names), arguments[:count], strict=False) for word in pair]
+    return [*named, *arguments[count:]]
 
 
 def _compress(arguments: list[str]) -> None:
@@ -92,7 +109,42 @@ def _export(arguments: list[str]) -> None:
     print(f"written to: {exported.path}")
 
 
-COMMANDS = {"compress": _compress, "evaluate": _evaluate, "export": _export}
+def _push(arguments: list[str]) -> None:
+    parser = HfArgumentParser(PushArguments, prog="hf-xtc push")
+    (args,) = _parse(parser, _named(arguments, "folder", "repo_id"))
+    from hf_xtc.hub import push_folder
+    from hf_xtc.inspection import run_inspect
+
+    run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    options = {"revision": args.revision, "commit_message": args.commit_message}
+    print(push_folder(args.folder, args.repo_id, private=args.private or None, **options))
+
+
+def _inspect(arguments: list[str]) -> None:
+    (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), _named(arguments, "model"))
+    from hf_xtc.inspection import run_inspect
+
+    print(run_inspect(args))
+
+
+def _verify(arguments: list[str]) -> None:
+    parser = HfArgumentParser((VerifyArguments, ExportDataArguments), prog="hf-xtc verify")
+    args, data_args = _parse(parser, _named(arguments, "model"))
+    from hf_xtc.inspection import require_agreement, run_verify
+
+    checks = run_verify(args, data_args)
+    print(*checks, sep="\n")
+    require_agreement(checks, args.model)
+
+
+COMMANDS = {
+    "compress": _compress,
+    "evaluate": _evaluate,
+    "export": _export,
+    "push": _push,
+    "inspect": _inspect,
+    "verify": _verify,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -328,9 +328,23 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
             ["--resume_from_checkpoint=x"],
             "hf-xtc compress has no --resume_from_checkpoint: started again with the same options it goes on by",
         ),
-        (["--push_to_hub"], "hf-xtc compress has no --push_to_hub: it would upload float checkpoints."),
+        (
+            ["--push_to_hub", "--hub_model_id=a/b/c"],
+            "'a/b/c' is neither a folder nor a name that a repository can have",
+        ),
+        (["--push_to_hub", "--hub_strategy=checkpoint"], "hub_strategy='checkpoint' would publish checkpoints: float"),
     ],
-    ids=["too many layers", "layer out of range", "quantizer", "column", "group size", "file", "resume", "push"],
+    ids=[
+        "too many layers",
+        "layer out of range",
+        "quantizer",
+        "column",
+        "group size",
+        "file",
+        "resume",
+        "repository",
+        "checkpoints",
+    ],
 )
 def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, capsys, options, message):
     out = tmp_path / "out"
