@@ -114,6 +114,13 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
 
 
+def tensor_bytes(file: str | os.PathLike[str]) -> int:
+    """Bytes of a safetensors file less its header: those of its tensors."""
+    with open(file, "rb") as content:
+        header = int.from_bytes(content.read(8), "little")
+    return os.path.getsize(file) - 8 - header
+
+
 def weights_sha256(folder: str | os.PathLike[str]) -> str | None:
     """sha256 (hex) of a folder's `model.safetensors`; `None` if its weights are in shards."""
     file = Path(folder) / "model.safetensors"

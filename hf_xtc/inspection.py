@@ -19,10 +19,10 @@ from huggingface_hub import (
 from huggingface_hub.errors import NotASafetensorsRepoError, OfflineModeIsEnabled, SafetensorsParsingError
 
 from hf_xtc.arguments import EvaluateArguments, ExportDataArguments, InspectArguments, VerifyArguments
-from hf_xtc.checkpoint import dtype_named, weights_sha256
+from hf_xtc.checkpoint import dtype_named, tensor_bytes, weights_sha256
 from hf_xtc.errors import HubError, PackedFileError, XTCError
 from hf_xtc.evaluation import run_evaluate
-from hf_xtc.hub import SHIPPED, WEIGHTS, hub_errors, read_config, require_packed
+from hf_xtc.hub import SHIPPED, hub_errors, read_config, require_packed
 from hf_xtc.ledger import Ledger, ledger
 from hf_xtc.modeling.architecture import ARCHITECTURES, check_tensors
 
@@ -102,7 +102,7 @@ def _class_of(values: dict[str, Any], folder: Path) -> tuple[Any, Any]:
 
 def _header(args: InspectArguments, folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Name -> (dtype, shape) of every tensor, and their files; what lies on this machine is not asked for."""
-    here = any(folder.glob("model.safetensors")) or any(folder.glob("model.safetensors.index.json"))
+    here = Path(args.model).is_dir() or any(folder.glob("model.safetensors*"))
     try:
         if here:
             found = get_local_safetensors_metadata(folder)
@@ -143,13 +143,13 @@ def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Ch
             folder = Path(snapshot_download(args.model, revision=args.revision, allow_patterns=patterns))
         commit = folder.name
     looked = run_inspect(InspectArguments(str(folder)))
-    return [
+    checks = [
         _hashes(args, folder, commit),
         Check("recorded hash", *_recorded(folder)),
         Check("ledger", *_counted(looked, folder)),
         Check("values", *_loaded(looked, folder)),
-        *_metrics(args, data_args, folder),
     ]
+    return [*checks, *_metrics(args, data_args, folder)] if checks[-1].agrees else checks
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -183,16 +183,16 @@ def _recorded(folder: Path) -> tuple[bool | None, str]:
 
 
 def _counted(looked: Inspection, folder: Path) -> tuple[bool, str]:
-    files = [file for pattern in WEIGHTS[:2] for file in folder.glob(pattern)]
-    size = sum(file.stat().st_size for file in files)
-    headers = sum(8 + int.from_bytes(file.open("rb").read(8), "little") for file in files)
-    promised = looked.ledger.total_bytes
-    return size - headers == promised, f"{promised:,} bytes of tensors, {size - headers:,} in the files"
+    promised, found = looked.ledger.total_bytes, sum(tensor_bytes(folder / name) for name in looked.files)
+    return found == promised, f"{promised:,} bytes of tensors, {found:,} in {', '.join(looked.files)}"
 
 
 def _loaded(looked: Inspection, folder: Path) -> tuple[bool, str]:
     loader: Any = looked.model_class
-    loader.from_pretrained(folder)
+    try:
+        loader.from_pretrained(folder)
+    except PackedFileError as error:
+        return False, str(error)
     return True, "every code exists in the format, scales and floats are finite"
 
 

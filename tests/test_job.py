@@ -356,6 +356,28 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, ca
     assert not out.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys):
+    """Once, at the end, and no model of a stage; what arrives is as the card says, on the same data."""
+    out = tmp_path / "out"
+    options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--keep_layers=2", "--max_steps=2", *QUICK]
+    publishing = ["--push_to_hub", "--hub_model_id=reviews", "--hub_private_repo=true"]
+    assert main(["compress", *options, *data_options(folder), *publishing]) == 0
+    repo = hub.repos["user/reviews"]
+    assert repo.private
+    (commit,) = repo.branches["main"][1:]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} < set(commit.files)
+    assert not [path for path in commit.files if "training" in path or path == "metrics.json"]
+    assert commit.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    assert 'pipeline("text-classification", "user/reviews")' in commit.files["README.md"].decode()
+    capsys.readouterr()
+    assert main(["verify", "user/reviews", *data_options(folder), "--max_length=32"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("ok") >= 5
+    assert "DIFFERS" not in told
+    assert "accuracy" in told
+
+
 def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):
     config = DistilBertConfig(vocab_size=len(VOCAB), dim=36, n_layers=2, n_heads=4, hidden_dim=50)
     DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "distilbert")
