@@ -63,7 +63,11 @@ def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
     return parsed
 
 
-def _named(arguments: list[str], *names: str) -> list[str]:
+# Options that may be given without their names, as the first words.
+NAMELESS = {"push": ("folder", "repo_id"), "inspect": ("model",), "verify": ("model",)}
+
+
+def named(arguments: list[str], *names: str) -> list[str]:
     """Leading words without an option's name, given those of `names`; a lone `.json` file stays one of options."""
     if len(arguments) == 1 and arguments[0].endswith(".json"):
         return arguments
@@ -111,7 +115,7 @@ def _export(arguments: list[str]) -> None:
 
 def _push(arguments: list[str]) -> None:
     parser = HfArgumentParser(PushArguments, prog="hf-xtc push")
-    (args,) = _parse(parser, _named(arguments, "folder", "repo_id"))
+    (args,) = _parse(parser, named(arguments, *NAMELESS["push"]))
     from hf_xtc.hub import push_folder
     from hf_xtc.inspection import run_inspect
 
@@ -121,7 +125,7 @@ def _push(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
-    (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), _named(arguments, "model"))
+    (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), named(arguments, *NAMELESS["inspect"]))
     from hf_xtc.inspection import run_inspect
 
     print(run_inspect(args))
@@ -129,7 +133,7 @@ def _inspect(arguments: list[str]) -> None:
 
 def _verify(arguments: list[str]) -> None:
     parser = HfArgumentParser((VerifyArguments, ExportDataArguments), prog="hf-xtc verify")
-    args, data_args = _parse(parser, _named(arguments, "model"))
+    args, data_args = _parse(parser, named(arguments, *NAMELESS["verify"]))
     from hf_xtc.inspection import require_agreement, run_verify
 
     checks = run_verify(args, data_args)
