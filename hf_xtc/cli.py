@@ -5,6 +5,7 @@ Options are the fields of dataclasses, parsed by `HfArgumentParser`; a single `.
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,8 +119,11 @@ def _push(arguments: list[str]) -> None:
     (args,) = _parse(parser, named(arguments, *NAMELESS["push"]))
     from hf_xtc.hub import push_folder
     from hf_xtc.inspection import run_inspect
+    from hf_xtc.publish import write_plain_card
 
-    run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    looked = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    if not Path(args.folder, "README.md").exists():
+        write_plain_card(looked.config, looked.model_class, args.folder, args.repo_id)
     options = {"revision": args.revision, "commit_message": args.commit_message}
     print(push_folder(args.folder, args.repo_id, private=args.private or None, **options))
 

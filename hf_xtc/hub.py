@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -151,7 +152,8 @@ def push_folder(
                 create_pr=create_pr,
             )
 
-    return api.run_as_future(send) if run_as_future else send()
+    # The library's own queue, of one worker: commits are made in the order of the calls.
+    return huggingface_hub.run_as_future(send) if run_as_future else send()
 
 
 def _superseded(present: list[str], additions: list[CommitOperationAdd]) -> list[CommitOperationDelete]:
@@ -198,7 +200,9 @@ def _explained(error: Exception, repo_id: str, revision: str | None) -> str:
         return f"{repo_id} lacks a file: {_first_line(error)}. Is it a model of this package?"
     if status in (401, 403):
         why = "there is no valid token" if status == 401 else "the token lacks the permission"
-        return f"The Hub refused access to {repo_id}: {why} ({_first_line(error)}). {LOGIN} write to it."
+        return f"The Hub refused access to {repo_id}: {why} ({_first_line(error)}). {LOGIN} do it."
+    if isinstance(error, OSError) and error.filename is not None and response is None:
+        return f"{error.filename} cannot be read or written ({error.strerror}). Set HF_HUB_CACHE to a folder that can."
     if isinstance(error, HfHubHTTPError):
         return f"The Hub refused what was asked of {repo_id}: {_first_line(error)}. Nothing was published."
     return (

@@ -17,6 +17,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import NotASafetensorsRepoError, OfflineModeIsEnabled, SafetensorsParsingError
+from yaml import YAMLError
 
 from hf_xtc.arguments import EvaluateArguments, ExportDataArguments, InspectArguments, VerifyArguments
 from hf_xtc.checkpoint import dtype_named, tensor_bytes, weights_sha256
@@ -55,7 +56,7 @@ class Inspection:
             f"{len(self.ledger.entries)} tensors in {', '.join(self.files)}, as config.json promises",
             f"\n{self.ledger}\n",
             f"recipe: {self.config.recipe.to_json()}\n",
-            f"provenance: {json.dumps(block.get('provenance', {}), indent=2, ensure_ascii=False)}",
+            f"provenance: {json.dumps(block.get('provenance', {}), indent=2)}",
         ]
         return "\n".join(lines)
 
@@ -136,15 +137,12 @@ def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Ch
         HubError: if the repository cannot be read.
         XTCError: if it is no packed model, or the data do not fit it.
     """
-    folder, commit = Path(args.model), None
-    if not folder.is_dir():
+    looked, folder = run_inspect(args), Path(args.model)
+    if looked.commit is not None:
         with hub_errors(args.model, args.revision):
-            patterns = list(SHIPPED)
-            folder = Path(snapshot_download(args.model, revision=args.revision, allow_patterns=patterns))
-        commit = folder.name
-    looked = run_inspect(InspectArguments(str(folder)))
+            folder = Path(snapshot_download(args.model, revision=looked.commit, allow_patterns=list(SHIPPED)))
     checks = [
-        _hashes(args, folder, commit),
+        _hashes(args, looked.commit),
         Check("recorded hash", *_recorded(folder)),
         Check("ledger", *_counted(looked, folder)),
         Check("values", *_loaded(looked, folder)),
@@ -155,12 +153,12 @@ def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Ch
 def _card(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = ModelCard.load(folder / "README.md").data.to_dict()
-    except (OSError, ValueError):
-        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError):
+        return {}  # none, or none that can be read
     return card
 
 
-def _hashes(args: VerifyArguments, folder: Path, commit: str | None) -> Check:
+def _hashes(args: VerifyArguments, commit: str | None) -> Check:
     if commit is None:
         return Check("commit", None, "a folder, of no commit")
     try:
@@ -178,7 +176,7 @@ def _hashes(args: VerifyArguments, folder: Path, commit: str | None) -> Check:
 def _recorded(folder: Path) -> tuple[bool | None, str]:
     wanted, found = _card(folder).get("model_sha256"), weights_sha256(folder)
     if wanted is None or found is None:
-        return None, "the card records none"
+        return None, "no card that records one"
     return wanted == found, f"sha256 {found}" + ("" if wanted == found else f", the card says {wanted}")
 
 
@@ -201,12 +199,7 @@ def _metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
-    told = {
-        metric["type"]: float(metric["value"])
-        for model in _card(folder).get("model-index") or ()
-        for result in model["results"]
-        for metric in result["metrics"]
-    }
+    told = _told_metrics(_card(folder))
     checks = []
     for name, value in measured.items():
         if name != "loss":
@@ -214,6 +207,18 @@ def _metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path
             said = f"the card says {told[name]:.6f}" if name in told else "the card does not say"
             checks.append(Check(name, agrees, f"{value:.6f}, {said}"))
     return checks
+
+
+def _told_metrics(card: dict[str, Any]) -> dict[str, float]:
+    """Name -> value of the metrics in a card's `model-index`; a value that is no number is none."""
+    metrics = [
+        metric
+        for model in card.get("model-index") or ()
+        for result in model["results"]
+        for metric in result["metrics"]
+        if isinstance(metric["value"], int | float)
+    ]
+    return {str(metric["type"]): float(metric["value"]) for metric in metrics}
 
 
 def require_agreement(checks: list[Check], name: str) -> None:

@@ -15,10 +15,13 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_xtc.distillation import TERMS
+from hf_xtc.errors import XTCError
 from hf_xtc.hub import hub_errors, push_folder
 from hf_xtc.publish import write_packed, write_plain_card
 
 logger = logging.getLogger(__name__)
+
+FAILED = "A push during training failed, and training goes on: %s"
 
 
 class PackingTrainer(Trainer):
@@ -69,7 +72,8 @@ class PackingTrainer(Trainer):
         Args:
             model_name (`str`, *optional*): What the card's example loads; by default the repository's name, or the
                 folder's.
-            facts: As in Trainer: `language`, `license`, `tags`, `dataset`, and for a student no more than these.
+            facts: As in Trainer; a student's card has use for `language`, `license`, `tags`, `dataset`, `dataset_tags`
+                and `finetuned_from` (its teacher's name on the Hub).
         """
         student = self._student()
         if student is None:
@@ -78,8 +82,10 @@ class PackingTrainer(Trainer):
             name = model_name or self.hub_model_id or self._repository()
             metadata = {key: facts.get(key) for key in ("language", "license", "tags")}
             metadata["datasets"] = facts.get("dataset_tags") or facts.get("dataset")
+            metadata["base_model"] = facts.get("finetuned_from")
             write_plain_card(
-                student,
+                student.config,
+                type(student),
                 self.args.output_dir,
                 name,
                 metrics=self._last_metrics(),
@@ -163,13 +169,17 @@ class PackingTrainer(Trainer):
             return
         if busy and not self.args.hub_always_push:
             return
-        job = self._push_packed(
-            run_as_future=True,
-            card={},
-            commit_message=f"Training in progress, step {self.state.global_step}",
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-        )
+        try:
+            job = self._push_packed(
+                run_as_future=True,
+                card={},
+                commit_message=f"Training in progress, step {self.state.global_step}",
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+            )
+        except XTCError as error:  # such as a weight that the file's float16 cannot hold yet
+            logger.warning(FAILED, error)
+            return
         job.add_done_callback(_log_failure)
         if busy:
             self.push_in_progress.jobs.append(job)
@@ -179,4 +189,4 @@ class PackingTrainer(Trainer):
 
 def _log_failure(job: "Future[Any]") -> None:
     if not job.cancelled() and job.exception() is not None:
-        logger.warning("A push during training failed, and training goes on: %s", job.exception())
+        logger.warning(FAILED, job.exception())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from hf_xtc.distillation import XTC
 from hf_xtc.ledger import ledger
@@ -21,10 +22,10 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
 }
-_USE = """import hf_xtc  # registers the architecture
-from transformers import {what}
+_PIPELINE = """import hf_xtc  # registers the architecture
+from transformers import pipeline
 
-{line}"""
+pipe = pipeline("{tag}", "{name}")"""
 _TEMPLATE = """---
 {card_data}
 ---
@@ -71,7 +72,8 @@ Recipe:
 
 
 def plain_card(
-    model: Any,
+    config: Any,
+    model_class: type[PreTrainedModel],
     name: str,
     *,
     metrics: Mapping[str, float] | None = None,
@@ -83,7 +85,7 @@ def plain_card(
     """The card of a packed model, checked to be a readable one.
 
     Args:
-        model (`PreTrainedModel`): An XTC model in either state.
+        config (`PreTrainedConfig`), model_class (`type`): Of an XTC model in either state.
         name (`str`): `user/name` or the name of a folder; what the card's example loads.
         metrics (`dict[str, float]`, *optional*): Measured in the training that made it; none are "not measured".
         made (`dict`, *optional*): JSON facts of how it was made, beside the provenance in its configuration.
@@ -91,17 +93,17 @@ def plain_card(
         sha256 (`str`, *optional*): Of `model.safetensors`; `hf-xtc verify` compares it with the file's.
         metadata (`dict`, *optional*): More fields of `ModelCardData`: license, language, tags, datasets.
     """
-    config, title = model.config, html.escape(name)
-    made_of = ledger(config, model_class=type(model))
+    title, made_of = html.escape(name), ledger(config, model_class=model_class)
     recipe: XTCRecipe = config.recipe
+    tag = pipeline_tag(model_class.__name__)
     text = _TEMPLATE.format(
-        card_data=_metadata(model, sha256, {**(metadata or {})}).to_yaml(),
+        card_data=_metadata(recipe, tag, sha256, {**(metadata or {})}).to_yaml(),
         name=title,
         depth=config.num_hidden_layers,
         weights=recipe.weights or "float",
         bytes=made_of.total_bytes,
         ratio=made_of.float32_bytes / made_of.total_bytes,
-        use=_usage(model, title),
+        use=_usage(model_class.__name__, tag, title),
         results=_results(metrics),
         ledger=made_of,
         made=told_list({**config.xtc.get("provenance", {}), **(made or {})}) or "- not recorded",
@@ -112,24 +114,22 @@ def plain_card(
     return text
 
 
-def _metadata(model: Any, sha256: str | None, fields: dict[str, Any]) -> ModelCardData:
-    tags = ["xtc", "hf_xtc", model.config.recipe.weights or "float", "quantization"]
+def _metadata(recipe: XTCRecipe, tag: str | None, sha256: str | None, fields: dict[str, Any]) -> ModelCardData:
+    tags = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
     given = fields.pop("tags", None) or ()
     tags += [tag for tag in ([given] if isinstance(given, str) else given) if tag not in tags]
-    known = {"library_name": "transformers", "pipeline_tag": pipeline_tag(model), "model_sha256": sha256}
+    known = {"library_name": "transformers", "pipeline_tag": tag, "model_sha256": sha256}
     return ModelCardData(tags=tags, **{key: value for key, value in {**known, **fields}.items() if value is not None})
 
 
-def pipeline_tag(model: Any) -> str | None:
-    """The pipeline that a model's head serves, or `None`."""
-    return next((tag for head, tag in PIPELINES.items() if type(model).__name__.endswith(head)), None)
+def pipeline_tag(cls: str) -> str | None:
+    """The pipeline that the head of a class, by name, serves, or `None`."""
+    return next((tag for head, tag in PIPELINES.items() if cls.endswith(head)), None)
 
 
-def _usage(model: Any, name: str) -> str:
-    tag = pipeline_tag(model)
+def _usage(cls: str, tag: str | None, name: str) -> str:
     if tag is not None:
-        return _USE.format(what="pipeline", line=f'pipe = pipeline("{tag}", "{name}")')
-    cls = type(model).__name__
+        return _PIPELINE.format(tag=tag, name=name)
     return f'from hf_xtc import {cls}\n\nmodel = {cls}.from_pretrained("{name}")'
 
 

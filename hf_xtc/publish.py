@@ -7,6 +7,8 @@ import os
 import tempfile
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from hf_xtc.checkpoint import weights_sha256, write_text
 from hf_xtc.compress import is_packed, pack_model
 from hf_xtc.hub import push_folder
@@ -27,13 +29,15 @@ def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any =
         tokenizer.save_pretrained(folder)
 
 
-def write_plain_card(model: Any, folder: str | os.PathLike[str], name: str, **facts: Any) -> None:
-    """Writes the card of a folder that `write_packed` wrote; `facts` are those of `plain_card`.
+def write_plain_card(
+    config: Any, model_class: type[PreTrainedModel], folder: str | os.PathLike[str], name: str, **facts: Any
+) -> None:
+    """Writes the card of a folder that `write_packed` wrote; the arguments are those of `plain_card`.
 
     Raises:
         StateError: if the file cannot be written.
     """
-    text = plain_card(model, name, sha256=weights_sha256(folder), **facts)
+    text = plain_card(config, model_class, name, sha256=weights_sha256(folder), **facts)
     write_text(os.path.join(folder, "README.md"), text)
 
 
@@ -62,5 +66,5 @@ def push_model(
     metadata = {"tags": [*(getattr(model, "model_tags", None) or ()), *given]}
     with tempfile.TemporaryDirectory() as folder:
         write_packed(model, folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
-        write_plain_card(model, folder, repo_id, metadata=metadata)
+        write_plain_card(model.config, type(model), folder, repo_id, metadata=metadata)
         return push_folder(folder, repo_id, **options)

@@ -190,6 +190,12 @@ def test_a_snapshot_is_the_folder(hub, folder):
         assert Path(copy, name).read_bytes() == content
 
 
+def test_a_folder_without_a_card_gets_one(hub, folder):
+    assert main(["push", str(folder), "user/tiny"]) == 0
+    assert ModelCard.load("user/tiny").text == ModelCard.load(folder / "README.md").text
+    assert 'pipeline("text-classification", "user/tiny")' in ModelCard.load("user/tiny").text
+
+
 @pytest.mark.parametrize("state", ["float", "latent", "nothing"])
 def test_what_is_not_packed_is_refused_before_anything_is_sent(hub, tiny_teacher, student, tmp_path, capsys, state):
     path = tmp_path / "model"

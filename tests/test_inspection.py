@@ -5,6 +5,7 @@ import json
 import huggingface_hub.constants as constants
 import pandas as pd
 import pytest
+from huggingface_hub import HfApi
 from transformers import BertTokenizerFast
 
 from hf_xtc import XTCRecipe, compress, ledger, pack_model
@@ -29,7 +30,7 @@ def folder(tiny_config, tiny_teacher, tmp_path):
     student = compress(tiny_teacher, XTCRecipe(keep_layers=2), provenance={"data": "reviews"})
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}, model_max_length=40)
     write_packed(student, tmp_path / "tiny", tokenizer=tokenizer)
-    write_plain_card(student, tmp_path / "tiny", "user/tiny")
+    write_plain_card(student.config, type(student), tmp_path / "tiny", "user/tiny")
     return tmp_path / "tiny"
 
 
@@ -134,10 +135,45 @@ def test_without_network_and_cache_it_says_so(hub, monkeypatch, capsys):
     assert "user/tiny cannot be reached, and is not in the cache." in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written_is_named(hub, folder, monkeypatch, capsys):
+    push_folder(folder, "user/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "config.json" / "cache"))  # a file is no folder
+    assert main(["inspect", "user/tiny"]) == 1
+    assert "config.json" in (error := capsys.readouterr().err)
+    assert "cannot be read or written (Not a directory). Set HF_HUB_CACHE to a folder that can" in error
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nmodel-index: 3\n---\n",
+        "---\n: [\n---\n",
+        "---\nmodel-index: [{results: [{}]}]\n---\n",
+        "---\n3\n---\n",
+        "",
+        "\udcff",
+    ],
+    ids=["number", "no YAML", "no metrics", "no mapping", "empty", "no text"],
+)
+def test_a_card_that_cannot_be_read_records_nothing(folder, rows, capsys, card):
+    (folder / "README.md").write_bytes(card.encode(errors="surrogateescape"))
+    assert main(["verify", str(folder), f"--validation_file={rows}", "--max_length=32"]) == 0
+    told = capsys.readouterr().out
+    assert ("-", "recorded hash") in lines(told)
+    assert "accuracy: 0.333333, the card does not say" in told
+
+
 def test_a_float_model_is_named_as_one(hub, tiny_teacher, tmp_path, capsys):
     tiny_teacher.save_pretrained(tmp_path / "float")
     assert main(["inspect", str(tmp_path / "float")]) == 1
     assert "holds a float model (model_type 'bert'), not a packed one." in capsys.readouterr().err
+    HfApi().create_repo("user/float")
+    HfApi().upload_file(
+        path_or_fileobj=tmp_path / "float" / "config.json", path_in_repo="config.json", repo_id="user/float"
+    )
+    for command in ("inspect", "verify"):
+        assert main([command, "user/float"]) == 1
+        assert "Compress it first: hf-xtc compress --teacher user/float" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "another model's", "unknown architecture"])
