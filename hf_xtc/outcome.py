@@ -83,8 +83,8 @@ def _citations(job: Job) -> list[str]:
 
 
 def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
-    shown = ("num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16")
-    shown += ("weight_annealing",)
+    shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
+    shown += ["weight_annealing"]
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
