@@ -221,6 +221,47 @@ class EvaluateArguments:
 
 
 @dataclass
+class PushArguments:
+    """What to publish, and where."""
+
+    folder: str = field(metadata={"help": "Folder of a packed model; may be given without its name, first."})
+    repo_id: str = field(metadata={"help": "Repository, user/name; may be given without its name, second."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if there is none."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+
+
+@dataclass
+class InspectArguments:
+    """What to look into."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed model; may be given without its name, first."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+
+
+@dataclass
+class VerifyArguments(InspectArguments):
+    """What to verify, and how closely a metric must agree with the card."""
+
+    tolerance: float = field(
+        default=0.002,
+        metadata={"help": "How far a metric may be from the card's: another processor rounds otherwise."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+
+
+@dataclass
+class ReportArguments:
+    """What to report on."""
+
+    folder: str = field(metadata={"help": "Output folder of hf-xtc compress; may be given without its name, first."})
+    output_file: str | None = field(default=None, metadata={"help": "HTML file; default: report.html in the folder."})
+
+
+@dataclass
 class ExportArguments:
     """What to export, and how."""
 
@@ -240,7 +281,7 @@ class ExportArguments:
 
 @dataclass
 class ExportDataArguments(DataArguments):
-    """What to verify an export on: as for training, but the train file may be left out, and so may everything."""
+    """What to verify a file on: as for training, but the train file may be left out, and so may everything."""
 
     def __post_init__(self) -> None:
         if self.train_file is None and self.task_name is None:

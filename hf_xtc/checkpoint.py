@@ -3,6 +3,7 @@
 Knows folders, safetensors headers and JSON; no models. Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -113,6 +114,22 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
 
 
+def tensor_bytes(file: str | os.PathLike[str]) -> int:
+    """Bytes of a safetensors file less its header: those of its tensors."""
+    with open(file, "rb") as content:
+        header = int.from_bytes(content.read(8), "little")
+    return os.path.getsize(file) - 8 - header
+
+
+def weights_sha256(folder: str | os.PathLike[str]) -> str | None:
+    """sha256 (hex) of a folder's `model.safetensors`; `None` if its weights are in shards."""
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file():
+        return None
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def require_empty(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Checks that results may go into `folder`.
 
@@ -135,14 +152,15 @@ def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tu
     try:
         with safe_open(file, framework="pt") as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
-            return {name: (_dtype(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
+            return {name: (dtype_named(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
     except (SafetensorError, OSError) as error:
         raise PackedFileError(
             f"{file} is truncated or no safetensors file ({error}). Download or write it again."
         ) from error
 
 
-def _dtype(name: str) -> Any:
+def dtype_named(name: str) -> Any:
+    """The torch dtype of a safetensors name ("U8"); the name itself if no packed file has such a dtype."""
     return _DTYPES.get(name, name)
 
 

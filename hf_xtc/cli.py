@@ -1,10 +1,11 @@
-"""The command line: `hf-xtc compress`, `hf-xtc evaluate` and `hf-xtc export`, also `python -m hf_xtc`.
+"""The command line `hf-xtc`, also `python -m hf_xtc`: one function a command.
 
 Options are the fields of dataclasses, parsed by `HfArgumentParser`; a single `.json` file may hold them instead.
 """
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from hf_xtc.arguments import (
     EvaluateArguments,
     ExportArguments,
     ExportDataArguments,
+    InspectArguments,
     JobArguments,
+    PushArguments,
     RecipeArguments,
+    ReportArguments,
+    VerifyArguments,
 )
 from hf_xtc.data import DataArguments
 from hf_xtc.errors import XTCError
@@ -36,11 +41,15 @@ DEFAULTS = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
-USAGE = """usage: hf-xtc {compress,evaluate,export} [options | options.json]
+USAGE = """usage: hf-xtc {compress,evaluate,export,push,inspect,verify,report} [options | options.json]
 
   compress   compress a fine-tuned BERT into a packed checkpoint (hf-xtc compress --help)
   evaluate   measure a checkpoint on a task's validation split (hf-xtc evaluate --help)
   export     write a packed checkpoint for ONNX Runtime or OpenVINO, and verify it (hf-xtc export --help)
+  push       publish a packed checkpoint: hf-xtc push FOLDER user/name
+  inspect    show what a packed checkpoint is made of: hf-xtc inspect FOLDER or user/name
+  verify     compare a packed checkpoint with what is recorded of it: hf-xtc verify FOLDER or user/name
+  report     draw what a finished compression did, as one HTML file: hf-xtc report FOLDER
 """
 
 
@@ -55,6 +64,21 @@ def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
     except ValueError as error:  # transformers' own checks of TrainingArguments
         raise XTCError(str(error)) from error
     return parsed
+
+
+# Options that may be given without their names, as the first words.
+NAMELESS = {"push": ("folder", "repo_id"), "inspect": ("model",), "verify": ("model",), "report": ("folder",)}
+
+
+def named(arguments: list[str], *names: str) -> list[str]:
+    """Leading words without an option's name, given those of `names`; a lone `.json` file stays one of options."""
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        return arguments
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if count > len(names):
+        raise XTCError(f"{arguments[len(names)]!r} is one word too many; expected: {' '.join(names)} [options].")
+    named = [word for pair in zip((f"--{name}" for name in names), arguments[:count], strict=False) for word in pair]
+    return [*named, *arguments[count:]]
 
 
 def _compress(arguments: list[str]) -> None:
@@ -92,7 +116,53 @@ def _export(arguments: list[str]) -> None:
     print(f"written to: {exported.path}")
 
 
-COMMANDS = {"compress": _compress, "evaluate": _evaluate, "export": _export}
+def _push(arguments: list[str]) -> None:
+    parser = HfArgumentParser(PushArguments, prog="hf-xtc push")
+    (args,) = _parse(parser, named(arguments, *NAMELESS["push"]))
+    from hf_xtc.hub import push_folder
+    from hf_xtc.inspection import run_inspect
+    from hf_xtc.publish import write_plain_card
+
+    looked = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    if not Path(args.folder, "README.md").exists():
+        write_plain_card(looked.config, looked.model_class, args.folder, args.repo_id)
+    options = {"revision": args.revision, "commit_message": args.commit_message}
+    print(push_folder(args.folder, args.repo_id, private=args.private or None, **options))
+
+
+def _inspect(arguments: list[str]) -> None:
+    (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), named(arguments, *NAMELESS["inspect"]))
+    from hf_xtc.inspection import run_inspect
+
+    print(run_inspect(args))
+
+
+def _verify(arguments: list[str]) -> None:
+    parser = HfArgumentParser((VerifyArguments, ExportDataArguments), prog="hf-xtc verify")
+    args, data_args = _parse(parser, named(arguments, *NAMELESS["verify"]))
+    from hf_xtc.inspection import require_agreement, run_verify
+
+    checks = run_verify(args, data_args)
+    print(*checks, sep="\n")
+    require_agreement(checks, args.model)
+
+
+def _report(arguments: list[str]) -> None:
+    (args,) = _parse(HfArgumentParser(ReportArguments, prog="hf-xtc report"), named(arguments, *NAMELESS["report"]))
+    from hf_xtc.report import write_report
+
+    print(f"Written to {write_report(args.folder, args.output_file)}")
+
+
+COMMANDS = {
+    "compress": _compress,
+    "evaluate": _evaluate,
+    "export": _export,
+    "push": _push,
+    "inspect": _inspect,
+    "verify": _verify,
+    "report": _report,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ Nothing here knows a command line. The same command started again goes on where 
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_xtc.callbacks import PackedSizeCallback, WeightStatisticsCallback
 from hf_xtc.compress import compress
 from hf_xtc.data import DataArguments
 from hf_xtc.evaluation import measure
+from hf_xtc.hub import push_folder
 from hf_xtc.identity import digest
 from hf_xtc.job import Job, prepare
 from hf_xtc.ladder import Stage
@@ -24,6 +26,8 @@ from hf_xtc.recipe import XTCRecipe
 from hf_xtc.stages import Receipt, StageRun, run_stage
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def run_compress(
@@ -50,7 +54,22 @@ def run_compress(
         stored = "float32" if recipe.weights is None else "float32, latent"
         rows.append(job.row(f"{kind} student", student, stage.name, receipt.metrics, stored))
         receipts.append(receipt)
-    return ship(job, student, rows, receipts)
+    run = ship(job, student, rows, receipts)
+    if training_args.push_to_hub:
+        publish(job)
+    return run
+
+
+def publish(job: Job) -> None:
+    """Publishes the finished folder in the repository that `prepare` opened.
+
+    Raises:
+        HubError: if the Hub cannot be reached or refuses; the folder stays, for `hf-xtc push`.
+    """
+    arguments = job.training_args
+    options: dict[str, Any] = {"private": arguments.hub_private_repo, "token": arguments.hub_token}
+    commit = push_folder(job.out, job.name, revision=arguments.hub_revision, **options)
+    logger.info("Published: %s", commit)
 
 
 def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: XTCTrainingArguments) -> Receipt:
@@ -101,7 +120,8 @@ def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
         teacher, receipt = fine_tune(job)
         return teacher, job.row("teacher", teacher, "teacher", receipt.metrics, "float32")
     teacher = load_teacher(job)
-    arguments = dataclasses.replace(job.training_args, terms={"labels": 1.0}, distillation_stages=1)
+    changes: dict[str, Any] = {"terms": {"labels": 1.0}, "distillation_stages": 1, "push_to_hub": False}
+    arguments = dataclasses.replace(job.training_args, **changes)
     trainer, splits = job.trainer(teacher, None, arguments), job.validation()
     trainer.eval_dataset = splits.pop("validation")
     return teacher, job.row("teacher", teacher, "teacher", measure(trainer, splits), "float32")
@@ -131,7 +151,7 @@ def student_stage(
 
 def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrainedModel | None, start: str) -> StageRun:
     def trainer(model: PreTrainedModel, folder: Path, rate: float | None) -> XTCTrainer:
-        changes: dict[str, Any] = {"output_dir": str(folder)}
+        changes: dict[str, Any] = {"output_dir": str(folder), "push_to_hub": False}
         if rate is not None:
             changes["learning_rate"] = rate
         made = job.trainer(model, teacher, stage.arguments(job.training_args, **changes))

@@ -4,6 +4,7 @@ Each returns a new model and leaves its argument untouched.
 """
 
 import copy
+import os
 from typing import Any
 
 import torch
@@ -64,11 +65,17 @@ def compress(
             f"weights_from has {source.config.num_hidden_layers} layers, the student has {len(copied.layers)}. "
             "Start from a model of the student's depth."
         )
-    facts = {"teacher": str(teacher.config.name_or_path or type(teacher).__name__), **(provenance or {})}
+    facts = {"teacher": _name(teacher), **(provenance or {})}
     config = _student_config(teacher, architecture, xtc_block(recipe, layer_map, facts), len(layer_map.layers))
     model_class = _model_class(teacher, architecture)
     state_dict = _kept_layers(_latent_state_dict(source), architecture.layers, copied)
     return _build(model_class, config, state_dict)
+
+
+def _name(teacher: PreTrainedModel) -> str:
+    """What a teacher is called, without its place on this machine: the file may be published."""
+    name = str(teacher.config.name_or_path or type(teacher).__name__)
+    return os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
 
 
 def _student_config(teacher: PreTrainedModel, architecture: Architecture, xtc: dict[str, Any], depth: int) -> Any:

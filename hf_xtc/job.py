@@ -15,6 +15,7 @@ from hf_xtc.augmentation import augment
 from hf_xtc.checkpoint import require_empty
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.errors import RecipeError, XTCError
+from hf_xtc.hub import open_repository
 from hf_xtc.identity import deciding, model_digest, open_run, read_run
 from hf_xtc.ladder import Ladder, budget_epochs
 from hf_xtc.ledger import ledger
@@ -27,7 +28,6 @@ from hf_xtc.training_args import XTCTrainingArguments
 # Options of TrainingArguments that would be ignored, or do something else than they say.
 UNSUPPORTED = {
     "resume_from_checkpoint": "started again with the same options it goes on by itself.",
-    "push_to_hub": "it would upload float checkpoints. Upload the finished folder instead.",
 }
 
 
@@ -55,6 +55,11 @@ class Job:
     def out(self) -> Path:
         """The folder of the packed model."""
         return Path(self.training_args.output_dir)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the repository it is published in, or its folder."""
+        return str(self.training_args.hub_model_id if self.training_args.push_to_hub else self.out.resolve().name)
 
     @property
     def training(self) -> Path:
@@ -182,6 +187,11 @@ def prepare(
     tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
+    if training_args.push_to_hub:
+        name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
+        access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
+        repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
+        training_args = dataclasses.replace(training_args, **repository)
     job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
         shutil.rmtree(training, ignore_errors=True)  # of an earlier run

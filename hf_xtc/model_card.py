@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_xtc.checkpoint import write_text
 from hf_xtc.ledger import Ledger
+from hf_xtc.plain_card import told, told_list
 from hf_xtc.recipe import XTCRecipe
 
 
@@ -34,7 +35,7 @@ class Run:
 
     The rows are the teacher, the student after each stage, and the packed file. `seeds` holds the packed file's main
     metric of runs that differ in the seed alone, this one among them, if there were several; `command` makes the file
-    anew.
+    anew; `sha256` is that of its weights.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Run:
     citations: list[str] = field(default_factory=list)
     seeds: dict[int, float] = field(default_factory=dict)
     command: str | None = None
+    sha256: str | None = None
     log: list[dict[str, float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class Run:
             "selection": self.selection,
             "seeds": self.seeds,
             "command": self.command,
+            "sha256": self.sha256,
             "log": self.log,
         }
 
@@ -164,6 +167,7 @@ def card_text(run: Run) -> str:
         tags=["xtc", "hf_xtc", run.recipe.weights or "float", "quantization", "knowledge-distillation"],
         model_name=name,
         eval_results=results or None,
+        **({"model_sha256": run.sha256} if run.sha256 else {}),
     )
     ours, theirs = packed.metrics[run.metric], teacher.metrics[run.metric]
     kept = f"{ours / theirs:.1%} of the teacher's {run.metric}" if theirs > 0 else f"{run.metric} {ours:.4f}"
@@ -202,18 +206,7 @@ def _seeds(run: Run) -> str:
 
 def _made(run: Run) -> str:
     lines = [] if run.command is None else [f"- command: `{run.command}`"]
-    for key, value in run.provenance.items():
-        if key != "stages":
-            lines.append(f"- {key.replace('_', ' ')}: {html.escape(_told(value), quote=False)}")
-    return "\n".join(lines + _stages(run))
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_told(entry)}" for name, entry in value.items() if entry != [])
-    if isinstance(value, list):
-        return "; ".join(map(_told, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "\n".join([*lines, told_list(run.provenance), *_stages(run)])
 
 
 def _stages(run: Run) -> list[str]:
@@ -230,7 +223,7 @@ def _stages(run: Run) -> list[str]:
         numbers = f"{stage['learning_rate']:g} | {stage['steps']:,} | {stage['epochs']:g} | {stage['seconds']:,.0f}"
         what = f"{html.escape(stage['stage'])} | {stage['start']}"
         lines.append(f"| {what} | {numbers} | {held_out} | {stage['metrics'][run.metric]:.4f} |")
-    tried = [f"- tried in {stage['stage']}: {_told(stage['tried'])}" for stage in stages if stage["tried"]]
+    tried = [f"- tried in {stage['stage']}: {told(stage['tried'])}" for stage in stages if stage["tried"]]
     return [*lines, "", *tried]
 
 

@@ -12,15 +12,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_xtc.checkpoint import write_json
+from hf_xtc.checkpoint import weights_sha256, write_json
 from hf_xtc.compress import pack_model
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
 from hf_xtc.job import Job, weight_bytes
 from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
-from hf_xtc.recipe import SCOPES
-from hf_xtc.specs import QUANTIZERS
+from hf_xtc.plain_card import quantizer_citations
 from hf_xtc.stages import RECEIPT, Receipt
 
 # Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
@@ -45,7 +44,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
     pack_model(student).save_pretrained(job.out)
     job.tokenizer.save_pretrained(job.out)
     run = Run(
-        name=job.out.resolve().name,
+        name=job.name,
         task=job.data.name,
         metric=job.metric,
         rows=[*rows, packed_row(job, rows[-1])],
@@ -54,6 +53,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
         recipe=job.recipe,
         selection=receipts[-1].chosen_by,
         citations=_citations(job),
+        sha256=weights_sha256(job.out),
         log=receipts[-1].log,
     )
     write_json(job.out / "metrics.json", run.to_dict())
@@ -79,13 +79,12 @@ def packed_row(job: Job, student: Row) -> Row:
 def _citations(job: Job) -> list[str]:
     """What the run used, each source once: its terms and the quantizers of its recipe."""
     terms = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
-    specs = [spec for spec in map(job.recipe.spec, SCOPES) if spec is not None]
-    return sorted((terms | {QUANTIZERS[spec.quantizer].citation for spec in specs}) - {""})
+    return sorted((terms | quantizer_citations(job.recipe)) - {""})
 
 
 def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
-    shown = ("num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16")
-    shown += ("weight_annealing",)
+    shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
+    shown += ["weight_annealing"]
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())

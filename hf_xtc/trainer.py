@@ -1,8 +1,7 @@
 """`XTCTrainer`: the standard Trainer loop with a frozen teacher, distillation terms, and packed files as its product.
 
-Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
-`get_train_dataloader` (a teacher cache, where one is asked for) and `save_model` (packed; `checkpoint-*` folders stay
-latent, so that training resumes).
+Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name) and
+`get_train_dataloader` (a teacher cache, where one is asked for). What it saves and publishes is `PackingTrainer`'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,16 +12,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_xtc.adapters import has_adapters
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
-from hf_xtc.compress import is_packed, pack_model
+from hf_xtc.compress import is_packed
 from hf_xtc.distillation import HiddenStatesTerm
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.fitting import build_terms, fit_layers, fit_logits, label_order, stage_terms
 from hf_xtc.guards import require_finite_losses, require_finite_weights
+from hf_xtc.packing_trainer import PackingTrainer
 from hf_xtc.specs import LayerMap
 from hf_xtc.teacher_cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
 from hf_xtc.training_args import XTCTrainingArguments
@@ -30,11 +30,8 @@ from hf_xtc.training_args import XTCTrainingArguments
 PROJECTION = "distillation_projection"
 
 
-class XTCTrainer(Trainer):
-    """Trains a latent student against a teacher and saves it packed.
-
-    `push_to_hub` is still Trainer's own and uploads what its checkpoints hold: latent weights. To publish the packed
-    file, call `save_model(folder)` and upload that folder.
+class XTCTrainer(PackingTrainer):
+    """Trains a latent student against a teacher; saves and publishes it packed.
 
     Args:
         model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it, or a latent or packed one with
@@ -272,20 +269,3 @@ class XTCTrainer(Trainer):
         """As in Trainer, but weights that are no numbers are not saved: they would take the place of good ones."""
         require_finite_weights(self.model.parameters(), self.state.global_step, self.args.learning_rate)
         super()._save_checkpoint(model, trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the *packed* model, or adapters alone, and the tokenizer; `checkpoint-*` folders stay latent.
-
-        Raises:
-            StateError: if a latent weight is NaN or infinite, or the folder cannot be written.
-        """
-        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        latent = getattr(student.config, "state", None) == "latent" and not has_adapters(student)
-        if _internal_call or not latent:
-            super().save_model(output_dir, _internal_call)
-            return
-        folder = self.args.output_dir if output_dir is None else output_dir
-        if self.args.should_save:
-            pack_model(student).save_pretrained(folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)

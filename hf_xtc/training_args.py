@@ -83,6 +83,11 @@ class XTCTrainingArguments(TrainingArguments):
                 raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
         check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
         check_choice("teacher_cache_dtype", self.teacher_cache_dtype, ("float16", "int8"))
+        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise RecipeError(
+                f"hub_strategy={self.hub_strategy.value!r} would publish checkpoints: float latent weights and "
+                "optimizer states. Use 'every_save' or 'end': what they publish is packed, and checkpoints stay here."
+            )
         for name in ("weight_quantization_start", "activation_quantization_start", "weight_annealing"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")

@@ -48,3 +48,34 @@ def tiny_batch() -> dict[str, torch.Tensor]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device this machine has."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def hub_process():
+    """A Hub on loopback, over real HTTP, for all tests."""
+    from hub_server import serve
+
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(hub_process, tmp_path, monkeypatch):
+    """That Hub, empty, with `huggingface_hub` of this process as its client: logged in as `user`, cache empty."""
+    import huggingface_hub.constants as constants
+    from huggingface_hub.utils import close_session
+
+    hub_process.clear()
+    changes = {
+        "ENDPOINT": hub_process.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub_process.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once, for the endpoint of that moment
+    monkeypatch.setenv("HF_TOKEN", "hf_user")
+    yield hub_process
+    close_session()

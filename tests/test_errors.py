@@ -9,7 +9,7 @@ import hf_xtc  # noqa: F401  (so that every module's exceptions are defined)
 from hf_xtc import errors
 from hf_xtc.errors import XTCError
 
-LEAVES = ["RecipeError", "DataError", "PackedFileError", "StateError"]
+LEAVES = ["RecipeError", "DataError", "PackedFileError", "StateError", "HubError"]
 
 
 def defined():

@@ -328,9 +328,23 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
             ["--resume_from_checkpoint=x"],
             "hf-xtc compress has no --resume_from_checkpoint: started again with the same options it goes on by",
         ),
-        (["--push_to_hub"], "hf-xtc compress has no --push_to_hub: it would upload float checkpoints."),
+        (
+            ["--push_to_hub", "--hub_model_id=a/b/c"],
+            "'a/b/c' is neither a folder nor a name that a repository can have",
+        ),
+        (["--push_to_hub", "--hub_strategy=checkpoint"], "hub_strategy='checkpoint' would publish checkpoints: float"),
     ],
-    ids=["too many layers", "layer out of range", "quantizer", "column", "group size", "file", "resume", "push"],
+    ids=[
+        "too many layers",
+        "layer out of range",
+        "quantizer",
+        "column",
+        "group size",
+        "file",
+        "resume",
+        "repository",
+        "checkpoints",
+    ],
 )
 def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, capsys, options, message):
     out = tmp_path / "out"
@@ -340,6 +354,28 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, ca
     assert message in error
     assert "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys):
+    """Once, at the end, and no model of a stage; what arrives is as the card says, on the same data."""
+    out = tmp_path / "out"
+    options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--keep_layers=2", "--max_steps=2", *QUICK]
+    publishing = ["--push_to_hub", "--hub_model_id=reviews", "--hub_private_repo=true"]
+    assert main(["compress", *options, *data_options(folder), *publishing]) == 0
+    repo = hub.repos["user/reviews"]
+    assert repo.private
+    (commit,) = repo.branches["main"][1:]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} < set(commit.files)
+    assert not [path for path in commit.files if "training" in path or path == "metrics.json"]
+    assert commit.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
+    assert 'pipeline("text-classification", "user/reviews")' in commit.files["README.md"].decode()
+    capsys.readouterr()
+    assert main(["verify", "user/reviews", *data_options(folder), "--max_length=32"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("ok") >= 5
+    assert "DIFFERS" not in told
+    assert "accuracy" in told
 
 
 def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):

@@ -22,15 +22,17 @@ TORCH_ONLY = [
         "activations",
         "packing",
         "checkpoint",
+        "hub",
         "guards",
     ],
     *["backends", "layers", "distillation", "teacher_cache"],
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["adapters", "attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer"],
-    "ladder",
-    *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
+    *["adapters", "attention", "modeling", "compress", "ledger", "plain_card", "publish", "packing_trainer"],
+    *["fitting", "training_args", "callbacks", "trainer", "ladder"],
+    *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "inspection"],
+    *["export"],
     *["identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

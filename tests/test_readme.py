@@ -15,9 +15,13 @@ from hf_xtc.arguments import (
     EvaluateArguments,
     ExportArguments,
     ExportDataArguments,
+    InspectArguments,
     JobArguments,
+    PushArguments,
     RecipeArguments,
+    VerifyArguments,
 )
+from hf_xtc.cli import NAMELESS, named
 from hf_xtc.data import DataArguments
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -29,7 +33,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
 
 
-def test_python_blocks_run_in_order(tiny_teacher, tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
+def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, capsys):
     """With a tiny teacher under the README's name, and one step instead of three epochs."""
     monkeypatch.chdir(tmp_path)
     tiny_teacher.save_pretrained("my-fine-tuned-bert")
@@ -47,6 +52,8 @@ def test_python_blocks_run_in_order(tiny_teacher, tmp_path, monkeypatch, capsys)
     printed = capsys.readouterr().out
     assert "'label': 'positive'" in printed
     assert "times smaller than in float32" in printed
+    assert names["anywhere"]("good film")[0]["label"].startswith("LABEL_")
+    assert set(hub.repos) == {"user/student"}
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()])
@@ -63,10 +70,15 @@ def test_commands_parse(line, tmp_path, monkeypatch):
         assert words[1] == "examples/glue.py"
         assert glue.parse([*words[2:], "--use_cpu"])[1].fine_tune
         return
+    if words[1] in NAMELESS:
+        words[2:] = named(words[2:], *NAMELESS[words[1]])
     classes = {
         "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
         "evaluate": (EvaluateArguments, DataArguments),
         "export": (ExportArguments, ExportDataArguments),
+        "push": (PushArguments,),
+        "inspect": (InspectArguments,),
+        "verify": (VerifyArguments, ExportDataArguments),
     }[words[1]]
     HfArgumentParser(classes).parse_args_into_dataclasses(
         [*words[2:], "--use_cpu"] if words[1] == "compress" else words[2:]

@@ -23,6 +23,8 @@ from hf_xtc.registry import Registry
 from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
 
 ARCHITECTURES = Registry("architecture")
+# What `push_to_hub` of a model calls. It packs and writes a card, which stand below the models: they fill it in.
+PUBLISHERS = Registry("publisher")
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,13 @@ def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
     if not all(file.endswith(".safetensors") for file in files):
         raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
     header = {name: entry for file in files for name, entry in read_header(file).items()}
-    packed = model.config.state == "packed"
     where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
+    check_tensors(model, header, where, new_head=new_head)
+
+
+def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
+    """As `check_files`, for a header that was read already; it is called `where` in messages."""
+    packed = model.config.state == "packed"
     if not packed and any(name.endswith("weight_packed") for name in header):
         raise PackedFileError(
             f"{where} holds packed codes, but config.json says state='latent'. "

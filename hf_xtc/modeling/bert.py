@@ -48,6 +48,7 @@ from hf_xtc.errors import StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
     ARCHITECTURES,
+    PUBLISHERS,
     Architecture,
     check_files,
     check_values,
@@ -70,6 +71,7 @@ SCOPES = {
     "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
 }
 DECODER = "cls.predictions.decoder"
+_HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
 class XTCBertPreTrainedModel(BertPreTrainedModel):
@@ -173,17 +175,40 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
     ) -> None:
         """As in transformers, but whole or not at all; a packed model stores its parameters in `recipe.rest_dtype`.
 
+        With `push_to_hub=True` the model is then published as `push_to_hub` does it: packed, whatever its state.
+
         Raises:
             StateError: if the folder cannot be written.
         """
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+        if kwargs.pop("push_to_hub", False):
+            published = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+            repo_id = published.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.save_pretrained(save_directory, state_dict, **kwargs)
+            self.push_to_hub(repo_id, **published)
+            return
         if self.packed:
             state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
         variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
         shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
         with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
             super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Publishes the model, packed whatever its state, and a card of what is known of it, in one commit.
+
+        Args:
+            repo_id (`str`): `user/name`; the repository is made if there is none.
+            options: As in transformers (`private`, `token`, `revision`, `commit_message`, `create_pr`, `tags`), and
+                `tokenizer`, which goes into the same commit.
+
+        Returns:
+            `CommitInfo`: of the new commit, or of the newest if nothing has changed.
+
+        Raises:
+            StateError: if a latent weight is NaN or infinite.
+            HubError: if the Hub cannot be reached or refuses; nothing was published.
+        """
+        return PUBLISHERS["hub"](self, repo_id, **options)
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""

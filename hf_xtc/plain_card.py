@@ -1,0 +1,166 @@
+"""The card of a packed model that was pushed without a run of `hf-xtc compress`: what its configuration tells.
+
+Size and recipe are facts of the file; metrics are those that the caller measured, or "not measured". Text that comes
+from outside (names of models, labels, data) is escaped. The card of a whole run is `model_card.py`'s.
+"""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from hf_xtc.distillation import XTC
+from hf_xtc.ledger import ledger
+from hf_xtc.recipe import SCOPES, XTCRecipe
+from hf_xtc.specs import QUANTIZERS
+
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
+_PIPELINE = """import hf_xtc  # registers the architecture
+from transformers import pipeline
+
+pipe = pipeline("{tag}", "{name}")"""
+_TEMPLATE = """---
+{card_data}
+---
+
+# {name}
+
+A {depth}-layer BERT with {weights} weights: {bytes:,} bytes of tensors, {ratio:.1f} times smaller than the same layers
+in float32. Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc.
+
+```python
+{use}
+```
+
+## Results
+
+{results}
+
+## Bytes
+
+```
+{ledger}
+```
+
+## How it was made
+
+{made}
+
+Recipe:
+
+```json
+{recipe}
+```
+
+## Limits
+
+- Other metrics than those above, the spread over seeds, speed, fairness, robustness and other domains were not
+  measured.
+- The teacher's own limits and biases are inherited; see its card.
+
+## Credits
+
+{citations}
+"""
+
+
+def plain_card(
+    config: Any,
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    made: Mapping[str, Any] | None = None,
+    citations: tuple[str, ...] = (),
+    sha256: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """The card of a packed model, checked to be a readable one.
+
+    Args:
+        config (`PreTrainedConfig`), model_class (`type`): Of an XTC model in either state.
+        name (`str`): `user/name` or the name of a folder; what the card's example loads.
+        metrics (`dict[str, float]`, *optional*): Measured in the training that made it; none are "not measured".
+        made (`dict`, *optional*): JSON facts of how it was made, beside the provenance in its configuration.
+        citations (`tuple[str, ...]`): Sources of what trained it; those of its quantizers are added.
+        sha256 (`str`, *optional*): Of `model.safetensors`; `hf-xtc verify` compares it with the file's.
+        metadata (`dict`, *optional*): More fields of `ModelCardData`: license, language, tags, datasets.
+    """
+    title, made_of = html.escape(name), ledger(config, model_class=model_class)
+    recipe: XTCRecipe = config.recipe
+    tag = pipeline_tag(model_class.__name__)
+    text = _TEMPLATE.format(
+        card_data=_metadata(recipe, tag, sha256, {**(metadata or {})}).to_yaml(),
+        name=title,
+        depth=config.num_hidden_layers,
+        weights=recipe.weights or "float",
+        bytes=made_of.total_bytes,
+        ratio=made_of.float32_bytes / made_of.total_bytes,
+        use=_usage(model_class.__name__, tag, title),
+        results=_results(metrics),
+        ledger=made_of,
+        made=told_list({**config.xtc.get("provenance", {}), **(made or {})}) or "- not recorded",
+        recipe=recipe.to_json(),
+        citations="\n".join(f"- {line}" for line in sorted({XTC, *citations, *quantizer_citations(recipe)})),
+    )
+    ModelCard(text)
+    return text
+
+
+def _metadata(recipe: XTCRecipe, tag: str | None, sha256: str | None, fields: dict[str, Any]) -> ModelCardData:
+    tags = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
+    given = fields.pop("tags", None) or ()
+    tags += [tag for tag in ([given] if isinstance(given, str) else given) if tag not in tags]
+    known = {"library_name": "transformers", "pipeline_tag": tag, "model_sha256": sha256}
+    return ModelCardData(tags=tags, **{key: value for key, value in {**known, **fields}.items() if value is not None})
+
+
+def pipeline_tag(cls: str) -> str | None:
+    """The pipeline that the head of a class, by name, serves, or `None`."""
+    return next((tag for head, tag in PIPELINES.items() if cls.endswith(head)), None)
+
+
+def _usage(cls: str, tag: str | None, name: str) -> str:
+    if tag is not None:
+        return _PIPELINE.format(tag=tag, name=name)
+    return f'from hf_xtc import {cls}\n\nmodel = {cls}.from_pretrained("{name}")'
+
+
+def _results(metrics: Mapping[str, float] | None) -> str:
+    if not metrics:
+        return "Not measured."
+    rows = "\n".join(f"| {html.escape(key)} | {value:.4f} |" for key, value in metrics.items())
+    return (
+        "Measured at the last evaluation of its training, on the model before it was packed: biases, LayerNorm and "
+        f"head are rounded in the file.\n\n| metric | value |\n|---|---|\n{rows}"
+    )
+
+
+def quantizer_citations(recipe: XTCRecipe) -> set[str]:
+    """Sources of the quantizers that a recipe uses."""
+    return {QUANTIZERS[spec.quantizer].citation for spec in map(recipe.spec, SCOPES) if spec is not None} - {""}
+
+
+def told_list(facts: Mapping[str, Any]) -> str:
+    """JSON facts as a Markdown list, escaped; stages of a ladder need a table of their own and are left out."""
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {html.escape(told(value), quote=False)}"
+        for key, value in facts.items()
+        if key != "stages"
+    )
+
+
+def told(value: Any) -> str:
+    """A JSON value in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {told(entry)}" for name, entry in value.items() if entry != [])
+    if isinstance(value, list):
+        return "; ".join(map(told, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
