@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "hf_xtc"
 TORCH_ONLY = [
     *[
         "version",
+        "reader",
         "errors",
         "registry",
         "specs",
