@@ -197,11 +197,12 @@ class PackedBert:
         """
         chosen: Any = slice(None) if rows is None else rows
         if f"{path}.weight_packed" not in self.tensors:
-            return self.tensor(f"{path}.weight")[chosen]
+            stored: Array = self.tensor(f"{path}.weight")[chosen]
+            return stored
         packed, scale = self.tensor(f"{path}.weight_packed"), self.tensor(f"{path}.weight_scale")
         codes, columns = self.codes(path), self.columns(path)
         width = -(-columns // codes.per_byte)
-        fits = packed.ndim == scale.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == width
+        fits = packed.ndim == scale.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == width and scale.size
         if not fits or len(scale) not in (1, len(packed)) or columns % scale.shape[1]:
             raise ReadError(f"{path} holds bytes {packed.shape} and scales {scale.shape} for {columns} columns.")
         if packed.max(initial=0) >= codes.levels**codes.per_byte or not (np.isfinite(scale) & (scale >= 0)).all():
@@ -213,13 +214,16 @@ class PackedBert:
         if f"{path}.weight_packed" in self.tensors:
             static = self.recipe["activation_calibration"] == "static"
             x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range") if static else None)
-        return x @ self.weight(path).T.astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
+        result: Array = x @ self.weight(path).T.astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
+        return result
 
     def norm(self, path: str, x: Array) -> Array:
         """LayerNorm over the last axis."""
         x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.dtype(self.config["layer_norm_eps"]))
-        return x * self.tensor(f"{path}.weight").astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
+        gamma, beta = self.tensor(f"{path}.weight"), self.tensor(f"{path}.bias")
+        result: Array = x * gamma.astype(self.dtype) + beta.astype(self.dtype)
+        return result
 
     def rows(self, path: str, index: Array) -> Array:
         """The rows of an embedding for ids of any shape: `(*shape, hidden_size)`."""
