@@ -156,20 +156,19 @@ def names_in(node: ast.AST) -> set[str]:
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Local name and statement of every import from outside the package."""
+    """Local name and statement of every import."""
     for node in tree.body:
         for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
-            module = node.module if isinstance(node, ast.ImportFrom) else alias.name
-            if not str(module).startswith("hf_xtc"):
-                single = type(node)(**{**vars(node), "names": [alias]})
-                yield alias.asname or alias.name, ast.unparse(single)
+            single = type(node)(**{**vars(node), "names": [alias]})
+            yield alias.asname or alias.name, ast.unparse(single)
 
 
 def generate() -> str:
     """The code, formatted.
 
     Raises:
-        ValueError: if an entry of the tables above fits nothing, or two definitions share a name.
+        ValueError: if an entry of the tables above fits nothing, a module is missing among them, or two definitions
+            share a name.
     """
     trim, definitions, imports = Trim(), dict[str, ast.stmt](), dict[str, str]()
     for module in MODULES:
@@ -192,7 +191,12 @@ def generate() -> str:
             needed.add(name)
             waiting.extend(names_in(definitions[name]) & definitions.keys())
     body = [node for name, node in definitions.items() if name in needed]
-    outside = {imports[name] for node in body for name in names_in(node) if name in imports}
+    outside = {imports[name] for node in body for name in names_in(node) - needed if name in imports}
+    inside = sorted(statement for statement in outside if statement.startswith(("from hf_xtc", "import hf_xtc")))
+    if inside:
+        raise ValueError(
+            f"What these import is needed, but not here: {'; '.join(inside)}. Extend MODULES or LEFT_OUT."
+        )
     text = "\n".join([HEAD, *sorted(outside), *(ast.unparse(ast.fix_missing_locations(node)) for node in body)])
     for command in (["check", "--quiet", "--select=I,UP034", "--fix"], ["format", "--quiet"]):
         text = _ruff(command, text)
