@@ -155,6 +155,11 @@ def names_in(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
 
 
+def arguments_of(node: ast.AST) -> set[str]:
+    """The names of the arguments of all functions in a definition."""
+    return {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+
+
 def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Local name and statement of every import."""
     for node in tree.body:
@@ -191,7 +196,8 @@ def generate() -> str:
             needed.add(name)
             waiting.extend(names_in(definitions[name]) & definitions.keys())
     body = [node for name, node in definitions.items() if name in needed]
-    outside = {imports[name] for node in body for name in names_in(node) - needed if name in imports}
+    read = {name for node in body for name in names_in(node) - arguments_of(node)}
+    outside = {imports[name] for name in read - needed if name in imports}
     inside = sorted(statement for statement in outside if statement.startswith(("from hf_xtc", "import hf_xtc")))
     if inside:
         raise ValueError(
