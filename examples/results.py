@@ -1,10 +1,16 @@
-"""One table of results over many runs: a line of JSON per run, and a Markdown table of means and spreads."""
+"""One table of results over many runs: a line of JSON per run, and Markdown tables of means and spreads.
+
+python examples/results.py --results_file runs/results.jsonl --tasks sst2 mrpc rte cola stsb
+"""
 
 import json
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers import HfArgumentParser
 
 from hf_xtc.checkpoint import write_text
 from hf_xtc.model_card import Run
@@ -67,3 +73,39 @@ def table(records: list[dict[str, Any]]) -> str:
         scored = f"{teacher:.4f} | {mean:.4f}{spread} | {kept} | {len(entries)}"
         lines.append(f"| {what} | {scored} | {last['packed_bytes']:,} | {last['steps']:,} |")
     return "\n".join(lines) + "\n"
+
+
+def means(records: list[dict[str, Any]]) -> str:
+    """For each kind of student the mean over its tasks, beside its teachers' mean over the same tasks, as Markdown."""
+    groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for entry in records:
+        groups[entry["weights"], entry["layers"], entry["ladder"]][entry["task"]].append(entry)
+    lines = ["| weights | layers | ladder | tasks | teacher | packed file | kept |", "|---|---|---|---|---|---|---|"]
+    for (weights, layers, ladder), tasks in sorted(groups.items()):
+        teacher, packed = (
+            statistics.mean(statistics.mean(entry[key] for entry in entries) for entries in tasks.values())
+            for key in ("teacher", "packed")
+        )
+        what = f"{weights} | {layers} | {ladder} | {', '.join(sorted(tasks))}"
+        lines.append(f"| {what} | {teacher:.4f} | {packed:.4f} | {packed / teacher:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class ResultsArguments:
+    """What to tell of."""
+
+    results_file: str = field(metadata={"help": "JSONL file of examples/glue.py or examples/checkpoints.py."})
+    tasks: list[str] | None = field(default=None, metadata={"help": "Tasks that the means are over; default: all."})
+
+
+def main() -> None:
+    """Prints the table and the means."""
+    args = HfArgumentParser(ResultsArguments).parse_args_into_dataclasses()[0]
+    records = read(Path(args.results_file))
+    print(table(records))
+    print(means([entry for entry in records if args.tasks is None or entry["task"] in args.tasks]))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ Importing the package registers its models with the Auto classes and does nothin
 from typing import Any
 
 from hf_xtc.backends import BACKENDS
-from hf_xtc.callbacks import PackedSizeCallback, QuantizationCallback
+from hf_xtc.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
 from hf_xtc.compress import compress, pack_model, unpack_model
 from hf_xtc.distillation import TERMS, DistillationTerm
 from hf_xtc.errors import XTCError
@@ -45,6 +45,7 @@ __all__ = [
     "QuantSpec",
     "QuantizationCallback",
     "Quantizer",
+    "WeightStatisticsCallback",
     "XTCBertConfig",
     "XTCBertForMaskedLM",
     "XTCBertForMultipleChoice",

@@ -131,7 +131,7 @@ class RecipeArguments:
     def schedule(self) -> dict[str, Any]:
         """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
         values = {} if self.recipe_file is None else _read_json(self.recipe_file)
-        return schedule_offsets(values) if _is_deepspeed(values) else {}
+        return {**schedule_offsets(values), "weight_annealing": 0.0} if _is_deepspeed(values) else {}
 
 
 def _or_none(value: str) -> str | None:

@@ -1,17 +1,20 @@
-"""Callbacks: when quantization starts, and how large the packed file will be.
+"""Callbacks: when quantization starts, how large the packed file will be, and how the codes move.
 
-Everything here is a pure function of `state.global_step` and `state.max_steps`; what must survive a restart lives in
-module buffers. So resuming from a checkpoint needs no state of a callback.
+What decides a training is a pure function of `state.global_step` and `state.max_steps`; what must survive a restart
+lives in module buffers. So resuming from a checkpoint needs no state of a callback.
 """
 
 import logging
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_xtc.adapters import has_adapters
 from hf_xtc.layers import XTCEmbedding, XTCLinear
 from hf_xtc.ledger import ledger
+from hf_xtc.quantizers import decode_weight, encode_weight
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +89,68 @@ class PackedSizeCallback(TrainerCallback):
     ) -> None:
         """Logs the ledger's total; nothing for a model that is no latent one, whose file will not be packed."""
         config: Any = getattr(model, "config", None)
-        if state.is_world_process_zero and getattr(config, "state", None) == "latent":
+        packs = getattr(config, "state", None) == "latent" and not has_adapters(model)
+        if state.is_world_process_zero and packs:
             packed = ledger(config, model_class=type(model))  # type: ignore[arg-type]
             ratio = packed.float32_bytes / packed.total_bytes
             logger.info("The packed file will take %d bytes, %.1f times less than float32.", packed.total_bytes, ratio)
             state.log_history.append(
                 {"packed_bytes": packed.total_bytes, "packed_ratio": round(ratio, 2), "step": state.global_step}
             )
+
+
+class WeightStatisticsCallback(TrainerCallback):
+    """Records, at each log, how the weights of a latent model quantize; read by `hf-xtc report`.
+
+    Adds an entry to `state.log_history` with, for each part of the encoder ("layer 0", "pooler", ...):
+
+    - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linears, q the fake-quantized weight;
+    - `flip_rate/<part>`: the share of its codes that differ from those of the log before (not in the first entry).
+
+    Costs one encoding of the linears per log, and a byte per weight in between.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the codes of another training."""
+        self._codes = {}
+
+    @torch.no_grad()
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Adds the entry, after each log of a loss."""
+        if not state.is_world_process_zero or "loss" not in (kwargs.get("logs") or {}):
+            return
+        sums: dict[str, list[float]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, XTCLinear):
+                found = sums.setdefault(part_of(name), [0.0, 0.0, 0.0, 0.0])
+                for i, value in enumerate(self._measure(name, module)):
+                    found[i] += value
+        entry: dict[str, Any] = {}
+        for part, (error, norm, flips, compared) in sums.items():
+            entry[f"quantization_error/{part}"] = round(error / norm, 6) if norm else 0.0
+            if compared:
+                entry[f"flip_rate/{part}"] = round(flips / compared, 6)
+        if entry:
+            state.log_history.append({**entry, "step": state.global_step})
+
+    def _measure(self, name: str, module: XTCLinear) -> tuple[float, float, float, float]:
+        codes, scale = encode_weight(module.weight, module.spec)
+        weight = module.weight.float()
+        error = (weight - decode_weight(codes, scale, module.spec)).square().sum().item()
+        before, self._codes[name] = self._codes.get(name), codes
+        flips, compared = (0, 0) if before is None else (int((codes != before).sum()), codes.numel())
+        return error, weight.square().sum().item(), flips, compared
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a module belongs to, for people: "layer 0" of "bert.encoder.layer.0.output.dense"."""
+    pieces = name.split(".")
+    index = next((i for i, piece in enumerate(pieces) if piece.isdigit()), None)
+    return "pooler" if "pooler" in pieces else name if index is None else f"layer {pieces[index]}"

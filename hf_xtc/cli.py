@@ -25,7 +25,7 @@ from hf_xtc.training_args import XTCTrainingArguments
 # What suits short quantization-aware training better than Trainer's defaults.
 DEFAULTS = {
     "num_train_epochs": 3.0,
-    "learning_rate": 2e-4,
+    "learning_rate": 1e-3,
     "warmup_steps": 0.1,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,

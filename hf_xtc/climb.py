@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
-from hf_xtc.callbacks import PackedSizeCallback
+from hf_xtc.callbacks import PackedSizeCallback, WeightStatisticsCallback
 from hf_xtc.compress import compress
 from hf_xtc.data import DataArguments
 from hf_xtc.evaluation import measure
@@ -136,6 +136,7 @@ def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrained
             changes["learning_rate"] = rate
         made = job.trainer(model, teacher, stage.arguments(job.training_args, **changes))
         made.add_callback(PackedSizeCallback())
+        made.add_callback(WeightStatisticsCallback())
         return made
 
     held_out = job.data.selection is not None

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from hf_xtc.adapters import has_adapters, merged
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
 from hf_xtc.modeling import Architecture
@@ -29,7 +30,8 @@ def compress(
     """The latent student of a fine-tuned teacher: the layers that the recipe keeps, ready for distillation.
 
     Args:
-        teacher (`PreTrainedModel`): A fine-tuned model of a registered architecture, any head. Left untouched.
+        teacher (`PreTrainedModel` or `PeftModel`): A fine-tuned model of a registered architecture, any head. Left
+            untouched; adapters are merged in a copy.
         recipe (`XTCRecipe`, *optional*): What the student is made of; the default is binary, per channel, all layers.
         weights_from (`PreTrainedModel`, *optional*): A student of the same depth to start from instead of the
             teacher's layers, such as the float layer-reduced one.
@@ -52,6 +54,7 @@ def compress(
         (1, 3)
     """
     recipe = XTCRecipe() if recipe is None else recipe
+    teacher = merged(teacher)
     architecture = architecture_of(teacher.config)
     layer_map = recipe.layer_map(teacher.config.num_hidden_layers)
     source = teacher if weights_from is None else weights_from
@@ -185,6 +188,11 @@ def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
 
 
 def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -> Any:
+    if has_adapters(model):
+        raise StateError(
+            f"{type(model).__name__} carries adapters, which are no part of its weights. Save them alone "
+            "(save_pretrained), or merge_and_unload them into the latent weights, which moves what these round to."
+        )
     found = getattr(model.config, "state", None)
     if found != state:
         what = f"{type(model).__name__} is {found}" if found else f"{type(model).__name__} is no XTC model"

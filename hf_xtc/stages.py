@@ -36,7 +36,7 @@ class Receipt:
         chosen_by (`str`): What chose the weights, in words for a card.
         selection (`dict`, *optional*): Metrics on the held-out train rows.
         metrics (`dict`): Metrics on the validation rows; empty for a run that was only tried.
-        log (`list[dict]`): The Trainer's log entries that hold a loss or the packed size.
+        log (`list[dict]`): The Trainer's log: losses, evaluations, and what callbacks added.
         start (`str`): What its weights were at the start, in words for a card.
     """
 
@@ -141,7 +141,7 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
         round(time.perf_counter() - start, 1),
         _chosen_by(best is not None, run.held_out),
         selection=measure(trainer, {}) if run.held_out else None,
-        log=[entry for entry in trainer.state.log_history if "loss" in entry or "packed_bytes" in entry],
+        log=[entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         start=run.start,
     )
     write_json(folder / RECEIPT, asdict(receipt))

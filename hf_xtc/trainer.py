@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
+from hf_xtc.adapters import has_adapters
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
 from hf_xtc.compress import is_packed, pack_model
@@ -36,10 +37,12 @@ class XTCTrainer(Trainer):
     file, call `save_model(folder)` and upload that folder.
 
     Args:
-        model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it; or give `model_init`.
+        model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it, or a latent or packed one with
+            adapters (`PeftModel`), of which the adapters alone train and are saved; or give `model_init`.
         args (`XTCTrainingArguments`, *optional*): Terms, stages and everything the Trainer knows.
-        teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype; frozen and put in eval
-            mode. Not needed where the only term is "labels", or where `args.teacher_cache` is whole.
+        teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype, with or without
+            adapters; frozen and put in eval mode. Not needed where the only term is "labels", or where
+            `args.teacher_cache` is whole.
         kwargs: As in `transformers.Trainer`.
 
     Raises:
@@ -107,10 +110,10 @@ class XTCTrainer(Trainer):
 
     def _prepare_student(self, student: Any) -> None:
         """Checks a student, fits it to the teacher, and makes attention return its scores where a term needs them."""
-        if is_packed(student):
+        if is_packed(student) and not has_adapters(student):
             raise StateError(
                 f"{type(student).__name__} is packed: its codes cannot be trained. Call unpack_model(model) and train "
-                "the latent model it returns, or train an adapter on the packed one with the stock Trainer."
+                "the latent model it returns, or train an adapter on the packed one (get_peft_model)."
             )
         teacher = self._teacher_config
         if teacher is None:
@@ -271,13 +274,14 @@ class XTCTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the *packed* model and the tokenizer; `checkpoint-*` folders, written by the loop, stay latent.
+        """Writes the *packed* model, or adapters alone, and the tokenizer; `checkpoint-*` folders stay latent.
 
         Raises:
             StateError: if a latent weight is NaN or infinite, or the folder cannot be written.
         """
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if _internal_call or getattr(student.config, "state", None) != "latent":
+        latent = getattr(student.config, "state", None) == "latent" and not has_adapters(student)
+        if _internal_call or not latent:
             super().save_model(output_dir, _internal_call)
             return
         folder = self.args.output_dir if output_dir is None else output_dir

@@ -46,7 +46,7 @@ class XTCTrainingArguments(TrainingArguments):
         metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
     )
     weight_annealing: float = field(
-        default=0.0,
+        default=0.3,
         metadata={
             "help": "Steps (below 1 a share of all) in which weights pass from float to quantized, as a growing part "
             "of a blend of both, from weight_quantization_start on; 0 switches at once."

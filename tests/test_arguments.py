@@ -90,7 +90,8 @@ def test_recipe_file_may_be_deepspeeds(tmp_path):
     weights = {"shared_parameters": shared, "different_groups": groups}
     file.write_text(json.dumps({"compression_training": {"weight_quantization": weights}}))
     options = RecipeArguments(recipe_file=str(file))
-    assert options.schedule() == {"weight_quantization_start": 7, "activation_quantization_start": 0}
+    starts = {"weight_quantization_start": 7, "activation_quantization_start": 0}
+    assert options.schedule() == {**starts, "weight_annealing": 0.0}
     recipe = options.recipe()
     assert (recipe.weights, recipe.embedding_weights, recipe.granularity) == ("binary", "binary", "per_tensor")
     assert recipe.activation_bits is None

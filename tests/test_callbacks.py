@@ -6,10 +6,17 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, TrainerControl, TrainerState
 
-from hf_xtc.callbacks import PackedSizeCallback, QuantizationCallback, set_quantization, start_step
+from hf_xtc.callbacks import (
+    PackedSizeCallback,
+    QuantizationCallback,
+    WeightStatisticsCallback,
+    set_quantization,
+    start_step,
+)
 from hf_xtc.checkpoint import read_header
 from hf_xtc.compress import compress, pack_model
 from hf_xtc.layers import XTCEmbedding, XTCLinear
+from hf_xtc.quantizers import fake_quantize
 from hf_xtc.recipe import XTCRecipe
 
 
@@ -159,3 +166,33 @@ def test_a_model_that_is_not_packed_has_no_size(tiny_teacher, caplog):
     with caplog.at_level(logging.INFO, logger="hf_xtc.callbacks"):
         assert fire(PackedSizeCallback(), "on_train_begin", tiny_teacher, 0).log_history == []
     assert caplog.messages == []
+
+
+def test_statistics_of_each_part(student):
+    callback = WeightStatisticsCallback()
+    state = TrainerState(global_step=5, max_steps=10, is_world_process_zero=True)
+    logs = {"loss": 1.0}
+    callback.on_train_begin(None, state, TrainerControl())
+    callback.on_log(None, state, TrainerControl(), model=student, logs=logs)
+    first = state.log_history[-1]
+    assert {key for key in first if key.startswith("quantization_error/")} == {
+        f"quantization_error/{part}" for part in ("layer 0", "layer 1", "pooler")
+    }
+    assert not any(key.startswith("flip_rate/") for key in first)
+    weight = student.bert.pooler.dense.weight
+    error = (weight - fake_quantize(weight, student.bert.pooler.dense.spec)).square().sum() / weight.square().sum()
+    assert first["quantization_error/pooler"] == pytest.approx(error.item(), abs=1e-6)
+    with torch.no_grad():
+        student.bert.pooler.dense.weight[0].neg_()
+    callback.on_log(None, state, TrainerControl(), model=student, logs=logs)
+    second = state.log_history[-1]
+    assert second["flip_rate/pooler"] == pytest.approx(1 / weight.shape[0], abs=1e-5)
+    assert second["flip_rate/layer 0"] == 0
+    assert second["step"] == 5
+
+
+def test_statistics_follow_losses_alone_and_latent_layers_alone(student, tiny_teacher):
+    callback, state = WeightStatisticsCallback(), TrainerState(is_world_process_zero=True)
+    callback.on_log(None, state, TrainerControl(), model=student, logs={"eval_loss": 1.0})
+    callback.on_log(None, state, TrainerControl(), model=tiny_teacher, logs={"loss": 1.0})
+    assert state.log_history == []

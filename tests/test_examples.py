@@ -172,3 +172,17 @@ def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monk
         assert recipe.recipe().keep_layers == entry["keep_layers"]
         assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
         assert training.num_train_epochs >= 3
+
+
+def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_example):
+    def line(task, layers, seed, packed, teacher):
+        kind = {"task": task, "weights": "binary", "layers": layers, "ladder": "direct", "seed": seed}
+        return {**kind, "packed": packed, "teacher": teacher}
+
+    records = [line("cola", 6, 1, 0.2, 0.4), line("cola", 6, 2, 0.4, 0.4), line("sst2", 6, 1, 0.9, 0.9)]
+    records += [line("sst2", 3, 1, 0.6, 0.8)]
+    rows = glue_example.results.means(records).splitlines()[2:]
+    assert rows == [
+        "| binary | 3 | direct | sst2 | 0.8000 | 0.6000 | 75.0% |",
+        "| binary | 6 | direct | cola, sst2 | 0.6500 | 0.6000 | 92.3% |",
+    ]

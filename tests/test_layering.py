@@ -29,9 +29,10 @@ TORCH_ONLY = [
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer", "ladder"],
+    *["adapters", "attention", "modeling", "compress", "ledger", "fitting", "training_args", "callbacks", "trainer"],
+    "ladder",
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "export"],
-    *["identity", "stages", "model_card", "job", "outcome", "climb", "cli", "__main__"],
+    *["identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
 # The code that packed folders carry is a copy of others, and imports nothing of the package.
 MODULES = sorted(

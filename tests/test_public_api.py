@@ -27,6 +27,7 @@ PUBLIC = [
     "QuantSpec",
     "QuantizationCallback",
     "Quantizer",
+    "WeightStatisticsCallback",
     "XTCBertConfig",
     "XTCBertForMaskedLM",
     "XTCBertForMultipleChoice",
