@@ -168,12 +168,11 @@ def imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield alias.asname or alias.name, ast.unparse(single)
 
 
-def generate() -> str:
-    """The code, formatted.
+def read_sources() -> tuple[dict[str, ast.stmt], dict[str, str]]:
+    """The trimmed definitions of all modules, and the statements that import what they use, by name.
 
     Raises:
-        ValueError: if an entry of the tables above fits nothing, a module is missing among them, or two definitions
-            share a name.
+        ValueError: if an entry of the tables above fits nothing, or two definitions share a name.
     """
     trim, definitions, imports = Trim(), dict[str, ast.stmt](), dict[str, str]()
     for module in MODULES:
@@ -189,21 +188,39 @@ def generate() -> str:
     unused = {*LEFT_OUT, *OTHERWISE} - trim.used
     if unused:
         raise ValueError(f"Nothing is called {', '.join(sorted(unused))} any more.")
+    return definitions, imports
+
+
+def reached(definitions: dict[str, ast.stmt]) -> list[ast.stmt]:
+    """The definitions that `ROOTS` read, directly or through others, in their order."""
     needed, waiting = set[str](), list(ROOTS)
     while waiting:
         name = waiting.pop()
         if name not in needed:
             needed.add(name)
             waiting.extend(names_in(definitions[name]) & definitions.keys())
-    body = [node for name, node in definitions.items() if name in needed]
-    read = {name for node in body for name in names_in(node) - arguments_of(node)}
-    outside = {imports[name] for name in read - needed if name in imports}
-    inside = sorted(statement for statement in outside if statement.startswith(("from hf_xtc", "import hf_xtc")))
+    return [node for name, node in definitions.items() if name in needed]
+
+
+def needed_imports(body: list[ast.stmt], imports: dict[str, str]) -> list[str]:
+    """The import statements of what `body` reads and does not define.
+
+    Raises:
+        ValueError: if one is of the package: its module is missing among `MODULES`.
+    """
+    read = {name for node in body for name in names_in(node) - arguments_of(node)} - {name_of(node) for node in body}
+    statements = sorted({imports[name] for name in read if name in imports})
+    inside = [statement for statement in statements if statement.startswith(("from hf_xtc", "import hf_xtc"))]
     if inside:
-        raise ValueError(
-            f"What these import is needed, but not here: {'; '.join(inside)}. Extend MODULES or LEFT_OUT."
-        )
-    text = "\n".join([HEAD, *sorted(outside), *(ast.unparse(ast.fix_missing_locations(node)) for node in body)])
+        raise ValueError(f"Needed, but of no module in MODULES: {'; '.join(inside)}. Extend MODULES or LEFT_OUT.")
+    return statements
+
+
+def generate() -> str:
+    """The code, formatted; raises `ValueError` where the tables above no longer fit the sources."""
+    definitions, imports = read_sources()
+    body = reached(definitions)
+    text = "\n".join([HEAD, *needed_imports(body, imports), *(ast.unparse(node) for node in body)])
     for command in (["check", "--quiet", "--select=I,UP034", "--fix"], ["format", "--quiet"]):
         text = _ruff(command, text)
     return text
