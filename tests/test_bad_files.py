@@ -472,10 +472,10 @@ def test_save_into_a_file(student, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A mounted disk of 64 kB."""
+    """A mounted disk of 112 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=112k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("mounting a small disk needs root")
     done = subprocess.run(mount, capture_output=True, text=True)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "hf_xtc"
 TORCH_ONLY = [
     *[
         "version",
+        "reader",
         "errors",
         "registry",
         "specs",
@@ -35,7 +36,10 @@ ORDER = [
     *["export"],
     *["identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
-MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+# The code that packed folders carry is a copy of others, and imports nothing of the package.
+MODULES = sorted(
+    path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py" and path.parent != ROOT / "remote_code"
+)
 
 
 def own_name(path):

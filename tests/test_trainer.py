@@ -406,7 +406,8 @@ def test_checkpoints_are_latent_and_the_model_is_packed(tmp_path):
         assert packed[f"{name}.weight_packed"].dtype == torch.uint8
         assert f"{name}.weight" not in packed
     # No training_args.bin, optimizer or other pickle.
-    assert sorted(file.name for file in (tmp_path / "final").iterdir()) == ["config.json", "model.safetensors"]
+    files = sorted(file.name for file in (tmp_path / "final").iterdir())
+    assert files == ["config.json", "model.safetensors", "modeling_xtc_bert.py"]
 
 
 @pytest.mark.parametrize("rest_dtype", ["float16", "float32"])
@@ -435,7 +436,7 @@ def test_tokenizer_is_saved_with_the_model(tmp_path):
 
     make_trainer(tmp_path, processing_class=Tokenizer()).save_model(str(tmp_path / "final"))
     files = sorted(file.name for file in (tmp_path / "final").iterdir())
-    assert files == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert files == ["config.json", "model.safetensors", "modeling_xtc_bert.py", "tokenizer.json"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -226,5 +226,5 @@ KINDS: dict[str, Callable[[Writer, Path], None]] = {
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of all files of a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files of a folder but the code that a packed one carries."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".py")

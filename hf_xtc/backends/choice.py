@@ -12,10 +12,12 @@ from hf_xtc.native_library import variant
 
 logger = logging.getLogger(__name__)
 
+DEFAULT = "auto"
+
 
 def default_backend() -> str:
-    """The name that new packed layers start with: `XTC_BACKEND` of the environment, else "auto"."""
-    return check_backend(os.environ.get("XTC_BACKEND") or "auto")
+    """The name that new packed layers start with: `XTC_BACKEND` of the environment, else `DEFAULT`."""
+    return check_backend(os.environ.get("XTC_BACKEND") or DEFAULT)
 
 
 def check_backend(name: str) -> str:

@@ -70,7 +70,7 @@ def _tokenizer(name: str) -> Any:
 def plain_config(config: Any) -> BertConfig:
     """The configuration without what is particular to this package, so that a folder serves without it."""
     values = config.to_dict()
-    for key in ("state", "xtc", "model_type", "transformers_version", "architectures"):
+    for key in ("state", "xtc", "model_type", "transformers_version", "architectures", "auto_map"):
         values.pop(key, None)
     names = [name.removeprefix("XTC") for name in config.architectures or []]
     return BertConfig(**values, architectures=names)

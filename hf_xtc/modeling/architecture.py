@@ -25,6 +25,7 @@ from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
 ARCHITECTURES = Registry("architecture")
 # What `push_to_hub` of a model calls. It packs and writes a card, which stand below the models: they fill it in.
 PUBLISHERS = Registry("publisher")
+STATES = ("latent", "packed")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,13 @@ class Architecture:
 
     def modules(self, scope: str, num_layers: int) -> Iterator[str]:
         """Paths of the modules of one scope, layer by layer."""
-        for path in self.scopes[scope]:
-            yield from (path.replace("*", str(i)) for i in range(num_layers)) if "*" in path else (path,)
+        return module_paths(self.scopes[scope], num_layers)
+
+
+def module_paths(patterns: tuple[str, ...], num_layers: int) -> Iterator[str]:
+    """The paths that patterns stand for, in which `*` is a layer index."""
+    for path in patterns:
+        yield from (path.replace("*", str(i)) for i in range(num_layers)) if "*" in path else (path,)
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -82,7 +88,7 @@ def check_xtc_block(config: Any) -> None:
         PackedFileError: if the format version is unknown, or the layer map is none or disagrees with the depth.
         RecipeError: if the state or a field of the recipe does not exist.
     """
-    check_choice("state", config.state, ("latent", "packed"))
+    check_choice("state", config.state, STATES)
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(
@@ -121,17 +127,18 @@ def layer_map_of(config: Any) -> LayerMap | None:
         ) from None
 
 
-def swap_modules(base_model: nn.Module, architecture: Architecture, config: Any) -> None:
-    """Replaces the modules of every scope of a base model by latent or packed ones, as `config` says.
+def swap_modules(base_model: nn.Module, scopes: dict[str, tuple[str, ...]], config: Any) -> None:
+    """Replaces the modules of every scope (see `Architecture`) of a base model by latent or packed ones, as `config`
+    says.
 
     Raises:
         RecipeError: if a group size does not divide a weight's columns; names the module.
     """
     recipe = recipe_of(config)
     present = {name for name, _ in base_model.named_modules()}  # some heads have no pooler
-    for scope in architecture.scopes:
+    for scope, patterns in scopes.items():
         spec = recipe.spec(scope)
-        for path in architecture.modules(scope, config.num_hidden_layers):
+        for path in module_paths(patterns, config.num_hidden_layers):
             if spec is not None and path in present:
                 swap_module(base_model, path, spec, recipe.activation(), packed=config.state == "packed")
 
@@ -194,16 +201,15 @@ def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
 
 def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
     """As `check_files`, for a header that was read already; it is called `where` in messages."""
-    packed = model.config.state == "packed"
-    if not packed and any(name.endswith("weight_packed") for name in header):
+    if not model.packed and any(name.endswith("weight_packed") for name in header):
         raise PackedFileError(
             f"{where} holds packed codes, but config.json says state='latent'. "
             "Config and weights are not of one model; download or write both again."
         )
     own = type(model).__name__ in (model.config.architectures or ()) and not new_head
-    if own or packed:
+    if own or model.packed:
         header, expected = _comparable(model, header, own=own)
-        check_header(header, expected, where, exact=own and packed)
+        check_header(header, expected, where, exact=own and model.packed)
 
 
 def _comparable(model: Any, header: dict[str, Any], *, own: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -58,7 +58,7 @@ from hf_xtc.modeling.architecture import (
 from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.modeling.fused import fused_encoder
 
-SCOPES = {
+BERT_SCOPES = {
     "attention": (
         "encoder.layer.*.attention.self.query",
         "encoder.layer.*.attention.self.key",
@@ -122,7 +122,7 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
         What a packed model has besides its head is frozen: codes cannot be trained, and biases beside them should not.
         """
         if not hasattr(self, self.base_model_prefix):
-            swap_modules(self, ARCHITECTURES["bert"], self.config)
+            swap_modules(self, BERT_SCOPES, self.config)
             if self.packed:
                 self.requires_grad_(False)
         elif hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
@@ -382,7 +382,7 @@ ARCHITECTURES.register("bert")(
         config_class=XTCBertConfig,
         model_classes={cls.__name__.removeprefix("XTC"): cls for cls in _AUTO_CLASSES.values()},
         layers="encoder.layer",
-        scopes=SCOPES,
+        scopes=BERT_SCOPES,
     )
 )
 

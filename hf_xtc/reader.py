@@ -1,0 +1,298 @@
+"""A packed BERT read with numpy and safetensors alone: the file format's second implementation, and its manual.
+
+This file stands alone, without PyTorch, transformers or the rest of hf_xtc: copy it, or run it. `python reader.py
+FOLDER` lists a folder's quantized tensors, `python reader.py FOLDER 101 2307 102` classifies token ids.
+From bytes to logits:
+
+1. `config.json` says `model_type: "xtc_bert"`, `state: "packed"`, BERT's own sizes, and in `xtc` the `format_version`
+   (1) and the `recipe`: how each part is quantized. `model.safetensors` (or its shards) holds the tensors.
+2. A weight is `PATH.weight` in float or, quantized, `PATH.weight_packed` (bytes) and `PATH.weight_scale`.
+3. Bytes to codes: each row of a weight lies in whole bytes of its own. A byte is a number in base `levels` (2, 3, 16
+   or 256, by the quantizer), and its digits are codes, the lowest digit first (`unpack`).
+4. Codes to weights: a code stands for a whole number, and that times a scale is the weight. A scale belongs to a whole
+   tensor, a row, or a group of columns of a row: its shape says which (`decode`).
+5. Inputs of quantized linears are rounded to 8 (or 4) bits, so that all products are of whole numbers (`on_levels`).
+6. The rest is BERT as it is (`PackedBert`).
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class ReadError(ValueError):
+    """A folder that holds no packed model of this format, or input that does not fit the model."""
+
+
+class Codes(NamedTuple):
+    """What a quantizer's codes are: `levels` of them, `per_byte` in a byte; code c stands for `first + step * c`."""
+
+    levels: int
+    per_byte: int
+    first: int
+    step: int
+
+
+QUANTIZERS = {
+    "binary": Codes(levels=2, per_byte=8, first=-1, step=2),  # -1, 1
+    "ternary": Codes(levels=3, per_byte=5, first=-1, step=1),  # -1, 0, 1: 3**5 = 243 of 256 bytes are in use
+    "int4": Codes(levels=16, per_byte=2, first=-8, step=1),
+    "int8": Codes(levels=256, per_byte=1, first=-128, step=1),
+}
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
+SIZES = ("hidden_size", "intermediate_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers")
+RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
+ACTIVATIONS = {
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2,
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def unpack(packed: Array, columns: int, codes: Codes) -> Array:
+    """Bytes `(rows, ceil(columns / per_byte))` to codes `(rows, columns)`; what is left of a last byte is padding.
+
+    Example:
+        >>> unpack(np.array([[0b10110101]], dtype=np.uint8), 8, QUANTIZERS["binary"])
+        array([[1, 0, 1, 0, 1, 1, 0, 1]], dtype=int16)
+    """
+    digits = packed[:, :, None] // codes.levels ** np.arange(codes.per_byte, dtype=np.int16) % codes.levels
+    return digits.reshape(len(packed), -1)[:, :columns]
+
+
+def decode(packed: Array, scale: Array, columns: int, codes: Codes) -> Array:
+    """Bytes and scales to weights, float32 of shape `(rows, columns)`.
+
+    `scale` is `(1, 1)` (per tensor), `(rows, 1)` (per row) or `(rows, n)` (per group of `columns / n` columns).
+    """
+    whole = codes.first + codes.step * unpack(packed, columns, codes)
+    return whole.astype(np.float32) * scale.astype(np.float32).repeat(columns // scale.shape[1], axis=1)
+
+
+def _guarded(step: Array) -> Array:
+    return np.where(step == 0, np.float32(1), step)
+
+
+def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
+    """What a quantized linear sees of its input: the nearest of `2**activation_bits` equally spaced levels.
+
+    Args:
+        x: Shape `(..., features)`.
+        recipe: Its `activation_bits` (`None`: `x` itself) and `activation_symmetric`.
+        seen: The lowest and highest value that training saw (`PATH.activation.range`; equal: it saw nothing, `x` stays
+            in float); `None` takes them from each row of features.
+    """
+    bits = recipe["activation_bits"]
+    if bits is None or (seen is not None and seen[0] == seen[1]):
+        return x
+    values = x.astype(np.float32)
+    low, high = (values.min(-1, keepdims=True), values.max(-1, keepdims=True)) if seen is None else seen
+    if recipe["activation_symmetric"]:
+        half = 2 ** (bits - 1)
+        step = np.maximum(abs(low), abs(high)) / np.float32(half)
+        return np.asarray(np.clip(np.round(values / _guarded(step)), -half, half - 1) * step, x.dtype)
+    step = (high - low) / np.float32(2**bits)
+    step = np.where(step == 0, _guarded(abs(low)), step)
+    zero = np.round(low / step) * step
+    return np.asarray(np.clip(np.round((values - zero) / step), 0, 2**bits - 1) * step + zero, x.dtype)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder; raises `ReadError` if it is none of a packed BERT that this file reads."""
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ReadError(f"{folder} holds no config.json that can be read ({error}). Give a model's folder.") from error
+    kind, state = config.get("model_type"), config.get("state")
+    if (kind, state) != ("xtc_bert", "packed"):
+        raise ReadError(f"{folder} holds a {kind} model in state {state}; this reads packed xtc_bert models.")
+    xtc = config.get("xtc") or {}
+    version, recipe = xtc.get("format_version"), xtc.get("recipe") or {}
+    if version != 1:
+        raise ReadError(f"{folder} is of format version {version}; this reads version 1. Take a newer reader.")
+    missing = [key for key in SIZES if key not in config] + [key for key in RECIPE if key not in recipe]
+    if missing:
+        raise ReadError(f"The config.json of {folder} lacks {', '.join(missing)}. Download it again.")
+    if config.get("hidden_act") not in ACTIVATIONS or config.get("is_decoder"):
+        raise ReadError(f"This reads encoders with {' or '.join(ACTIVATIONS)}, not with {config.get('hidden_act')}.")
+    return config
+
+
+def read_tensors(folder: Path) -> dict[str, Array]:
+    """All tensors of `model.safetensors` or its shards by name; raises `ReadError` if one is missing or damaged."""
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
+    tensors = {}
+    try:
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in names:
+            for key, entry in safetensors.deserialize((folder / name).read_bytes()):
+                tensors[key] = _array(entry)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ReadError(f"The weights in {folder} cannot be read ({error}). Download them again.") from error
+    return tensors
+
+
+def _array(entry: dict[str, Any]) -> Array:
+    flat = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.reshape(entry["shape"])
+
+
+class PackedBert:
+    """A packed BERT: its weights by path, its encoder, and the logits of a sequence classifier.
+
+    Weights are decoded anew wherever they are used: short to read and small in memory, not fast.
+
+    Args:
+        folder (`str` or `Path`): What `save_pretrained` wrote.
+        dtype: Of all arithmetic, float32 or float64; levels of activations are always float32.
+
+    Raises:
+        ReadError: if the folder holds no packed BERT of format version 1.
+    """
+
+    def __init__(self, folder: str | Path, dtype: Any = np.float32):
+        self.dtype = dtype
+        self.config = read_config(Path(folder))
+        self.recipe: dict[str, Any] = self.config["xtc"]["recipe"]
+        self.tensors = read_tensors(Path(folder))
+        # The file of a bare encoder names its tensors without the prefix that a head's file gives them.
+        self.prefix = "bert." if any(name.startswith("bert.") for name in self.tensors) else ""
+
+    def tensor(self, name: str) -> Array:
+        """The tensor of that name, as stored."""
+        if name not in self.tensors:
+            raise ReadError(f"The file holds no tensor {name}; config.json and weights are not of one model.")
+        return self.tensors[name]
+
+    def codes(self, path: str) -> Codes:
+        """What the codes of the weight at `path` are, by the recipe."""
+        if "word_embeddings" in path or "decoder" in path:
+            field = "embedding_weights"
+        else:
+            field = "position_weights" if "embeddings" in path else "weights"
+        name = self.recipe.get(field)
+        if name not in QUANTIZERS:
+            raise ReadError(f"{path} is packed, but the recipe says {field}={name!r}; known: {', '.join(QUANTIZERS)}.")
+        return QUANTIZERS[name]
+
+    def columns(self, path: str) -> int:
+        """How many columns the weight at `path` has: a packed row, padded to whole bytes, does not tell."""
+        wide = path.endswith(".output.dense") and not path.endswith("attention.output.dense")
+        return int(self.config["intermediate_size" if wide else "hidden_size"])
+
+    def weight(self, path: str, rows: Array | None = None) -> Array:
+        """The weight at `path`, or those of its rows that are asked for: decoded to float32, or as stored in float.
+
+        Raises `ReadError` if it is missing, or has bytes or scales that the format does not have.
+        """
+        chosen: Any = slice(None) if rows is None else rows
+        if f"{path}.weight_packed" not in self.tensors:
+            stored: Array = self.tensor(f"{path}.weight")[chosen]
+            return stored
+        packed, scale = self.tensor(f"{path}.weight_packed"), self.tensor(f"{path}.weight_scale")
+        codes, columns = self.codes(path), self.columns(path)
+        width = -(-columns // codes.per_byte)
+        fits = packed.ndim == scale.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == width and scale.size
+        if not fits or len(scale) not in (1, len(packed)) or columns % scale.shape[1]:
+            raise ReadError(f"{path} holds bytes {packed.shape} and scales {scale.shape} for {columns} columns.")
+        if packed.max(initial=0) >= codes.levels**codes.per_byte or not (np.isfinite(scale) & (scale >= 0)).all():
+            raise ReadError(f"{path} holds bytes or scales that no packed weight has. Download the file again.")
+        return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, codes)
+
+    def linear(self, path: str, x: Array) -> Array:
+        """`x @ weight.T + bias`; the input of a quantized weight is put on levels first."""
+        if f"{path}.weight_packed" in self.tensors:
+            static = self.recipe["activation_calibration"] == "static"
+            x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range") if static else None)
+        result: Array = x @ self.weight(path).T.astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
+        return result
+
+    def norm(self, path: str, x: Array) -> Array:
+        """LayerNorm over the last axis."""
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.dtype(self.config["layer_norm_eps"]))
+        gamma, beta = self.tensor(f"{path}.weight"), self.tensor(f"{path}.bias")
+        result: Array = x * gamma.astype(self.dtype) + beta.astype(self.dtype)
+        return result
+
+    def rows(self, path: str, index: Array) -> Array:
+        """The rows of an embedding for ids of any shape: `(*shape, hidden_size)`."""
+        name = f"{path}.weight_packed" if f"{path}.weight_packed" in self.tensors else f"{path}.weight"
+        count = len(self.tensor(name))
+        if index.size and not 0 <= index.min() <= index.max() < count:
+            raise ReadError(f"Ids {index.min()} to {index.max()} do not fit the {count} rows of {path}.")
+        return self.weight(path, index.reshape(-1)).reshape(*index.shape, -1).astype(self.dtype)
+
+    def attention(self, path: str, x: Array, kept: Array) -> Array:
+        """Self-attention of every token to the tokens that `kept`, `(batch, tokens)`, names."""
+
+        def heads(name: str) -> Array:
+            split = self.linear(f"{path}.self.{name}", x).reshape(*x.shape[:2], self.config["num_attention_heads"], -1)
+            return split.swapaxes(1, 2)  # (batch, heads, tokens, size)
+
+        query, key, value = heads("query"), heads("key"), heads("value")
+        scores = query @ key.swapaxes(2, 3) / self.dtype(math.sqrt(query.shape[-1]))
+        scores = np.where(kept[:, None, None, :], scores, np.finfo(self.dtype).min)
+        odds = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = odds / odds.sum(-1, keepdims=True) @ value
+        return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape))
+
+    def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
+        """The last hidden states, `(batch, tokens, hidden_size)`; all arguments are of shape `(batch, tokens)`.
+
+        The mask is 1 for tokens (the default) and 0 for padding, types are 0 by default.
+        Raises `ReadError` if an id is beyond its table, or the shapes differ.
+        """
+        ids = np.asarray(input_ids)
+        kept = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
+        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
+        if ids.ndim != 2 or not ids.shape == kept.shape == types.shape:
+            raise ReadError(f"Ids, mask and types must be (batch, tokens): {ids.shape}, {kept.shape}, {types.shape}.")
+        base = f"{self.prefix}embeddings"
+        x = self.rows(f"{base}.word_embeddings", ids) + self.rows(f"{base}.token_type_embeddings", types)
+        x = self.norm(f"{base}.LayerNorm", x + self.rows(f"{base}.position_embeddings", np.arange(ids.shape[1])))
+        activate = ACTIVATIONS[self.config["hidden_act"]]
+        for i in range(self.config["num_hidden_layers"]):
+            layer = f"{self.prefix}encoder.layer.{i}"
+            mixed = self.attention(f"{layer}.attention", x, kept != 0)
+            x = self.norm(f"{layer}.attention.output.LayerNorm", x + mixed)
+            inner = activate(self.linear(f"{layer}.intermediate.dense", x))
+            x = self.norm(f"{layer}.output.LayerNorm", x + self.linear(f"{layer}.output.dense", inner))
+        return x
+
+    def logits(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
+        """The logits of a sequence classifier, `(batch, labels)`; arguments and errors as of `hidden_states`."""
+        architecture = (self.config.get("architectures") or ["nothing"])[0]
+        if architecture != "XTCBertForSequenceClassification":
+            raise ReadError(f"Logits are those of a sequence classifier; this is {architecture}. Use hidden_states.")
+        first = self.hidden_states(input_ids, attention_mask, token_type_ids)[:, 0]
+        return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first)))
+
+
+def main(folder: str, *ids: str) -> None:
+    """Prints a folder's quantized weights, or the logits of token ids."""
+    model = PackedBert(folder)
+    if ids:
+        names = model.config.get("id2label", {})
+        for i, score in enumerate(model.logits([[int(word) for word in ids]])[0]):
+            print(f"{names.get(str(i), i)}: {score:.4f}")
+        return
+    for name in sorted(model.tensors):
+        path, packed, _ = name.partition(".weight_packed")
+        if packed:
+            (rows, columns), size = model.weight(path).shape, model.tensors[name].nbytes
+            print(f"{path}: {rows} x {columns} weights of {model.codes(path).levels} levels in {size} bytes")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,56 @@
+"""What docs/format.md shows, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_xtc.reader import QUANTIZERS
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.S | re.M)
+
+
+def test_python_blocks_run_in_order(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "format.md", "exec"), names)
+    assert len(set(map(abs, names["weights"]))) == 1
+    assert names["logits"].argmax() == 0
+    assert "'label': 'positive'" in capsys.readouterr().out
+
+
+def test_last_block_runs_without_the_package(tmp_path):
+    absent = 'import sys\nsys.modules["hf_xtc"] = None\n'
+    done = subprocess.run(
+        [sys.executable, "-c", absent + blocks("python")[-1]],
+        cwd=ROOT,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "'label': 'positive'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
+def test_commands_run(line):
+    words = shlex.split(line, comments=True)
+    assert words[0] == "python"
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()
+
+
+def test_page_states_what_the_package_packs():
+    for name, codes in QUANTIZERS.items():
+        value = f"{codes.step if codes.step > 1 else ''}*c* - {-codes.first}"
+        bits = f"{8 / codes.per_byte:g}"
+        assert f"| `{name}` | {codes.levels} | {codes.per_byte} | {value} | {bits} |" in PAGE
