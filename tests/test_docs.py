@@ -1,4 +1,4 @@
-"""What docs/format.md shows, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
+"""What the pages of docs/ show, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
 
 import os
 import re
@@ -9,14 +9,33 @@ from pathlib import Path
 
 import pytest
 
+from hf_xtc import BACKENDS, TERMS
+from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.S | re.M)
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.S | re.M)
+
+
+def test_extensions_work_as_shown(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    registries = (QUANTIZER_TABLE, TERMS, BACKENDS)
+    before = [dict(registry) for registry in registries]
+    try:
+        names = {}
+        for block in blocks("python", page):
+            quick = block.replace("max_steps=2", "max_steps=2, use_cpu=True, report_to='none', save_strategy='no'")
+            exec(compile(quick, "extending.md", "exec"), names)
+    finally:
+        for registry, known in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(known)
+    assert names["trainer"].state.global_step == 2
 
 
 def test_python_blocks_run_in_order(monkeypatch, capsys):

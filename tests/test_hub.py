@@ -44,7 +44,7 @@ HEADS = {
     BertForMaskedLM: AutoModelForMaskedLM,
     BertModel: AutoModel,
 }
-FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
+FILES = {".gitattributes", "README.md", "config.json", "model.safetensors", "modeling_xtc_bert.py"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]
 
 

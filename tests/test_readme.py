@@ -19,6 +19,7 @@ from hf_xtc.arguments import (
     JobArguments,
     PushArguments,
     RecipeArguments,
+    ReportArguments,
     VerifyArguments,
 )
 from hf_xtc.cli import NAMELESS, named
@@ -34,6 +35,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, capsys):
     """With a tiny teacher under the README's name, and one step instead of three epochs."""
     monkeypatch.chdir(tmp_path)
@@ -79,6 +81,7 @@ def test_commands_parse(line, tmp_path, monkeypatch):
         "push": (PushArguments,),
         "inspect": (InspectArguments,),
         "verify": (VerifyArguments, ExportDataArguments),
+        "report": (ReportArguments,),
     }[words[1]]
     HfArgumentParser(classes).parse_args_into_dataclasses(
         [*words[2:], "--use_cpu"] if words[1] == "compress" else words[2:]
