@@ -138,6 +138,18 @@ def assert_equal_states(found, expected):
 # Training and its log
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*")
+def test_terms_reach_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    make_trainer(tmp_path / "run", report_to="tensorboard", max_steps=2, logging_steps=1).train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    for term in DEFAULT:
+        assert [event.step for event in events.Scalars(f"train/{term}")] == [1, 2]
+
+
 @pytest.mark.parametrize("names", [DEFAULT, *([name] for name in TERMS)], ids="+".join)
 def test_loss_falls(tmp_path, names):
     """On a batch seen again and again, whatever the terms; cross entropies keep the entropy of their targets."""
