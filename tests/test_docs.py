@@ -1,34 +1,28 @@
 """What the pages of docs/ show, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
 
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import blocks, commands, parse
 
 from hf_xtc import BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str, page: str = PAGE) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.S | re.M)
+FORMAT, EXTENDING, HOW_TO = (ROOT / "docs" / f"{name}.md" for name in ("format", "extending", "how-to"))
 
 
 def test_extensions_work_as_shown(tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     registries = (QUANTIZER_TABLE, TERMS, BACKENDS)
     before = [dict(registry) for registry in registries]
     try:
         names = {}
-        for block in blocks("python", page):
+        for block in blocks(EXTENDING, "python"):
             quick = block.replace("max_steps=2", "max_steps=2, use_cpu=True, report_to='none', save_strategy='no'")
             exec(compile(quick, "extending.md", "exec"), names)
     finally:
@@ -41,7 +35,7 @@ def test_extensions_work_as_shown(tmp_path, monkeypatch):
 def test_python_blocks_run_in_order(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    for block in blocks("python"):
+    for block in blocks(FORMAT, "python"):
         exec(compile(block, "format.md", "exec"), names)
     assert len(set(map(abs, names["weights"]))) == 1
     assert names["logits"].argmax() == 0
@@ -51,7 +45,7 @@ def test_python_blocks_run_in_order(monkeypatch, capsys):
 def test_last_block_runs_without_the_package(tmp_path):
     absent = 'import sys\nsys.modules["hf_xtc"] = None\n'
     done = subprocess.run(
-        [sys.executable, "-c", absent + blocks("python")[-1]],
+        [sys.executable, "-c", absent + blocks(FORMAT, "python")[-1]],
         cwd=ROOT,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
         capture_output=True,
@@ -60,16 +54,30 @@ def test_last_block_runs_without_the_package(tmp_path):
     assert "'label': 'positive'" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
-def test_commands_run(line):
-    words = shlex.split(line, comments=True)
+@pytest.mark.parametrize("words", commands(FORMAT), ids=" ".join)
+def test_commands_run(words):
     assert words[0] == "python"
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()
 
 
+@pytest.mark.parametrize("words", [words for words in commands(HOW_TO) if words[0] != "torchrun"], ids=" ".join)
+def test_commands_of_the_how_to_parse(words):
+    assert words[0] == "hf-xtc"
+    parse(words)
+
+
+def test_python_of_the_how_to_runs(tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_teacher.save_pretrained("my-fine-tuned-bert")
+    for block in blocks(HOW_TO, "python"):
+        exec(compile(block, "how-to.md", "exec"), {})
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
 def test_page_states_what_the_package_packs():
+    page = FORMAT.read_text(encoding="utf-8")
     for name, codes in QUANTIZERS.items():
         value = f"{codes.step if codes.step > 1 else ''}*c* - {-codes.first}"
         bits = f"{8 / codes.per_byte:g}"
-        assert f"| `{name}` | {codes.levels} | {codes.per_byte} | {value} | {bits} |" in PAGE
+        assert f"| `{name}` | {codes.levels} | {codes.per_byte} | {value} | {bits} |" in page

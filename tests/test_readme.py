@@ -2,36 +2,18 @@
 
 import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from commands import blocks, commands, parse
 from datasets import Dataset
-from transformers import BertConfig, BertTokenizerFast, HfArgumentParser
+from transformers import BertConfig, BertTokenizerFast
 
 from hf_xtc import XTCRecipe, ledger
-from hf_xtc.arguments import (
-    AugmentationArguments,
-    EvaluateArguments,
-    ExportArguments,
-    ExportDataArguments,
-    InspectArguments,
-    JobArguments,
-    PushArguments,
-    RecipeArguments,
-    ReportArguments,
-    VerifyArguments,
-)
-from hf_xtc.cli import NAMELESS, named
-from hf_xtc.data import DataArguments
-from hf_xtc.training_args import XTCTrainingArguments
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+PAGE = Path(__file__).parent.parent / "README.md"
+README = PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
@@ -44,7 +26,7 @@ def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, ca
     BertTokenizerFast(vocab=vocab).save_pretrained("my-fine-tuned-bert")
     rows = {"input_ids": [[2, 5, 6, 3]] * 4, "attention_mask": [[1] * 4] * 4, "labels": [0, 1, 2, 0]}
     names = {"tokenized": Dataset.from_dict(rows)}
-    for block in blocks("python"):
+    for block in blocks(PAGE, "python"):
         quick = block.replace("keep_layers=5", "keep_layers=2").replace(
             "num_train_epochs=3", "max_steps=1, use_cpu=True"
         )
@@ -58,34 +40,20 @@ def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, ca
     assert set(hub.repos) == {"user/student"}
 
 
-@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()])
-def test_commands_parse(line, tmp_path, monkeypatch):
-    words = shlex.split(line, comments=True)
+@pytest.mark.parametrize("words", commands(PAGE), ids=" ".join)
+def test_commands_parse(words, monkeypatch):
     if words[0] == "make":
-        makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+        makefile = (PAGE.parent / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
-        return
-    if words[0] == "python":
+    elif words[0] == "python":
         monkeypatch.syspath_prepend(str(EXAMPLES))
         glue = importlib.import_module("glue")
         monkeypatch.setattr(glue, "base_encoder", lambda folder: "base")
         assert words[1] == "examples/glue.py"
         assert glue.parse([*words[2:], "--use_cpu"])[1].fine_tune
-        return
-    if words[1] in NAMELESS:
-        words[2:] = named(words[2:], *NAMELESS[words[1]])
-    classes = {
-        "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
-        "evaluate": (EvaluateArguments, DataArguments),
-        "export": (ExportArguments, ExportDataArguments),
-        "push": (PushArguments,),
-        "inspect": (InspectArguments,),
-        "verify": (VerifyArguments, ExportDataArguments),
-        "report": (ReportArguments,),
-    }[words[1]]
-    HfArgumentParser(classes).parse_args_into_dataclasses(
-        [*words[2:], "--use_cpu"] if words[1] == "compress" else words[2:]
-    )
+    else:
+        assert words[0] == "hf-xtc"
+        parse(words)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""The commands of README and docs, parsed as the command line parses them."""
+
+import re
+import shlex
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from hf_xtc.arguments import (
+    AugmentationArguments,
+    EvaluateArguments,
+    ExportArguments,
+    ExportDataArguments,
+    InspectArguments,
+    JobArguments,
+    PushArguments,
+    RecipeArguments,
+    ReportArguments,
+    VerifyArguments,
+)
+from hf_xtc.cli import NAMELESS, named
+from hf_xtc.data import DataArguments
+from hf_xtc.training_args import XTCTrainingArguments
+
+CLASSES = {
+    "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
+    "evaluate": (EvaluateArguments, DataArguments),
+    "export": (ExportArguments, ExportDataArguments),
+    "push": (PushArguments,),
+    "inspect": (InspectArguments,),
+    "verify": (VerifyArguments, ExportDataArguments),
+    "report": (ReportArguments,),
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command of a page."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def parse(words: list[str]) -> None:
+    """Parses the words of an `hf-xtc` command; raises or exits where the command line would."""
+    command, options = words[1], words[2:]
+    if command in NAMELESS:
+        options = named(options, *NAMELESS[command])
+    HfArgumentParser(CLASSES[command]).parse_args_into_dataclasses(
+        [*options, "--use_cpu"] if command == "compress" else options
+    )
