@@ -186,3 +186,14 @@ def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_exa
         "| binary | 3 | direct | sst2 | 0.8000 | 0.6000 | 75.0% |",
         "| binary | 6 | direct | cola, sst2 | 0.6500 | 0.6000 | 92.3% |",
     ]
+
+
+def test_accuracy_page_shows_what_the_checkpoints_results_say(glue_example):
+    results, root = glue_example.results, FILE.parent.parent
+    records = results.read(root / "benchmarks" / "results" / "checkpoints.jsonl")
+    page = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    assert results.table(records) in page
+    glue = [record for record in records if record["task"] in ("sst2", "mrpc", "rte", "cola", "stsb")]
+    assert results.means(glue) in page
+    for name in {record["run"].rpartition("-seed")[0] for record in records}:
+        assert (root / "model_cards" / f"{name}.md").is_file()
