@@ -388,7 +388,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder,
     found = json.loads((ddp_folder / f"{name}.json").read_text())
     assert found["processes"] == 2
     # Each process has seen half of the batches, and static ranges are those of the first process.
-    rel = 0.02 if name == "static" else 1e-5
+    rel = 0.03 if name == "static" else 1e-5
     expected = logged(trainer, "loss", "grad_norm", *trainer.args.term_weights)
     for entry, alone in zip(found["log"], expected, strict=True):
         assert entry == pytest.approx(alone, rel=rel, abs=1e-6)
@@ -605,7 +605,7 @@ def test_packed_student_is_refused(tmp_path):
     student = pack_model(compress(make_teacher()))
     with refuses(
         "XTCBertForSequenceClassification is packed: its codes cannot be trained. Call unpack_model(model) and train "
-        "the latent model it returns, or train an adapter on the packed one with the stock Trainer.",
+        "the latent model it returns, or train an adapter on the packed one (get_peft_model).",
         StateError,
     ):
         make_trainer(tmp_path, student=student)
@@ -867,7 +867,8 @@ def test_schedule_reaches_the_layers(tmp_path):
             layer = model.bert.pooler.dense
             seen.append((layer.quantized_part, layer.quantize_activation))
 
-    trainer = make_trainer(tmp_path, callbacks=[See()], weight_quantization_start=0.5, activation_quantization_start=3)
+    starts = {"weight_quantization_start": 0.5, "activation_quantization_start": 3, "weight_annealing": 0.0}
+    trainer = make_trainer(tmp_path, callbacks=[See()], **starts)
     trainer.train()
     assert seen == [(0.0, False), (0.0, False), (1.0, False), (1.0, True)]
 
