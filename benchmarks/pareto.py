@@ -66,7 +66,7 @@ def students(runs: Path, task: str) -> list[Point]:
     for line in lines:
         if line["task"] != task:
             continue
-        groups.setdefault(("teacher, float32", "teacher", 6), []).append((line["teacher_bytes"], line["teacher"]))
+        groups["teacher, float32", "teacher", 6] = [(line["teacher_bytes"], line["teacher"])]  # all students' own
         name = f"{line['layers']} layers {line['weights']}"
         groups.setdefault((name, line["weights"], line["layers"]), []).append((line["packed_bytes"], line["packed"]))
         reduced = line["stages"].get("layer-reduced student")
