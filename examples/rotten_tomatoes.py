@@ -87,7 +87,7 @@ def run(args: DemoArguments) -> int:
         "reduction_epochs": 0.5,
         "num_train_epochs": args.epochs,
         "learning_rate": 5e-4,
-        "weight_annealing": 0.0,  # the float stage before does what annealing does
+        "weight_annealing": 0.0,  # as the table in the README was measured
         "max_length": 64,
         "seed": args.seed,
     }

@@ -35,6 +35,11 @@ def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
     return quantized if part >= 1 else torch.lerp(weight, quantized, part)
 
 
+def _part(layer: "XTCLinear | XTCEmbedding") -> float:
+    """How far a layer's weight is quantized. Blends are for training: what is evaluated is what would be packed."""
+    return layer.quantized_part if layer.training or layer.quantized_part <= 0 else 1.0
+
+
 class XTCLinear(nn.Linear):
     """A linear whose forward sees `fake_quantize(weight)` and a fake-quantized input; `weight` is the latent weight.
 
@@ -68,7 +73,7 @@ class XTCLinear(nn.Linear):
         """`(..., in_features)` to `(..., out_features)`."""
         if self.activation is not None and self.quantize_activation:
             input = self.activation(input)
-        return F.linear(input, partly_quantized(self.weight, self.spec, self.quantized_part), self.bias)
+        return F.linear(input, partly_quantized(self.weight, self.spec, _part(self)), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} {self.spec.granularity}"
@@ -103,7 +108,7 @@ class XTCEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Token ids of any shape to `(*shape, embedding_dim)`."""
         rows: Tensor = super().forward(input)
-        return partly_quantized(rows.reshape(-1, self.embedding_dim), self.spec, self.quantized_part).view_as(rows)
+        return partly_quantized(rows.reshape(-1, self.embedding_dim), self.spec, _part(self)).view_as(rows)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} rows"

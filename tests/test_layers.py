@@ -345,6 +345,19 @@ def test_flags_of_a_latent_linear():
     assert not torch.equal(quantized, values)
 
 
+def test_what_is_evaluated_while_weights_are_annealed_is_what_would_be_packed():
+    torch.manual_seed(0)
+    linear, embedding = XTCLinear(6, 4, spec=QuantSpec("binary")), XTCEmbedding(5, 6, spec=QuantSpec("binary"))
+    ids, x = torch.arange(5), torch.randn(3, 6)
+    whole = linear(x), embedding(ids)
+    for layer in (linear, embedding):
+        layer.quantized_part = 0.5
+    blended = linear(x), embedding(ids)
+    evaluated = linear.eval()(x), embedding.eval()(ids)
+    assert all(torch.equal(found, full) for found, full in zip(evaluated, whole, strict=True))
+    assert not any(torch.equal(found, full) for found, full in zip(blended, whole, strict=True))
+
+
 @pytest.mark.parametrize("quantizer", ["binary", "ternary"])
 def test_partly_quantized_blends_and_keeps_the_gradient(quantizer):
     torch.manual_seed(0)
