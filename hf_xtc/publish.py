@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_xtc.checkpoint import weights_sha256, write_text
 from hf_xtc.compress import is_packed, pack_model
-from hf_xtc.hub import push_folder
+from hf_xtc.hub import open_repository, push_folder
 from hf_xtc.modeling.architecture import PUBLISHERS
 from hf_xtc.plain_card import plain_card
 
@@ -66,5 +66,7 @@ def push_model(
     metadata = {"tags": [*(getattr(model, "model_tags", None) or ()), *given]}
     with tempfile.TemporaryDirectory() as folder:
         write_packed(model, folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
+        if "/" not in repo_id:  # the user's own: the card's example loads it by its whole name
+            repo_id = open_repository(repo_id, private=options.get("private"), token=options.get("token"))
         write_plain_card(model.config, type(model), folder, repo_id, metadata=metadata)
         return push_folder(folder, repo_id, **options)

@@ -140,6 +140,13 @@ def test_card_tells_what_is_known_and_its_example_runs(hub, student):
     assert names["pipe"]("good film")[0]["label"].startswith("LABEL_")
 
 
+def test_a_name_without_an_owner_is_the_users_own(hub, student):
+    student.push_to_hub("tiny", private=True)
+    (commit,) = commits(hub)
+    assert hub.repos["user/tiny"].private
+    assert '"user/tiny"' in commit.files["README.md"].decode()
+
+
 def test_two_pushes_make_one_new_commit_with_what_changed(hub, student):
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
