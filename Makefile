@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: checkpoints demo test lint clean
+.PHONY: checkpoints demo notebooks test lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -41,12 +41,16 @@ DATA ?= data
 checkpoints: .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/checkpoints.py --data_dir $(DATA)
 
+# Executes the notebooks and writes them back with their outputs.
+notebooks: .venv/installed-test .venv/installed-demo
+	$(BIN)/python tools/notebooks.py
+
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 clean:

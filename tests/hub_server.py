@@ -4,13 +4,15 @@
 fail: to cut uploads off in the middle (`cuts`) or to refuse commits (`refused_commits`).
 """
 
+import atexit
 import base64
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -282,3 +284,16 @@ def serve() -> Iterator[Hub]:
     finally:
         hub.server.should_exit = True
         thread.join(timeout=30)
+
+
+def stand_in(cache: str) -> Hub:
+    """Runs an empty Hub until this process ends, in the place of huggingface.co.
+
+    To be called before `huggingface_hub` is imported, which reads the environment then. `cache` keeps downloads.
+    """
+    running = ExitStack()
+    atexit.register(running.close)
+    hub = running.enter_context(serve())
+    os.environ.update(HF_ENDPOINT=hub.endpoint, HF_TOKEN="hf_user", HF_HUB_CACHE=cache)
+    os.environ.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
+    return hub
