@@ -139,7 +139,7 @@ class Job:
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-_NAMES = ("teacher", "teacher_revision", "overwrite", "ladder")  # told otherwise, or no matter
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder")  # told otherwise, or no matter
 
 
 def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:

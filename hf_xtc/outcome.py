@@ -16,6 +16,7 @@ from hf_xtc.checkpoint import weights_sha256, write_json
 from hf_xtc.compress import pack_model
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
+from hf_xtc.hub import hub_license, origin
 from hf_xtc.job import Job, weight_bytes
 from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
@@ -86,11 +87,12 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
     shown += ["weight_annealing"]
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
-    unused = {"teacher", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
+    unused = {"teacher", "teacher_license", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
     options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {
         "teacher": teacher_name(job),
+        **_origin(job),
         **_teaching(job),
         "data": job.data.name,
         "data_fingerprint": job.data.fingerprint,
@@ -109,6 +111,14 @@ def teacher_name(job: Job) -> str:
     if receipt.get("start"):
         return f"{receipt['start']}, fine-tuned on {job.data.name}"
     return folder.name if folder.exists() else job.args.teacher
+
+
+def _origin(job: Job) -> dict[str, Any]:
+    """The teacher's name on the Hub and its licence, where they are known."""
+    facts = origin(job.args.teacher)
+    if job.args.teacher_license is not None:
+        facts["teacher_license"] = job.args.teacher_license
+    return {**facts, **hub_license(facts, revision=job.args.teacher_revision)}
 
 
 def _teaching(job: Job) -> dict[str, Any]:

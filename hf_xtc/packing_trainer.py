@@ -71,7 +71,7 @@ class PackingTrainer(Trainer):
         """Writes the card of a packed student into the output folder, with the metrics of the last evaluation.
 
         Args:
-            model_name (`str`, *optional*): What the card's example loads; by default the repository's name, or the
+            model_name (`str`, *optional*): What the card calls the model; by default the repository's name, or the
                 folder's.
             facts: As in Trainer; a student's card has use for `language`, `license`, `tags`, `dataset`, `dataset_tags`
                 and `finetuned_from` (its teacher's name on the Hub).

@@ -5,14 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub.constants as constants
 import pytest
 import torch
+from commands import blocks
 from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors.torch import load
 from test_trainer import DATA, make_args, make_trainer
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -20,6 +24,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -29,10 +34,11 @@ from transformers import (
     set_seed,
 )
 
-from hf_xtc import XTCRecipe, compress, pack_model
+from hf_xtc import XTCBertForSequenceClassification, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import HubError, RecipeError, StateError, XTCError
-from hf_xtc.hub import push_folder, shipped_files
+from hf_xtc.hub import HERE, push_folder, shipped_files
+from hf_xtc.publish import write_plain_card
 
 # huggingface_hub hands files to its HTTP client in a way that this one discourages.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -129,15 +135,98 @@ def test_saving_with_push_to_hub_publishes_packed_and_keeps_the_state_on_disk(hu
     assert not AutoModelForSequenceClassification.from_pretrained(tmp_path / "tiny").packed
 
 
+def loaded_as_shown(card):
+    """What the example of a card makes: a pipeline, or a model without one."""
+    (code,) = blocks(card, "python")
+    assert len([line for line in code.splitlines() if line]) <= 3
+    names: dict = {}
+    exec(compile(code, "card", "exec"), names)
+    return names["pipe"] if "pipe" in names else names["model"]
+
+
 def test_card_tells_what_is_known_and_its_example_runs(hub, student):
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     card = ModelCard.load("user/tiny")
+    card.validate()
     assert card.data.pipeline_tag == "text-classification"
+    assert card.data.license is None
     assert "Not measured." in card.text
-    code = card.text.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(code, names)
-    assert names["pipe"]("good film")[0]["label"].startswith("LABEL_")
+    assert "- teacher license: not stated" in card.text
+    assert loaded_as_shown(card.text)("good film")[0]["label"].startswith("LABEL_")
+
+
+@pytest.mark.parametrize("head", [BertModel, BertForMultipleChoice], ids=lambda head: head.__name__)
+def test_a_model_without_a_pipeline_is_loaded_as_its_card_shows(hub, tiny_config, head):
+    packed = pack_model(compress(head(tiny_config), XTCRecipe(keep_layers=2)))
+    packed.push_to_hub("user/tiny")
+    assert type(loaded_as_shown(ModelCard.load("user/tiny").text)) is type(packed)
+
+
+def test_a_folders_card_shows_what_runs_there_and_a_pushed_one_what_runs_anywhere(hub, folder, monkeypatch, tmp_path):
+    config = AutoConfig.from_pretrained(folder)
+    write_plain_card(config, XTCBertForSequenceClassification, folder, "packed")
+    monkeypatch.chdir(folder)
+    assert loaded_as_shown(Path("README.md").read_text())("good film")[0]["label"].startswith("LABEL_")
+    push_folder(folder, "tiny")
+    monkeypatch.chdir(tmp_path)
+    card = ModelCard.load("user/tiny")
+    assert 'pipe = pipeline("text-classification", "user/tiny")\n' in card.text
+    assert loaded_as_shown(card.text)("good film")[0]["label"].startswith("LABEL_")
+    push_folder(folder, "user/tiny")
+    assert len(commits(hub)) == 1, "the same card again"
+
+
+# The teacher and its licence
+
+
+def test_a_licence_is_taken_from_the_card_in_the_teachers_folder(hub, tiny_teacher, tmp_path):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "README.md").write_text("---\nlicense: mit\n---\n# Teacher\n")
+    teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    compress(teacher, XTCRecipe(keep_layers=2)).push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == ("mit", None)
+    assert "- teacher: teacher\n- teacher license: mit\n" in card.text
+
+
+def test_a_licence_is_taken_from_the_teachers_card_on_the_hub(hub, tiny_teacher, tmp_path, monkeypatch):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    card = "---\nlicense:\n- apache-2.0\n- cc-by-4.0\n---\n"
+    (tmp_path / "teacher" / "README.md").write_text(card)
+    HfApi().create_repo("user/teacher")
+    HfApi().upload_folder(repo_id="user/teacher", folder_path=tmp_path / "teacher")
+    teacher = BertForSequenceClassification.from_pretrained("user/teacher")
+    student = compress(teacher, XTCRecipe(keep_layers=2))
+    student.push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == (["apache-2.0", "cc-by-4.0"], "user/teacher")
+    assert "- teacher: user/teacher\n- teacher license: apache-2.0; cc-by-4.0\n" in card.text
+    monkeypatch.setattr("hf_xtc.hub.hf_hub_download", Mock(side_effect=OfflineModeIsEnabled("offline")))
+    student.push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == (None, "user/teacher")
+    assert "- teacher license: not stated" in card.text
+
+
+@pytest.mark.parametrize("license", ["Apache 2.0", "{a: b}", "[1, 2]", "''", "'<b>mine</b>: --- x'"])
+def test_a_licence_that_the_hub_does_not_know_is_text_alone(hub, tiny_teacher, tmp_path, license):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "README.md").write_text(f"---\nlicense: {license}\n---\n")
+    teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    compress(teacher, XTCRecipe(keep_layers=2)).push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert card.data.license is None
+    assert "- teacher license: " in card.text
+    assert "<b>" not in card.text
+
+
+def test_metadata_that_the_hub_refuses_are_told(hub, folder, capsys):
+    (folder / "README.md").write_text("---\nlicense: mine\n---\n")
+    assert main(["push", str(folder), "user/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert 'The Hub refuses the metadata of README.md: "license" must be one of [apache-2.0, ' in error
+    assert "Nothing was published; correct it and push again." in error
+    assert commits(hub) == []
 
 
 def test_two_pushes_make_one_new_commit_with_what_changed(hub, student):
@@ -192,7 +281,8 @@ def test_a_snapshot_is_the_folder(hub, folder):
 
 def test_a_folder_without_a_card_gets_one(hub, folder):
     assert main(["push", str(folder), "user/tiny"]) == 0
-    assert ModelCard.load("user/tiny").text == ModelCard.load(folder / "README.md").text
+    here = ModelCard.load(folder / "README.md").text
+    assert ModelCard.load("user/tiny").text == here.replace(HERE, '"user/tiny")')
     assert 'pipeline("text-classification", "user/tiny")' in ModelCard.load("user/tiny").text
 
 
