@@ -22,7 +22,7 @@ class JobArguments:
     """What to compress, and how long the stages before quantization train."""
 
     teacher: str = field(
-        metadata={"help": "Folder or Hub id of a fine-tuned BERT, or of a base one with --fine_tune."}
+        metadata={"help": "Folder or Hub id of a fine-tuned BERT, folder of an adapter, or a base with --fine_tune."}
     )
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
     teacher_license: str | None = field(default=None, metadata={"help": "Its licence; default: what its card says."})

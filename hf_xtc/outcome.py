@@ -16,12 +16,12 @@ from hf_xtc.checkpoint import weights_sha256, write_json
 from hf_xtc.compress import pack_model
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
-from hf_xtc.hub import hub_license, origin
 from hf_xtc.job import Job, weight_bytes
 from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
 from hf_xtc.plain_card import quantizer_citations
 from hf_xtc.stages import RECEIPT, Receipt
+from hf_xtc.teacher import teacher_origin, teacher_title
 
 # Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
 _OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
@@ -106,19 +106,17 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
 
 def teacher_name(job: Job) -> str:
     """What the teacher is, without its place on this machine: Hub id, name of a folder, or what it was tuned from."""
-    folder = Path(job.args.teacher)
-    receipt = _teacher_receipt(folder)
+    receipt = _teacher_receipt(Path(job.args.teacher))
     if receipt.get("start"):
         return f"{receipt['start']}, fine-tuned on {job.data.name}"
-    return folder.name if folder.exists() else job.args.teacher
+    return teacher_title(job.args.teacher)
 
 
 def _origin(job: Job) -> dict[str, Any]:
     """The teacher's name on the Hub and its licence, where they are known."""
-    facts = origin(job.args.teacher)
-    if job.args.teacher_license is not None:
-        facts["teacher_license"] = job.args.teacher_license
-    return {**facts, **hub_license(facts, revision=job.args.teacher_revision)}
+    given = job.args.teacher_license
+    stated = {} if given is None else {"teacher_license": given}
+    return {**teacher_origin(job.args.teacher, job.args.teacher_revision), **stated}
 
 
 def _teaching(job: Job) -> dict[str, Any]:
