@@ -13,6 +13,7 @@ import torch
 from commands import blocks
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
 from test_trainer import DATA, make_args, make_trainer
 from transformers import (
@@ -514,14 +515,34 @@ def test_checkpoints_are_not_published(tmp_path, strategy):
         make_args(tmp_path, push_to_hub=True, hub_strategy=strategy)
 
 
-def test_a_float_model_is_published_as_in_trainer(hub, tmp_path):
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("kind", ["float", "adapters"])
+def test_what_is_no_student_is_refused_by_a_trainer(hub, tmp_path, student, kind):
     config = BertConfig(vocab_size=101, hidden_size=36, num_hidden_layers=1, num_attention_heads=4, num_labels=3)
-    model = BertForSequenceClassification(config)
-    trainer = make_trainer(tmp_path / "out", student=model, teacher_model=None, terms={"labels": 1.0}, max_steps=1)
-    trainer.push_to_hub()
-    assert "bert.encoder.layer.0.attention.self.query.weight" in load(
-        commits(hub, "user/out")[0].files["model.safetensors"]
-    )
+    model, message = BertForSequenceClassification(config), r"is a float model.*: hf-xtc compress, or compress\(model"
+    if kind == "adapters":
+        model = get_peft_model(student, LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+        message = r"carries adapters.*: trainer\.model\.push_to_hub\('user/name'\)"
+    options = {"student": model, "teacher_model": None, "terms": {"labels": 1.0}, "max_steps": 1}
+    with pytest.raises(XTCError, match=message):
+        make_trainer(tmp_path / "out", **options, push_to_hub=True)
+    trainer = make_trainer(tmp_path / "out", **options)
+    with pytest.raises(XTCError, match=message):
+        trainer.push_to_hub()
+    assert hub.repos == {}
+    trainer.model.push_to_hub("user/own")
+    assert not [path for commit in commits(hub, "user/own") for path in commit.files if path.endswith(".bin")]
+
+
+def test_a_student_without_quantized_weights_is_published_in_the_packed_form(hub, tmp_path, tiny_teacher, tiny_batch):
+    recipe = XTCRecipe(weights=None, embedding_weights=None, position_weights=None, rest_dtype="float32")
+    student = compress(tiny_teacher, recipe)
+    make_trainer(tmp_path / "out", student=student, terms={"labels": 1.0}, max_steps=1).push_to_hub()
+    (commit,) = commits(hub, "user/out")
+    assert not [path for path in commit.files if path.endswith(".bin")]
+    found = AutoModelForSequenceClassification.from_pretrained("user/out")
+    assert found.packed
+    assert torch.equal(found(**tiny_batch).logits, student.eval()(**tiny_batch).logits)
 
 
 def test_errors_are_ours():
