@@ -25,7 +25,7 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
 }
-_PIPELINE = """import hf_xtc  # registers the architecture
+_PIPELINE = """import {package}  # registers the architecture
 from transformers import pipeline
 
 pipe = pipeline("{tag}", {here}"""
@@ -35,8 +35,8 @@ _TEMPLATE = """---
 
 # {name}
 
-A {depth}-layer BERT with {weights} weights: {bytes:,} bytes of tensors, {ratio:.1f} times smaller than the same layers
-in float32. Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc.
+A {depth}-layer {family} with {weights} weights: {bytes:,} bytes of tensors, {ratio:.1f} times smaller than the same
+layers in float32. Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc.
 
 ```python
 {use}
@@ -104,10 +104,11 @@ def plain_card(
         card_data=card_metadata(recipe, facts, **fields).to_yaml(),
         name=html.escape(name),
         depth=config.num_hidden_layers,
+        family="BERT" if config.model_type == "xtc_bert" else html.escape(config.model_type.removeprefix("xtc_")),
         weights=recipe.weights or "float",
         bytes=made_of.total_bytes,
         ratio=made_of.float32_bytes / made_of.total_bytes,
-        use=usage(model_class.__name__),
+        use=usage(model_class.__name__, model_class.__module__.partition(".")[0]),
         results=_results(metrics),
         ledger=made_of,
         made=told_list(facts) or "- not recorded",
@@ -147,12 +148,12 @@ def pipeline_tag(cls: str) -> str | None:
     return next((tag for head, tag in PIPELINES.items() if cls.endswith(head)), None)
 
 
-def usage(cls: str) -> str:
-    """Three lines that load a model of a class, by name, from the card's own folder; see `hub.HERE`."""
+def usage(cls: str, package: str = "hf_xtc") -> str:
+    """Three lines that load a model of a class of a package, both by name, from the card's own folder; see `HERE`."""
     tag = pipeline_tag(cls)
     if tag is not None:
-        return _PIPELINE.format(tag=tag, here=HERE)
-    return f"from hf_xtc import {cls}\n\nmodel = {cls}.from_pretrained({HERE}"
+        return _PIPELINE.format(package=package, tag=tag, here=HERE)
+    return f"from {package} import {cls}\n\nmodel = {cls}.from_pretrained({HERE}"
 
 
 def _results(metrics: Mapping[str, float] | None) -> str:
