@@ -79,7 +79,8 @@ def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: X
     Raises:
         XTCError: on bad input, before anything is written.
     """
-    job = prepare(dataclasses.replace(args, fine_tune=True), data_args, RecipeArguments(), training_args)
+    args = dataclasses.replace(args, fine_tune=True)
+    job = prepare(args, data_args, RecipeArguments(), training_args, students=False)
     return fine_tune(job)[1]
 
 

@@ -34,7 +34,7 @@ UNSUPPORTED = {
 
 @dataclass
 class Job:
-    """Everything the stages share; the data are tokenized once."""
+    """Everything the stages share; the data are tokenized once. `students`: some follow the teacher."""
 
     args: JobArguments
     data_args: DataArguments
@@ -44,6 +44,7 @@ class Job:
     augmentation: AugmentationArguments
     data: TaskData
     tokenizer: Any
+    students: bool = True
 
     def __post_init__(self) -> None:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
@@ -86,15 +87,20 @@ class Job:
     @cached_property
     def description(self) -> dict[str, Any]:
         """All that decides the run's outcome."""
-        return {
+        shared = {
             "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
             "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _NAMES},
+            "training": deciding(self.training_args, distils=self.students),
+        }
+        if not self.students:
+            return shared
+        return {
+            **shared,
             "augmentation": dataclasses.asdict(self.augmentation),
             "recipe": self.recipe.to_dict(),
             "ladder": self.ladder.to_dict(),
-            "training": deciding(self.training_args),
         }
 
     def augment(self, teacher: PreTrainedModel) -> None:
@@ -161,8 +167,14 @@ def prepare(
     recipe_args: RecipeArguments,
     training_args: XTCTrainingArguments,
     augmentation: AugmentationArguments | None = None,
+    *,
+    students: bool = True,
 ) -> Job:
     """Checks everything that can be checked before training, and takes the output folder.
+
+    Args:
+        students (`bool`, *optional*): Without them the run is the teacher's fine-tuning alone, and what only students
+            use makes no other run of it.
 
     Raises:
         XTCError: on bad input, before anything is written.
@@ -193,7 +205,7 @@ def prepare(
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
-    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer)
+    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, students)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
         shutil.rmtree(training, ignore_errors=True)  # of an earlier run
     open_run(job.out, training, job.description, overwrite=args.overwrite)
