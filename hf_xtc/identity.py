@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_xtc.adapters import ADAPTER, adapter_base
 from hf_xtc.checkpoint import require_empty, write_json
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.training_args import XTCTrainingArguments
@@ -47,16 +48,20 @@ def digest(value: Any) -> str:
 
 
 def model_digest(name: str) -> str:
-    """sha256 (hex) of a local model folder's weights and configuration; of a Hub id the id itself."""
+    """sha256 (hex) of a local model folder's weights and configuration, of an adapter's with its base; of a Hub id the
+    id itself."""
     folder = Path(name)
     if not folder.is_dir():
         return name
     total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / ADAPTER]):
         if file.is_file():
             total.update(file.name.encode())
             with open(file, "rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
+    adapter = adapter_base(name)
+    if adapter is not None:
+        total.update(model_digest(adapter[0]).encode())
     return total.hexdigest()
 
 

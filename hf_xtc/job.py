@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.augmentation import augment
@@ -22,6 +22,7 @@ from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row
 from hf_xtc.recipe import XTCRecipe
+from hf_xtc.teacher import load_config, load_tokenizer
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -145,7 +146,7 @@ class Job:
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-_NAMES = ("teacher", "teacher_revision", "overwrite", "ladder")  # told otherwise, or no matter
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder")  # told otherwise, or no matter
 
 
 def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
@@ -190,13 +191,13 @@ def prepare(
         training_args = dataclasses.replace(training_args, **changes)
     if data_args.selection_share == 0:
         _check_single_rates(args, ladder)
-    config = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision)
+    config = load_config(args.teacher, args.teacher_revision)
     for stage_recipe in [recipe, *ladder.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
+    tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
     if training_args.push_to_hub:
