@@ -2,7 +2,8 @@
 
 The floor is what no distillation can avoid: the teacher's forward pass, a stock student's forward and backward pass,
 and the optimizer's update. XTC's step adds fake-quantization of weights and activations and three distillation terms.
-The two run in turn in one process; medians of each are compared. Peak memory comes from a fresh process each.
+While weights are annealed a step also blends each weight with its quantized one. All run in turn in one process;
+medians of each are compared. Peak memory comes from a fresh process each.
 
     python benchmarks/training.py --output_file benchmarks/results/training.json
 """
@@ -20,6 +21,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
+from hf_xtc.callbacks import set_quantization
 from hf_xtc.checkpoint import write_json
 from machine import facts, peak_bytes
 
@@ -85,7 +87,14 @@ def steps(args: BenchmarkArguments, folder: str) -> dict[str, Callable[[], None]
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
 
+        def annealed() -> None:
+            set_quantization(model, weights=0.5, activations=True)
+            xtc()
+            set_quantization(model, weights=1.0, activations=True)
+
         made["xtc"] = xtc
+        if args.only != "xtc":
+            made["annealed"] = annealed
     return made
 
 
@@ -101,10 +110,11 @@ def measure(args: BenchmarkArguments) -> dict[str, float]:
                 if repeat >= 2:
                     times[name].append(time.perf_counter() - start)
     medians = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
-    if len(medians) == 2:
+    if args.only is None:
         pairs = [x / f for x, f in zip(times["xtc"], times["floor"], strict=True)]
         medians["ratio"] = medians["xtc_seconds"] / medians["floor_seconds"]
         medians["ratio_min"], medians["ratio_max"] = min(pairs), max(pairs)
+        medians["annealed_ratio"] = medians["annealed_seconds"] / medians["floor_seconds"]
     return medians
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rotten_tomatoes import base_encoder
+from rotten_tomatoes import BASE_LICENSE, base_encoder
 from transformers import HfArgumentParser
 
 import results
@@ -96,7 +96,8 @@ def parse(arguments: list[str]) -> tuple[Any, ...]:
     parser.set_defaults(**DEFAULTS, output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
     if not any(argument.split("=")[0] == "--teacher" for argument in arguments):
-        arguments = ["--teacher", str(base_encoder(Path("runs"))), "--fine_tune", *arguments]
+        base = ["--teacher", str(base_encoder(Path("runs"))), "--teacher_license", BASE_LICENSE]
+        arguments = [*base, "--fine_tune", *arguments]
     options: tuple[Any, ...] = parser.parse_args_into_dataclasses(arguments)
     return options
 

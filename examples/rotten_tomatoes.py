@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from hf_xtc.cli import main
 
+BASE_LICENSE = "apache-2.0"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -76,6 +77,7 @@ def run(args: DemoArguments) -> int:
     train, validation = write_splits(folder / "rotten_tomatoes", args.seed)
     options = {
         "teacher": base_encoder(folder),
+        "teacher_license": BASE_LICENSE,
         "train_file": train,
         "validation_file": validation,
         "output_dir": folder / "minilm-3l-1bit-rotten-tomatoes",

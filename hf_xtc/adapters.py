@@ -6,17 +6,22 @@ any model. Adapters stay beside packed weights: a code of one bit cannot hold a 
 """
 
 import copy
+import json
+import os
 from typing import Any, NoReturn, TypeVar
 
+from peft import PeftModel
 from peft.tuners.lora import Linear, LoraConfig
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from hf_xtc.checkpoint import read_header
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedLinear
 
+ADAPTER = "adapter_config.json"
 Model = TypeVar("Model", bound=nn.Module)
 # What LoRA's other initialisations and variants read or change is a float weight of the base layer.
 PLAIN_INITS = (True, False, "gaussian", "eva")
@@ -97,3 +102,48 @@ def merged(model: Model) -> Any:
     if hasattr(base, "_hf_peft_config_loaded"):
         base._hf_peft_config_loaded = False
     return base
+
+
+def adapter_base(folder: str) -> tuple[str, str | None] | None:
+    """The base model that the folder of an adapter names, and its revision; `None` for what is no such folder.
+
+    Raises:
+        XTCError: if the adapter's configuration names none, or cannot be read.
+    """
+    file = os.path.join(folder, ADAPTER)
+    if not os.path.isfile(file):
+        return None
+    try:
+        with open(file, encoding="utf-8") as content:
+            values = json.load(content)
+        base = values["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise XTCError(f"{file} does not say what base model the adapter is for ({error!r}).") from error
+    if not isinstance(base, str) or not base:
+        raise XTCError(f"{file} does not say what base model the adapter is for: base_model_name_or_path is {base!r}.")
+    return base, values.get("revision")
+
+
+def head_labels(folder: str) -> int | None:
+    """How many labels the classifier has that an adapter's folder holds; `None` if it holds none."""
+    file = os.path.join(folder, "adapter_model.safetensors")
+    header = read_header(file) if os.path.isfile(file) else {}
+    return next((shape[0] for name, (_, shape) in header.items() if name.endswith("classifier.weight")), None)
+
+
+def with_adapter(base: Any, folder: str) -> Any:
+    """A base model with the adapter of a folder merged into it.
+
+    Raises:
+        XTCError: if the adapter does not fit the base, or is of a kind that cannot be merged (prompts).
+        StateError: if the base is packed.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, folder)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise XTCError(f"The adapter in {folder} does not fit its base model {type(base).__name__}: {why}") from error
+    if not has_adapters(model):
+        kind = model.active_peft_config.peft_type.value
+        raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
+    return merged(model).eval()

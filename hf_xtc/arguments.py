@@ -9,6 +9,7 @@ from hf_xtc.augmentation import PUBLISHED_COPIES, Augmentation
 from hf_xtc.data import DataArguments
 from hf_xtc.deepspeed import schedule_offsets
 from hf_xtc.errors import RecipeError
+from hf_xtc.hub import check_license
 from hf_xtc.ladder import FLOAT, Ladder, Stage
 from hf_xtc.masked_lm import MaskedLM, candidate_source
 from hf_xtc.recipe import XTCRecipe
@@ -21,9 +22,10 @@ class JobArguments:
     """What to compress, and how long the stages before quantization train."""
 
     teacher: str = field(
-        metadata={"help": "Folder or Hub id of a fine-tuned BERT, or of a base one with --fine_tune."}
+        metadata={"help": "Folder or Hub id of a fine-tuned BERT, folder of an adapter, or a base with --fine_tune."}
     )
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
+    teacher_license: str | None = field(default=None, metadata={"help": "Its licence; default: what its card says."})
     fine_tune: bool = field(default=False, metadata={"help": "Fine-tune the teacher on the task first."})
     fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
     fine_tune_learning_rates: list[float] = field(
@@ -58,6 +60,8 @@ class JobArguments:
         for name in ("fine_tune_epochs", "reduction_epochs", "reduction_learning_rate"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name}={getattr(self, name)} must not be negative.")
+        if self.teacher_license is not None:
+            check_license(self.teacher_license)
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 

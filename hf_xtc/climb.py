@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.callbacks import PackedSizeCallback, WeightStatisticsCallback
@@ -24,6 +24,7 @@ from hf_xtc.model_card import Row, Run
 from hf_xtc.outcome import ship, teacher_name
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.stages import Receipt, StageRun, run_stage
+from hf_xtc.teacher import load_model
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -78,7 +79,8 @@ def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: X
     Raises:
         XTCError: on bad input, before anything is written.
     """
-    job = prepare(dataclasses.replace(args, fine_tune=True), data_args, RecipeArguments(), training_args)
+    args = dataclasses.replace(args, fine_tune=True)
+    job = prepare(args, data_args, RecipeArguments(), training_args, students=False)
     return fine_tune(job)[1]
 
 
@@ -108,10 +110,7 @@ def load_teacher(job: Job) -> PreTrainedModel:
         # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
         names = dict(enumerate(job.data.label_names))
         head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-    teacher: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        job.args.teacher, revision=job.args.teacher_revision, dtype=torch.float32, **head
-    )
-    return teacher
+    return load_model(job.args.teacher, job.args.teacher_revision, **head)
 
 
 def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:

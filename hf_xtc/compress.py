@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 
 from hf_xtc.adapters import has_adapters, merged
 from hf_xtc.errors import StateError, XTCError
+from hf_xtc.hub import origin
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
 from hf_xtc.modeling import Architecture
 from hf_xtc.modeling.architecture import architecture_of, xtc_block
@@ -36,7 +37,8 @@ def compress(
         recipe (`XTCRecipe`, *optional*): What the student is made of; the default is binary, per channel, all layers.
         weights_from (`PreTrainedModel`, *optional*): A student of the same depth to start from instead of the
             teacher's layers, such as the float layer-reduced one.
-        provenance (`dict`, *optional*): JSON facts to store in `config.xtc`, beside the name of the teacher.
+        provenance (`dict`, *optional*): JSON facts to store in `config.xtc`, beside the name of the teacher and the
+            licence that a card in its folder states.
 
     Returns:
         `PreTrainedModel`: of the XTC class for the teacher's, state "latent", in float32.
@@ -65,7 +67,7 @@ def compress(
             f"weights_from has {source.config.num_hidden_layers} layers, the student has {len(copied.layers)}. "
             "Start from a model of the student's depth."
         )
-    facts = {"teacher": _name(teacher), **(provenance or {})}
+    facts = {"teacher": _name(teacher), **origin(str(teacher.config.name_or_path)), **(provenance or {})}
     config = _student_config(teacher, architecture, xtc_block(recipe, layer_map, facts), len(layer_map.layers))
     model_class = _model_class(teacher, architecture)
     state_dict = _kept_layers(_latent_state_dict(source), architecture.layers, copied)

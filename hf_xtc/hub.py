@@ -7,7 +7,8 @@ named in `SHIPPED`: no latent weight, optimizer state or pickle is among it.
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -27,6 +28,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
+from yaml import YAMLError
 
 from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
 
@@ -36,6 +39,8 @@ SHIPPED = (
     *("config.json", "generation_config.json", "README.md", "LICENSE*", "modeling_*.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
+# What a card's example loads while the card lies in the model's folder; a push puts the repository's name there.
+HERE = '".")  # in the model\'s folder; elsewhere, its path'
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may"
 
 
@@ -72,6 +77,58 @@ def require_packed(values: dict[str, Any], name: str) -> None:
             f"{name} holds a float model (model_type {values.get('model_type')!r}), not a packed one. "
             f"Compress it first: hf-xtc compress --teacher {name}"
         )
+
+
+def read_card(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """Metadata of the model card of a folder or a repository; empty where there is none that can be read."""
+    file = Path(source) / "README.md"
+    try:
+        found = file if os.path.isdir(source) else hf_hub_download(str(source), file.name, revision=revision)
+        card: dict[str, Any] = ModelCard.load(found).data.to_dict()
+    except (HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError):
+        return {}
+    return card
+
+
+def origin(teacher: str) -> dict[str, Any]:
+    """What a card says of where a teacher is from, asked of no network: `teacher_license`, as the card in its folder
+    states it, or `base_model`, its name on the Hub."""
+    if os.path.isdir(teacher):
+        return _licensed(read_card(teacher))
+    try:
+        validate_repo_id(teacher)
+    except HFValidationError:
+        return {}
+    return {"base_model": teacher}
+
+
+def hub_license(facts: Mapping[str, Any], *, revision: str | None = None) -> dict[str, Any]:
+    """`teacher_license` of a teacher on the Hub, as its card there states it; empty where facts of `origin` name none,
+    where they have a licence already, and where the card cannot be had."""
+    if "base_model" not in facts or "teacher_license" in facts:
+        return {}
+    return _licensed(read_card(facts["base_model"], revision=revision))
+
+
+def _licensed(card: dict[str, Any]) -> dict[str, Any]:
+    stated = card.get("license")
+    usable = isinstance(stated, str) or (isinstance(stated, list) and all(isinstance(one, str) for one in stated))
+    return {"teacher_license": stated} if stated and usable else {}
+
+
+def is_license_id(text: str) -> bool:
+    """Whether a text is written as the Hub writes licences: `apache-2.0`, `cc-by-4.0`, `other`."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9.-]*", text) is not None
+
+
+def check_license(text: str) -> None:
+    """Checks the name of a licence that was given.
+
+    Raises:
+        XTCError: if the Hub has no such names.
+    """
+    if not is_license_id(text):
+        raise XTCError(f"The licence {text!r} is not named as on the Hub. Write it like apache-2.0, or other.")
 
 
 def shipped_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
@@ -119,7 +176,8 @@ def push_folder(
     """Publishes a packed folder in one commit; makes the repository if there is none.
 
     Files that the repository has already are not sent again; if it has them all, there is no commit. Weights of an
-    earlier model that this one does not replace by name (its shards) are removed in the same commit.
+    earlier model that this one does not replace by name (its shards) are removed in the same commit. The example of a
+    card made by this package loads the repository by its name; otherwise every file arrives as it is.
 
     Args:
         folder (`str` or `os.PathLike`): Read before this function returns; may be removed afterwards.
@@ -135,17 +193,18 @@ def push_folder(
         XTCError: if the folder holds no packed model; nothing was sent.
         HubError: if the Hub cannot be reached or refuses; nothing was published. In the background, the future's.
     """
-    additions = [CommitOperationAdd(name, content) for name, content in shipped_files(folder).items()]
+    files = shipped_files(folder)
     api = HfApi(token=token)
 
     def send() -> CommitInfo:
         name = open_repository(repo_id, private=private, token=token)
+        additions = [CommitOperationAdd(file, _addressed(file, content, name)) for file, content in files.items()]
         with hub_errors(name, revision):
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(name, branch=revision, exist_ok=True)
             return api.create_commit(
                 name,
-                [*additions, *_superseded(api.list_repo_files(name, revision=revision), additions)],
+                [*additions, *_superseded(api.list_repo_files(name, revision=revision), files)],
                 commit_message=commit_message or "Upload packed model",
                 commit_description=commit_description,
                 revision=revision,
@@ -156,9 +215,13 @@ def push_folder(
     return huggingface_hub.run_as_future(send) if run_as_future else send()
 
 
-def _superseded(present: list[str], additions: list[CommitOperationAdd]) -> list[CommitOperationDelete]:
+def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
+    """A file's content; the example of a card loads the repository."""
+    return content.replace(HERE.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
+
+
+def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
     """Weights that the repository holds and the new model has under other names."""
-    new = {addition.path_in_repo for addition in additions}
     return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, WEIGHTS)]
 
 
@@ -175,6 +238,13 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise
     except (HFValidationError, HTTPError, EntryNotFoundError, OSError) as error:
         raise HubError(_explained(error, repo_id, revision)) from error
+    except ValueError as error:  # the Hub's validation of a card
+        if not str(error).startswith("Invalid metadata"):
+            raise
+        why = "; ".join(line.strip("- ") for line in str(error).splitlines()[1:])
+        raise HubError(
+            f"The Hub refuses the metadata of README.md: {why}. Nothing was published; correct it and push again."
+        ) from error
     except RuntimeError as error:  # a file that could not be uploaded: the cause is one of the above
         if not isinstance(error.__cause__, HTTPError | OSError):
             raise

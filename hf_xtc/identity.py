@@ -3,11 +3,15 @@
 A folder keeps the description of its run; the same command continues it, another one is refused.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
+from hf_xtc.adapters import ADAPTER, adapter_base
 from hf_xtc.checkpoint import require_empty, write_json
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.training_args import XTCTrainingArguments
@@ -21,10 +25,19 @@ _BESIDES: tuple[str, ...] = (
 )
 
 
-def deciding(arguments: XTCTrainingArguments) -> dict[str, Any]:
-    """The training arguments that decide a run's outcome, as JSON."""
+def deciding(arguments: XTCTrainingArguments, *, distils: bool = True) -> dict[str, Any]:
+    """The training arguments that decide a run's outcome, as JSON.
+
+    Args:
+        distils (`bool`, *optional*): Without it those of distillation and quantization are left out: fine-tuning on
+            labels uses none of them.
+    """
     values = {name: value for name, value in arguments.to_dict().items() if not name.startswith(_BESIDES)}
-    values["teacher_cache"] = bool(values["teacher_cache"])  # wherever it lies
+    if distils:
+        values["teacher_cache"] = bool(values["teacher_cache"])  # wherever it lies
+    else:
+        stock = {field.name for field in dataclasses.fields(TrainingArguments)}
+        values = {name: value for name, value in values.items() if name in stock}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
@@ -35,16 +48,20 @@ def digest(value: Any) -> str:
 
 
 def model_digest(name: str) -> str:
-    """sha256 (hex) of a local model folder's weights and configuration; of a Hub id the id itself."""
+    """sha256 (hex) of a local model folder's weights and configuration, of an adapter's with its base; of a Hub id the
+    id itself."""
     folder = Path(name)
     if not folder.is_dir():
         return name
     total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / ADAPTER]):
         if file.is_file():
             total.update(file.name.encode())
             with open(file, "rb") as content:
                 total.update(hashlib.file_digest(content, "sha256").digest())
+    adapter = adapter_base(name)
+    if adapter is not None:
+        total.update(model_digest(adapter[0]).encode())
     return total.hexdigest()
 
 

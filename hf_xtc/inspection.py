@@ -11,19 +11,17 @@ from typing import Any
 import torch
 from huggingface_hub import (
     HfApi,
-    ModelCard,
     get_local_safetensors_metadata,
     hf_hub_download,
     snapshot_download,
 )
 from huggingface_hub.errors import NotASafetensorsRepoError, OfflineModeIsEnabled, SafetensorsParsingError
-from yaml import YAMLError
 
 from hf_xtc.arguments import EvaluateArguments, ExportDataArguments, InspectArguments, VerifyArguments
 from hf_xtc.checkpoint import dtype_named, tensor_bytes, weights_sha256
 from hf_xtc.errors import HubError, PackedFileError, XTCError
 from hf_xtc.evaluation import run_evaluate
-from hf_xtc.hub import SHIPPED, hub_errors, read_config, require_packed
+from hf_xtc.hub import SHIPPED, hub_errors, read_card, read_config, require_packed
 from hf_xtc.ledger import Ledger, ledger
 from hf_xtc.modeling.architecture import ARCHITECTURES, check_tensors
 
@@ -150,14 +148,6 @@ def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Ch
     return [*checks, *_metrics(args, data_args, folder)] if checks[-1].agrees else checks
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    try:
-        card: dict[str, Any] = ModelCard.load(folder / "README.md").data.to_dict()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, YAMLError):
-        return {}  # none, or none that can be read
-    return card
-
-
 def _hashes(args: VerifyArguments, commit: str | None) -> Check:
     if commit is None:
         return Check("commit", None, "a folder, of no commit")
@@ -174,7 +164,7 @@ def _hashes(args: VerifyArguments, commit: str | None) -> Check:
 
 
 def _recorded(folder: Path) -> tuple[bool | None, str]:
-    wanted, found = _card(folder).get("model_sha256"), weights_sha256(folder)
+    wanted, found = read_card(folder).get("model_sha256"), weights_sha256(folder)
     if wanted is None or found is None:
         return None, "no card that records one"
     return wanted == found, f"sha256 {found}" + ("" if wanted == found else f", the card says {wanted}")
@@ -199,7 +189,7 @@ def _metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
-    told = _told_metrics(_card(folder))
+    told = _told_metrics(read_card(folder))
     checks = []
     for name, value in measured.items():
         if name != "loss":

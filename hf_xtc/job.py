@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.augmentation import augment
@@ -22,6 +22,7 @@ from hf_xtc.ledger import ledger
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row
 from hf_xtc.recipe import XTCRecipe
+from hf_xtc.teacher import load_config, load_tokenizer
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -33,7 +34,7 @@ UNSUPPORTED = {
 
 @dataclass
 class Job:
-    """Everything the stages share; the data are tokenized once."""
+    """Everything the stages share; the data are tokenized once. `students`: some follow the teacher."""
 
     args: JobArguments
     data_args: DataArguments
@@ -43,6 +44,7 @@ class Job:
     augmentation: AugmentationArguments
     data: TaskData
     tokenizer: Any
+    students: bool = True
 
     def __post_init__(self) -> None:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
@@ -85,15 +87,20 @@ class Job:
     @cached_property
     def description(self) -> dict[str, Any]:
         """All that decides the run's outcome."""
-        return {
+        shared = {
             "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
             "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _NAMES},
+            "training": deciding(self.training_args, distils=self.students),
+        }
+        if not self.students:
+            return shared
+        return {
+            **shared,
             "augmentation": dataclasses.asdict(self.augmentation),
             "recipe": self.recipe.to_dict(),
             "ladder": self.ladder.to_dict(),
-            "training": deciding(self.training_args),
         }
 
     def augment(self, teacher: PreTrainedModel) -> None:
@@ -139,7 +146,7 @@ class Job:
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-_NAMES = ("teacher", "teacher_revision", "overwrite", "ladder")  # told otherwise, or no matter
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder")  # told otherwise, or no matter
 
 
 def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
@@ -160,8 +167,14 @@ def prepare(
     recipe_args: RecipeArguments,
     training_args: XTCTrainingArguments,
     augmentation: AugmentationArguments | None = None,
+    *,
+    students: bool = True,
 ) -> Job:
     """Checks everything that can be checked before training, and takes the output folder.
+
+    Args:
+        students (`bool`, *optional*): Without them the run is the teacher's fine-tuning alone, and what only students
+            use makes no other run of it.
 
     Raises:
         XTCError: on bad input, before anything is written.
@@ -178,13 +191,13 @@ def prepare(
         training_args = dataclasses.replace(training_args, **changes)
     if data_args.selection_share == 0:
         _check_single_rates(args, ladder)
-    config = AutoConfig.from_pretrained(args.teacher, revision=args.teacher_revision)
+    config = load_config(args.teacher, args.teacher_revision)
     for stage_recipe in [recipe, *ladder.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher, revision=args.teacher_revision)
+    tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
     if training_args.push_to_hub:
@@ -192,7 +205,7 @@ def prepare(
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
-    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer)
+    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, students)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
         shutil.rmtree(training, ignore_errors=True)  # of an earlier run
     open_run(job.out, training, job.description, overwrite=args.overwrite)

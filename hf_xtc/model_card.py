@@ -5,16 +5,18 @@ models, labels, data) is escaped.
 """
 
 import html
+import math
 import os
+import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from hf_xtc.checkpoint import write_text
 from hf_xtc.ledger import Ledger
-from hf_xtc.plain_card import told, told_list
+from hf_xtc.plain_card import card_metadata, shown, told, told_list, usage
 from hf_xtc.recipe import XTCRecipe
 
 
@@ -77,7 +79,7 @@ def results_table(run: Run) -> str:
     body = [
         [
             html.escape(row.model),
-            f"{row.metrics[run.metric]:.4f}",
+            shown(row.metrics.get(run.metric)),
             f"{row.bytes:,}",
             f"{teacher.bytes / row.bytes:.1f}x",
             str(row.layers),
@@ -101,17 +103,14 @@ _TEMPLATE = """---
 {summary}
 
 ```python
-import hf_xtc  # registers the architecture
-from transformers import pipeline
-
-classify = pipeline("text-classification", "{name}")
+{use}
 ```
 
 ## Results
 
 {table}
 
-The last row was measured on the file itself, loaded in a new process. {selection}
+{measured} {selection}
 
 ## Bytes
 
@@ -147,40 +146,22 @@ def card_text(run: Run) -> str:
     Args:
         run (`Run`): Names in it may come from anywhere; they are escaped.
     """
-    packed, teacher = run.rows[-1], run.rows[0]
-    name, task = html.escape(run.name), html.escape(run.task)
-    results = [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type=task,
-            dataset_name=task,
-            dataset_split="validation",
-            metric_type=metric,
-            metric_value=round(value, 6),
-        )
-        for metric, value in packed.metrics.items()
-        if metric != "loss"
-    ]
-    data = ModelCardData(
-        library_name="transformers",
+    data = card_metadata(
+        run.recipe,
+        run.provenance,
+        tags=["knowledge-distillation"],
         pipeline_tag="text-classification",
-        tags=["xtc", "hf_xtc", run.recipe.weights or "float", "quantization", "knowledge-distillation"],
-        model_name=name,
-        eval_results=results or None,
-        **({"model_sha256": run.sha256} if run.sha256 else {}),
+        model_name=html.escape(run.name),
+        eval_results=_results(run) or None,
+        model_sha256=run.sha256,
     )
-    ours, theirs = packed.metrics[run.metric], teacher.metrics[run.metric]
-    kept = f"{ours / theirs:.1%} of the teacher's {run.metric}" if theirs > 0 else f"{run.metric} {ours:.4f}"
-    summary = (
-        f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {task}: "
-        f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
-        f"teacher in float32, with {kept}. "
-        "Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc."
-    )
+    measured = "The last row was measured on the file itself, loaded in a new process."
     return _TEMPLATE.format(
         card_data=data.to_yaml(),
-        name=name,
-        summary=summary,
+        name=html.escape(run.name),
+        summary=_summary(run),
+        use=usage("ForSequenceClassification"),
+        measured=measured if run.metric in run.rows[-1].metrics else "The packed file was not measured.",
         table=results_table(run),
         selection=f"Checkpoint: {run.selection}.",
         ledger=run.ledger,
@@ -189,6 +170,35 @@ def card_text(run: Run) -> str:
         seeds=_seeds(run),
         reference="The teacher's own limits and biases are inherited; see its card.",
         citations="\n".join(f"- {citation}" for citation in run.citations) or "- none",
+    )
+
+
+def _results(run: Run) -> list[EvalResult]:
+    """What was measured of the packed file, as the Hub reads it: names of data without spaces, numbers alone."""
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=re.sub(r"[^\w.-]+", "-", run.task, flags=re.ASCII),
+            dataset_name=html.escape(run.task),
+            dataset_split="validation",
+            metric_type=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in run.rows[-1].metrics.items()
+        if metric != "loss" and math.isfinite(value)
+    ]
+
+
+def _summary(run: Run) -> str:
+    packed, teacher = run.rows[-1], run.rows[0]
+    ours, theirs = packed.metrics.get(run.metric, math.nan), teacher.metrics.get(run.metric, math.nan)
+    share = math.isfinite(ours) and theirs > 0
+    kept = f"{ours / theirs:.1%} of the teacher's {run.metric}" if share else f"{run.metric} {shown(ours)}"
+    return (
+        f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {html.escape(run.task)}: "
+        f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
+        f"teacher in float32, with {kept}. "
+        "Compressed with XTC (Wu et al., NeurIPS 2022) by hf_xtc."
     )
 
 

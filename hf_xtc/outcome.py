@@ -21,6 +21,7 @@ from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
 from hf_xtc.plain_card import quantizer_citations
 from hf_xtc.stages import RECEIPT, Receipt
+from hf_xtc.teacher import teacher_origin, teacher_title
 
 # Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
 _OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
@@ -86,11 +87,12 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
     shown += ["weight_annealing"]
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
-    unused = {"teacher", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
+    unused = {"teacher", "teacher_license", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
     options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {
         "teacher": teacher_name(job),
+        **_origin(job),
         **_teaching(job),
         "data": job.data.name,
         "data_fingerprint": job.data.fingerprint,
@@ -104,11 +106,17 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
 
 def teacher_name(job: Job) -> str:
     """What the teacher is, without its place on this machine: Hub id, name of a folder, or what it was tuned from."""
-    folder = Path(job.args.teacher)
-    receipt = _teacher_receipt(folder)
+    receipt = _teacher_receipt(Path(job.args.teacher))
     if receipt.get("start"):
         return f"{receipt['start']}, fine-tuned on {job.data.name}"
-    return folder.name if folder.exists() else job.args.teacher
+    return teacher_title(job.args.teacher)
+
+
+def _origin(job: Job) -> dict[str, Any]:
+    """The teacher's name on the Hub and its licence, where they are known."""
+    given = job.args.teacher_license
+    stated = {} if given is None else {"teacher_license": given}
+    return {**teacher_origin(job.args.teacher, job.args.teacher_revision), **stated}
 
 
 def _teaching(job: Job) -> dict[str, Any]:

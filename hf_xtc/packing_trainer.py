@@ -1,7 +1,7 @@
 """`PackingTrainer`: a Trainer whose products are packed. What it saves for resuming (`checkpoint-*`) stays latent.
 
-`save_model`, `push_to_hub` and the pushes during training write the packed form of a latent student; any other model
-is saved and published as in Trainer.
+`save_model`, `push_to_hub` and the pushes during training write the packed form of a latent student. Any other model
+is saved as in Trainer, and published by itself alone: Trainer would send its `training_args.bin` too.
 """
 
 import logging
@@ -36,6 +36,20 @@ class PackingTrainer(Trainer):
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model if getattr(model.config, "state", None) == "latent" and not has_adapters(model) else None
 
+    def _require_student(self) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if has_adapters(model):
+            raise XTCError(
+                f"{type(model).__name__} carries adapters, and XTCTrainer publishes packed students. Publish the "
+                "adapters alone: trainer.model.push_to_hub('user/name')."
+            )
+        if self._student() is None:
+            raise XTCError(
+                f"{type(model).__name__} is a float model, and XTCTrainer publishes packed students. Compress it "
+                "first: hf-xtc compress, or compress(model, recipe); or publish it as it is: "
+                "trainer.model.push_to_hub('user/name')."
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the *packed* model and the tokenizer; `checkpoint-*` folders, written by the loop, stay latent.
 
@@ -59,8 +73,10 @@ class PackingTrainer(Trainer):
         """As in Trainer: makes the repository, before training starts.
 
         Raises:
+            XTCError: if the model is no student, so that nothing could be published.
             HubError: if the Hub cannot be reached or refuses.
         """
+        self._require_student()
         with hub_errors(self._repository()):
             super().init_hf_repo(token, private)
 
@@ -71,7 +87,7 @@ class PackingTrainer(Trainer):
         """Writes the card of a packed student into the output folder, with the metrics of the last evaluation.
 
         Args:
-            model_name (`str`, *optional*): What the card's example loads; by default the repository's name, or the
+            model_name (`str`, *optional*): What the card calls the model; by default the repository's name, or the
                 folder's.
             facts: As in Trainer; a student's card has use for `language`, `license`, `tags`, `dataset`, `dataset_tags`
                 and `finetuned_from` (its teacher's name on the Hub).
@@ -134,11 +150,11 @@ class PackingTrainer(Trainer):
             `CommitInfo`, or a `Future` of it if not `blocking`; `None` on other processes than the first.
 
         Raises:
+            XTCError: if the model is no student: a float model, or one with adapters (says how to publish those).
             StateError: if a latent weight is NaN or infinite, or the output folder cannot be written.
             HubError: if the Hub cannot be reached or refuses; nothing was published.
         """
-        if self._student() is None:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        self._require_student()
         token = self.args.hub_token if token is None else token
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
@@ -162,9 +178,6 @@ class PackingTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """At each save, in the background: as in Trainer, but the packed student; one that fails is only logged."""
-        if self._student() is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-            return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return

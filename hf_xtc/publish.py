@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_xtc.checkpoint import weights_sha256, write_text
 from hf_xtc.compress import is_packed, pack_model
-from hf_xtc.hub import open_repository, push_folder
+from hf_xtc.hub import hub_license, open_repository, push_folder
 from hf_xtc.modeling.architecture import PUBLISHERS
 from hf_xtc.plain_card import plain_card
 
@@ -34,9 +34,12 @@ def write_plain_card(
 ) -> None:
     """Writes the card of a folder that `write_packed` wrote; the arguments are those of `plain_card`.
 
+    The licence of a teacher on the Hub is looked up there, and is not stated where that fails.
+
     Raises:
         StateError: if the file cannot be written.
     """
+    facts["made"] = {**hub_license(config.xtc.get("provenance", {})), **(facts.get("made") or {})}
     text = plain_card(config, model_class, name, sha256=weights_sha256(folder), **facts)
     write_text(os.path.join(folder, "README.md"), text)
 

@@ -33,9 +33,9 @@ CLASSES = {
 }
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page."""
-    text = page.read_text(encoding="utf-8")
+def blocks(page: Path | str, language: str) -> list[str]:
+    """The code blocks of a page: a file, or its text."""
+    text = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
 
 

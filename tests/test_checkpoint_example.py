@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import blocks
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_xtc import ledger
+from hf_xtc.plain_card import usage
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples" / "minilm-3l-1bit-sst2"
@@ -40,6 +43,22 @@ def test_it_reads_sentiment(model, backend):
     model.set_backend(backend)
     classify = pipeline("text-classification", model, tokenizer=AutoTokenizer.from_pretrained(FOLDER))
     assert {text: classify(text)[0]["label"] for text in EXPECTED} == EXPECTED
+
+
+def test_it_is_loaded_as_its_card_shows(monkeypatch):
+    monkeypatch.chdir(FOLDER)
+    names = {}
+    exec(compile(*blocks(FOLDER / "README.md", "python"), "README.md", "exec"), names)
+    assert names["pipe"]("the acting is superb")[0]["label"] == "positive"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.stem)
+def test_cards_are_as_this_package_writes_them(hub, path):
+    card = ModelCard.load(path)
+    card.validate()
+    assert (card.data.model_name, card.data.license) == (path.stem, "apache-2.0")
+    assert blocks(path, "python") == [usage("ForSequenceClassification") + "\n"]
+    assert "\n- teacher license: apache-2.0\n" in card.text
 
 
 def test_card_is_the_published_one():

@@ -119,7 +119,8 @@ def test_labels_and_provenance_are_kept(teacher):
     config = compress(teacher, provenance={"data": "abc"}).config
     assert config.id2label == {0: "bad", 1: "so-so", 2: "good"}
     assert config.label2id == {"bad": 0, "so-so": 1, "good": 2}
-    assert config.xtc["provenance"] == {"teacher": "someone/teacher", "data": "abc"}
+    told = {"teacher": "someone/teacher", "base_model": "someone/teacher", "data": "abc"}
+    assert config.xtc["provenance"] == told
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import blocks, commands, parse
 
-from hf_xtc import BACKENDS, TERMS
+from hf_xtc import ARCHITECTURES, BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
 
@@ -16,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 FORMAT, EXTENDING, HOW_TO = (ROOT / "docs" / f"{name}.md" for name in ("format", "extending", "how-to"))
 
 
-def test_extensions_work_as_shown(tmp_path, monkeypatch):
+def test_extensions_work_as_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    registries = (QUANTIZER_TABLE, TERMS, BACKENDS)
+    registries = (QUANTIZER_TABLE, TERMS, BACKENDS, ARCHITECTURES)
     before = [dict(registry) for registry in registries]
     try:
         names = {}
@@ -30,6 +31,9 @@ def test_extensions_work_as_shown(tmp_path, monkeypatch):
             registry.clear()
             registry.update(known)
     assert names["trainer"].state.global_step == 2
+    query = names["loaded"].roberta.encoder.layer[1].attention.self.query
+    assert query.weight_packed.dtype == torch.uint8
+    assert "encoder codes" in capsys.readouterr().out
 
 
 def test_python_blocks_run_in_order(monkeypatch, capsys):

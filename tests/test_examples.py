@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from hf_xtc import XTCTrainer
+
 FILE = Path(__file__).parent.parent / "examples" / "rotten_tomatoes.py"
 
 
@@ -106,7 +108,7 @@ def tiny_glue(tmp_path):
     return tmp_path
 
 
-def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example, tiny_glue, capsys):
+def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example, tiny_glue, capsys, monkeypatch):
     options = [f"--teacher={tiny_glue / 'base'}", "--fine_tune", "--task_name=rte", f"--data_dir={tiny_glue / 'glue'}"]
     options += [f"--output_dir={tiny_glue / 'runs'}", "--keep_layers=2", "--seeds", "1", "2", "--fine_tune_epochs=2"]
     options += ["--fine_tune_learning_rates", "1e-3", "5e-3", "--selection_share=0.2", "--max_length=32"]
@@ -123,6 +125,10 @@ def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example
     assert table in capsys.readouterr().out
     mean = sum(line["packed"] for line in lines) / 2
     assert f"| rte | accuracy | binary | 2 | default | {lines[0]['teacher']:.4f} | {mean:.4f} ± " in table
+    # A default that only students use changes nothing about the teacher.
+    monkeypatch.setitem(glue_example.DEFAULTS, "weight_annealing", 0.1)
+    monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert glue_example.main([*options, "--teacher_only"]) == 0
 
 
 def test_glue_example_tells_what_is_wrong(glue_example, tiny_glue, capsys):

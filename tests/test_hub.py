@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub.constants as constants
 import pytest
 import torch
+from commands import blocks
 from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub.errors import OfflineModeIsEnabled
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
 from test_trainer import DATA, make_args, make_trainer
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -20,6 +25,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -29,10 +35,11 @@ from transformers import (
     set_seed,
 )
 
-from hf_xtc import XTCRecipe, compress, pack_model
+from hf_xtc import XTCBertForSequenceClassification, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import HubError, RecipeError, StateError, XTCError
-from hf_xtc.hub import push_folder, shipped_files
+from hf_xtc.hub import HERE, push_folder, shipped_files
+from hf_xtc.publish import write_plain_card
 
 # huggingface_hub hands files to its HTTP client in a way that this one discourages.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -129,15 +136,98 @@ def test_saving_with_push_to_hub_publishes_packed_and_keeps_the_state_on_disk(hu
     assert not AutoModelForSequenceClassification.from_pretrained(tmp_path / "tiny").packed
 
 
+def loaded_as_shown(card):
+    """What the example of a card makes: a pipeline, or a model without one."""
+    (code,) = blocks(card, "python")
+    assert len([line for line in code.splitlines() if line]) <= 3
+    names: dict = {}
+    exec(compile(code, "card", "exec"), names)
+    return names["pipe"] if "pipe" in names else names["model"]
+
+
 def test_card_tells_what_is_known_and_its_example_runs(hub, student):
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     card = ModelCard.load("user/tiny")
+    card.validate()
     assert card.data.pipeline_tag == "text-classification"
+    assert card.data.license is None
     assert "Not measured." in card.text
-    code = card.text.split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(code, names)
-    assert names["pipe"]("good film")[0]["label"].startswith("LABEL_")
+    assert "- teacher license: not stated" in card.text
+    assert loaded_as_shown(card.text)("good film")[0]["label"].startswith("LABEL_")
+
+
+@pytest.mark.parametrize("head", [BertModel, BertForMultipleChoice], ids=lambda head: head.__name__)
+def test_a_model_without_a_pipeline_is_loaded_as_its_card_shows(hub, tiny_config, head):
+    packed = pack_model(compress(head(tiny_config), XTCRecipe(keep_layers=2)))
+    packed.push_to_hub("user/tiny")
+    assert type(loaded_as_shown(ModelCard.load("user/tiny").text)) is type(packed)
+
+
+def test_a_folders_card_shows_what_runs_there_and_a_pushed_one_what_runs_anywhere(hub, folder, monkeypatch, tmp_path):
+    config = AutoConfig.from_pretrained(folder)
+    write_plain_card(config, XTCBertForSequenceClassification, folder, "packed")
+    monkeypatch.chdir(folder)
+    assert loaded_as_shown(Path("README.md").read_text())("good film")[0]["label"].startswith("LABEL_")
+    push_folder(folder, "tiny")
+    monkeypatch.chdir(tmp_path)
+    card = ModelCard.load("user/tiny")
+    assert 'pipe = pipeline("text-classification", "user/tiny")\n' in card.text
+    assert loaded_as_shown(card.text)("good film")[0]["label"].startswith("LABEL_")
+    push_folder(folder, "user/tiny")
+    assert len(commits(hub)) == 1, "the same card again"
+
+
+# The teacher and its licence
+
+
+def test_a_licence_is_taken_from_the_card_in_the_teachers_folder(hub, tiny_teacher, tmp_path):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "README.md").write_text("---\nlicense: mit\n---\n# Teacher\n")
+    teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    compress(teacher, XTCRecipe(keep_layers=2)).push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == ("mit", None)
+    assert "- teacher: teacher\n- teacher license: mit\n" in card.text
+
+
+def test_a_licence_is_taken_from_the_teachers_card_on_the_hub(hub, tiny_teacher, tmp_path, monkeypatch):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    card = "---\nlicense:\n- apache-2.0\n- cc-by-4.0\n---\n"
+    (tmp_path / "teacher" / "README.md").write_text(card)
+    HfApi().create_repo("user/teacher")
+    HfApi().upload_folder(repo_id="user/teacher", folder_path=tmp_path / "teacher")
+    teacher = BertForSequenceClassification.from_pretrained("user/teacher")
+    student = compress(teacher, XTCRecipe(keep_layers=2))
+    student.push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == (["apache-2.0", "cc-by-4.0"], "user/teacher")
+    assert "- teacher: user/teacher\n- teacher license: apache-2.0; cc-by-4.0\n" in card.text
+    monkeypatch.setattr("hf_xtc.hub.hf_hub_download", Mock(side_effect=OfflineModeIsEnabled("offline")))
+    student.push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert (card.data.license, card.data.base_model) == (None, "user/teacher")
+    assert "- teacher license: not stated" in card.text
+
+
+@pytest.mark.parametrize("license", ["Apache 2.0", "{a: b}", "[1, 2]", "''", "'<b>mine</b>: --- x'"])
+def test_a_licence_that_the_hub_does_not_know_is_text_alone(hub, tiny_teacher, tmp_path, license):
+    tiny_teacher.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "README.md").write_text(f"---\nlicense: {license}\n---\n")
+    teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    compress(teacher, XTCRecipe(keep_layers=2)).push_to_hub("user/tiny")
+    card = ModelCard.load("user/tiny")
+    assert card.data.license is None
+    assert "- teacher license: " in card.text
+    assert "<b>" not in card.text
+
+
+def test_metadata_that_the_hub_refuses_are_told(hub, folder, capsys):
+    (folder / "README.md").write_text("---\nlicense: mine\n---\n")
+    assert main(["push", str(folder), "user/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert 'The Hub refuses the metadata of README.md: "license" must be one of [apache-2.0, ' in error
+    assert "Nothing was published; correct it and push again." in error
+    assert commits(hub) == []
 
 
 def test_a_name_without_an_owner_is_the_users_own(hub, student):
@@ -199,7 +289,8 @@ def test_a_snapshot_is_the_folder(hub, folder):
 
 def test_a_folder_without_a_card_gets_one(hub, folder):
     assert main(["push", str(folder), "user/tiny"]) == 0
-    assert ModelCard.load("user/tiny").text == ModelCard.load(folder / "README.md").text
+    here = ModelCard.load(folder / "README.md").text
+    assert ModelCard.load("user/tiny").text == here.replace(HERE, '"user/tiny")')
     assert 'pipeline("text-classification", "user/tiny")' in ModelCard.load("user/tiny").text
 
 
@@ -431,14 +522,34 @@ def test_checkpoints_are_not_published(tmp_path, strategy):
         make_args(tmp_path, push_to_hub=True, hub_strategy=strategy)
 
 
-def test_a_float_model_is_published_as_in_trainer(hub, tmp_path):
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("kind", ["float", "adapters"])
+def test_what_is_no_student_is_refused_by_a_trainer(hub, tmp_path, student, kind):
     config = BertConfig(vocab_size=101, hidden_size=36, num_hidden_layers=1, num_attention_heads=4, num_labels=3)
-    model = BertForSequenceClassification(config)
-    trainer = make_trainer(tmp_path / "out", student=model, teacher_model=None, terms={"labels": 1.0}, max_steps=1)
-    trainer.push_to_hub()
-    assert "bert.encoder.layer.0.attention.self.query.weight" in load(
-        commits(hub, "user/out")[0].files["model.safetensors"]
-    )
+    model, message = BertForSequenceClassification(config), r"is a float model.*: hf-xtc compress, or compress\(model"
+    if kind == "adapters":
+        model = get_peft_model(student, LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+        message = r"carries adapters.*: trainer\.model\.push_to_hub\('user/name'\)"
+    options = {"student": model, "teacher_model": None, "terms": {"labels": 1.0}, "max_steps": 1}
+    with pytest.raises(XTCError, match=message):
+        make_trainer(tmp_path / "out", **options, push_to_hub=True)
+    trainer = make_trainer(tmp_path / "out", **options)
+    with pytest.raises(XTCError, match=message):
+        trainer.push_to_hub()
+    assert hub.repos == {}
+    trainer.model.push_to_hub("user/own")
+    assert not [path for commit in commits(hub, "user/own") for path in commit.files if path.endswith(".bin")]
+
+
+def test_a_student_without_quantized_weights_is_published_in_the_packed_form(hub, tmp_path, tiny_teacher, tiny_batch):
+    recipe = XTCRecipe(weights=None, embedding_weights=None, position_weights=None, rest_dtype="float32")
+    student = compress(tiny_teacher, recipe)
+    make_trainer(tmp_path / "out", student=student, terms={"labels": 1.0}, max_steps=1).push_to_hub()
+    (commit,) = commits(hub, "user/out")
+    assert not [path for path in commit.files if path.endswith(".bin")]
+    found = AutoModelForSequenceClassification.from_pretrained("user/out")
+    assert found.packed
+    assert torch.equal(found(**tiny_batch).logits, student.eval()(**tiny_batch).logits)
 
 
 def test_errors_are_ours():

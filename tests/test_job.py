@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from commands import blocks
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import (
     AutoModelForSequenceClassification,
@@ -332,6 +334,10 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
             ["--push_to_hub", "--hub_model_id=a/b/c"],
             "'a/b/c' is neither a folder nor a name that a repository can have",
         ),
+        (
+            ["--teacher_license=Apache 2.0"],
+            "The licence 'Apache 2.0' is not named as on the Hub. Write it like",
+        ),
         (["--push_to_hub", "--hub_strategy=checkpoint"], "hub_strategy='checkpoint' would publish checkpoints: float"),
     ],
     ids=[
@@ -343,6 +349,7 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
         "file",
         "resume",
         "repository",
+        "licence",
         "checkpoints",
     ],
 )
@@ -357,11 +364,11 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, ca
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys):
+def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys, monkeypatch):
     """Once, at the end, and no model of a stage; what arrives is as the card says, on the same data."""
     out = tmp_path / "out"
     options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--keep_layers=2", "--max_steps=2", *QUICK]
-    publishing = ["--push_to_hub", "--hub_model_id=reviews", "--hub_private_repo=true"]
+    publishing = ["--push_to_hub", "--hub_model_id=reviews", "--hub_private_repo=true", "--teacher_license=mit"]
     assert main(["compress", *options, *data_options(folder), *publishing]) == 0
     repo = hub.repos["user/reviews"]
     assert repo.private
@@ -369,7 +376,16 @@ def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys)
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} < set(commit.files)
     assert not [path for path in commit.files if "training" in path or path == "metrics.json"]
     assert commit.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
-    assert 'pipeline("text-classification", "user/reviews")' in commit.files["README.md"].decode()
+    published = commit.files["README.md"].decode()
+    assert 'pipeline("text-classification", "user/reviews")' in published
+    for card in (published, (out / "README.md").read_text(encoding="utf-8")):
+        monkeypatch.chdir(out)
+        names = {}
+        exec(compile(*blocks(card, "python"), "card", "exec"), names)
+        assert names["pipe"]("a good film")[0]["label"] in ("positive", "negative")
+    ModelCard(published).validate()
+    assert "license: mit\n" in published
+    assert "- teacher: teacher\n- teacher license: mit\n" in published
     capsys.readouterr()
     assert main(["verify", "user/reviews", *data_options(folder), "--max_length=32"]) == 0
     told = capsys.readouterr().out

@@ -34,7 +34,7 @@ ORDER = [
     *["fitting", "training_args", "callbacks", "trainer", "ladder"],
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "inspection"],
     *["export"],
-    *["identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
+    *["teacher", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
 # The code that packed folders carry is a copy of others, and imports nothing of the package.
 MODULES = sorted(

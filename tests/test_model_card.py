@@ -1,14 +1,16 @@
 """The card of a run: its figures, its metadata, and text from outside."""
 
 import dataclasses
+import math
 import re
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, metadata_load
 
-from hf_xtc import XTCRecipe, ledger
+from hf_xtc import XTCBertForSequenceClassification, XTCRecipe, compress, ledger
 from hf_xtc.model_card import Row, Run, card_text, results_table, write_card
+from hf_xtc.plain_card import plain_card
 
 
 @pytest.fixture
@@ -46,6 +48,79 @@ def test_metadata_is_valid_and_holds_the_packed_files_metrics(run):
     assert {"xtc", "binary"} <= set(data["tags"])
     (result,) = data["model-index"][0]["results"]
     assert {m["type"]: m["value"] for m in result["metrics"]} == {"accuracy": 0.875, "f1": 0.88}
+
+
+def test_results_come_back_from_the_file_as_they_were(run, tmp_path):
+    write_card(run, tmp_path / "README.md")
+    data = ModelCard(yaml_card(metadata_load(tmp_path / "README.md"))).data
+    task = {"task_type": "text-classification", "dataset_type": "sst2", "dataset_name": "sst2"}
+    expected = [
+        EvalResult(**task, dataset_split="validation", metric_type=metric, metric_value=value)
+        for metric, value in (("accuracy", 0.875), ("f1", 0.88))
+    ]
+    assert data.model_name == "reviews"
+    assert data.eval_results == expected
+
+
+def yaml_card(metadata):
+    return f"---\n{yaml.safe_dump(metadata)}---\n"
+
+
+@pytest.mark.parametrize(
+    "facts, license, base_model, told",
+    [
+        ({"teacher_license": "mit"}, "mit", None, "mit"),
+        (
+            {"teacher_license": ["mit", "cc-by-4.0"], "base_model": "a/b"},
+            ["mit", "cc-by-4.0"],
+            "a/b",
+            "mit; cc-by-4.0",
+        ),
+        (
+            {"teacher_license": "Ours <1.0>", "base_model": "bert-base-uncased"},
+            None,
+            "bert-base-uncased",
+            "Ours &lt;1",
+        ),
+        ({}, None, None, "not stated"),
+    ],
+    ids=["one", "two", "unknown to the Hub", "not stated"],
+)
+def test_teacher_and_licence_are_told_and_are_metadata(hub, run, facts, license, base_model, told):
+    card = ModelCard(card_text(dataclasses.replace(run, provenance={"teacher": "base", **facts})))
+    card.validate()
+    assert (card.data.license, card.data.base_model) == (license, base_model)
+    assert f"- teacher: base\n- teacher license: {told}" in card.text
+
+
+@pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan, "f1": math.nan}], ids=["none", "not a number"])
+def test_a_card_without_metrics_says_not_measured(hub, run, metrics):
+    rows = [*run.rows[:-1], dataclasses.replace(run.rows[-1], metrics=metrics)]
+    card = ModelCard(card_text(dataclasses.replace(run, rows=rows)))
+    card.validate()
+    assert card.data.eval_results is None
+    assert "with accuracy not measured." in card.text
+    assert "| packed file, reloaded | not measured " in card.text
+    assert ("The packed file was not measured." in card.text) == (not metrics)
+    assert "nan" not in card.text
+
+
+@pytest.mark.parametrize("name", ["own data", "x: y", "<b>", "a/b/c", "- [x]\n# y", "データ"])
+def test_any_name_of_data_makes_valid_metadata(hub, run, name):
+    card = ModelCard(card_text(dataclasses.replace(run, task=name, name=name)))
+    card.validate()
+    (result,) = {r.dataset_name for r in card.data.eval_results}
+    assert "<" not in result
+
+
+def test_a_plain_cards_metadata_are_valid_with_and_without_metrics(hub, tiny_teacher):
+    config, model_class = compress(tiny_teacher).config, XTCBertForSequenceClassification
+    for metrics in (None, {}, {"accuracy": 0.5, "f1": math.nan}):
+        card = ModelCard(plain_card(config, model_class, "<i>user/tiny", metrics=metrics))
+        card.validate()
+        assert ("Not measured." in card.text) == (not metrics)
+        assert "<i>" not in card.text
+    assert "| accuracy | 0.5000 |\n| f1 | not measured |" in card.text
 
 
 def test_summary_states_ratio_and_share_of_the_teacher(run):

@@ -24,7 +24,7 @@ WRITTEN = [
 MODULES = [
     *["errors", "registry", "specs", "recipe", "quantizers", "activations", "packing", "checkpoint"],
     *["backends/base", "backends/choice", "backends/reference", "backends/integer", "layers"],
-    *["modeling/architecture", "modeling/bert_config", "modeling/bert"],
+    *["modeling/architecture", "modeling/states", "modeling/bert_config", "modeling/bert"],
 ]
 # What is looked up by its registered name, and what `auto_map` names.
 ROOTS = [
@@ -44,8 +44,7 @@ LEFT_OUT = [
     *["XTCRecipe.paper", "XTCRecipe.from_deepspeed", "XTCRecipe.layer_map", "XTCRecipe.*_json"],
     *["Backend.linear", "_Packed.set_packed_weight", "XTCBertConfig.save_pretrained"],
     *["XTCBertModel.forward", "XTCBertModel._only_last"],
-    *["XTCBertPreTrainedModel.save_pretrained", "XTCBertPreTrainedModel._file_state_dict"],
-    "XTCBertPreTrainedModel.push_to_hub",
+    *["XTCModel.save_pretrained", "XTCModel._file_state_dict", "XTCModel.push_to_hub"],
 ]
 HEAD = '''"""Packed XTC BERTs for transformers without the package hf_xtc: what `trust_remote_code=True` runs.
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,6 +30,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     BertPreTrainedModel,
+    PreTrainedModel,
 )
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import (
@@ -911,7 +912,7 @@ def layer_map_of(config: Any) -> LayerMap | None:
 
 
 def swap_modules(base_model: nn.Module, scopes: dict[str, tuple[str, ...]], config: Any) -> None:
-    """Replaces the modules of every scope (see `Architecture`) of a base model by latent or packed ones, as `config`
+    """Replaces the modules of every scope (see `XTCModel`) of a base model by latent or packed ones, as `config`
     says."""
     recipe = recipe_of(config)
     present = {name for name, _ in base_model.named_modules()}
@@ -999,13 +1000,12 @@ def check_values(model: nn.Module) -> None:
             )
 
 
-@strict
-class XTCBertConfig(BertConfig):
-    """A `BertConfig` with the state of the model and all that XTC knows of it."""
+class XTCConfig:
+    """What the configurations of models in two states share. Derive from it and an architecture's, in this order,
+    under transformers' `strict`, and give the two fields as there."""
 
-    model_type = "xtc_bert"
-    state: str = "packed"
-    xtc: dict[str, Any] | None = None
+    state: str
+    xtc: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -1024,32 +1024,17 @@ class XTCBertConfig(BertConfig):
         return layer_map_of(self)
 
 
-BERT_SCOPES = {
-    "attention": (
-        "encoder.layer.*.attention.self.query",
-        "encoder.layer.*.attention.self.key",
-        "encoder.layer.*.attention.self.value",
-        "encoder.layer.*.attention.output.dense",
-    ),
-    "feed_forward": ("encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"),
-    "pooler": ("pooler.dense",),
-    "word_embeddings": ("embeddings.word_embeddings",),
-    "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
-}
-DECODER = "cls.predictions.decoder"
+class XTCModel(PreTrainedModel):
+    """What models in two states share, whatever their architecture: the swap of modules, saving and loading."""
 
-
-class XTCBertPreTrainedModel(BertPreTrainedModel):
-    """What all XTC BERT models share: the swap of modules, and saving and loading of both states."""
-
-    config: XTCBertConfig
-    config_class = XTCBertConfig
+    config: Any
+    scopes: ClassVar[dict[str, tuple[str, ...]]] = {}
     accepts_loss_kwargs = False
 
     @property
     def packed(self) -> bool:
         """Whether the model holds codes (packed) or latent weights."""
-        return self.config.state == "packed"
+        return bool(self.config.state == "packed")
 
     @property
     def backend(self) -> str:
@@ -1060,32 +1045,24 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
         """Chooses what packed linears compute with."""
         check_backend(name)
         for module in self.modules():
-            if isinstance(module, XTCBertPreTrainedModel):
+            if isinstance(module, XTCModel):
                 module._backend = name
             elif isinstance(module, PackedLinear):
                 module.backend = name
 
     def post_init(self) -> None:
-        """Swaps modules, ties what is tied in this state, then initialises as any transformers model."""
+        """Swaps the base model's modules, then initialises as any transformers model."""
         if not hasattr(self, self.base_model_prefix):
-            swap_modules(self, BERT_SCOPES, self.config)
+            swap_modules(self, self.scopes, self.config)
             self.requires_grad_(False)
-        elif hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
-            self._swap_decoder()
         super().post_init()
 
-    def _swap_decoder(self) -> None:
-        """Gives the output layer that shares the word embedding the embedding's codes."""
-        spec = self.config.recipe.spec("word_embeddings")
-        if spec is None:
-            return
-        swap_module(self, DECODER, spec, None, packed=self.packed)
-        embedding = f"{self.base_model_prefix}.embeddings.word_embeddings"
-        self._tied_weights_keys = {
-            f"{DECODER}.weight_packed": f"{embedding}.weight_packed",
-            f"{DECODER}.weight_scale": f"{embedding}.weight_scale",
-            f"{DECODER}.bias": "cls.predictions.bias",
-        }
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """As transformers' class that this one derives from, whose attention it has. transformers would read the
+        source of this class's module, and there is none where it was defined in a notebook."""
+        own: Any = next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+        return bool(own._can_set_attn_implementation())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -1113,9 +1090,60 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
         """As in transformers, after a check that the files hold what the config promises."""
         if files is not None:
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
-        loaded = BertPreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         check_values(model)
         return loaded
+
+
+@strict
+class XTCBertConfig(XTCConfig, BertConfig):
+    """A `BertConfig` with the state of the model and all that XTC knows of it; see `XTCConfig`."""
+
+    model_type = "xtc_bert"
+    state: str = "packed"
+    xtc: dict[str, Any] | None = None
+
+
+BERT_SCOPES = {
+    "attention": (
+        "encoder.layer.*.attention.self.query",
+        "encoder.layer.*.attention.self.key",
+        "encoder.layer.*.attention.self.value",
+        "encoder.layer.*.attention.output.dense",
+    ),
+    "feed_forward": ("encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"),
+    "pooler": ("pooler.dense",),
+    "word_embeddings": ("embeddings.word_embeddings",),
+    "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
+}
+DECODER = "cls.predictions.decoder"
+
+
+class XTCBertPreTrainedModel(XTCModel, BertPreTrainedModel):
+    """What all XTC BERT models share: where BERT's modules are, and its tied output layer."""
+
+    config: XTCBertConfig
+    config_class = XTCBertConfig
+    scopes = BERT_SCOPES
+
+    def post_init(self) -> None:
+        """As `XTCModel.post_init`; an output layer that shares the word embedding takes its codes."""
+        if hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
+            self._swap_decoder()
+        super().post_init()
+
+    def _swap_decoder(self) -> None:
+        """Gives the output layer that shares the word embedding the embedding's codes."""
+        spec = self.config.recipe.spec("word_embeddings")
+        if spec is None:
+            return
+        swap_module(self, DECODER, spec, None, packed=self.packed)
+        embedding = f"{self.base_model_prefix}.embeddings.word_embeddings"
+        self._tied_weights_keys = {
+            f"{DECODER}.weight_packed": f"{embedding}.weight_packed",
+            f"{DECODER}.weight_scale": f"{embedding}.weight_scale",
+            f"{DECODER}.bias": "cls.predictions.bias",
+        }
 
 
 class XTCBertModel(XTCBertPreTrainedModel, BertModel):

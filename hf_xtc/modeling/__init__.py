@@ -8,8 +8,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture
+from hf_xtc.modeling.states import XTCConfig, XTCModel
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ARCHITECTURES", "Architecture"]
+__all__ = ["ARCHITECTURES", "Architecture", "XTCConfig", "XTCModel"]

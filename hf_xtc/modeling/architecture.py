@@ -34,15 +34,19 @@ class Architecture:
 
     Args:
         config_class (`type`): Config of the compressed models.
-        model_classes (`dict[str, type]`): Teacher class name -> class of its compressed form.
+        model_classes (`dict[str, type]`): Teacher class name -> class of its compressed form, an `XTCModel`.
         layers (`str`): Path of the list of layers under the base model.
-        scopes (`dict[str, tuple[str, ...]]`): Recipe scope -> module paths under the base model; `*` is a layer index.
     """
 
     config_class: type
-    model_classes: dict[str, type]
+    model_classes: dict[str, Any]
     layers: str
-    scopes: dict[str, tuple[str, ...]]
+
+    @property
+    def scopes(self) -> dict[str, tuple[str, ...]]:
+        """Recipe scope -> module paths under the base model, as its classes say; `*` is a layer index."""
+        scopes: dict[str, tuple[str, ...]] = next(iter(self.model_classes.values())).scopes
+        return scopes
 
     def modules(self, scope: str, num_layers: int) -> Iterator[str]:
         """Paths of the modules of one scope, layer by layer."""
@@ -128,7 +132,7 @@ def layer_map_of(config: Any) -> LayerMap | None:
 
 
 def swap_modules(base_model: nn.Module, scopes: dict[str, tuple[str, ...]], config: Any) -> None:
-    """Replaces the modules of every scope (see `Architecture`) of a base model by latent or packed ones, as `config`
+    """Replaces the modules of every scope (see `XTCModel`) of a base model by latent or packed ones, as `config`
     says.
 
     Raises:

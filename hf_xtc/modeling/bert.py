@@ -1,10 +1,8 @@
 """BERT in its two states: `XTCBertModel` and its heads.
 
-The forward passes are transformers' own; only the linears and embeddings of the recipe's scopes are swapped. A packed
-model saves its float parameters in `recipe.rest_dtype` and computes in the dtype it is loaded with.
+The forward passes are transformers' own; only the linears and embeddings of the recipe's scopes are swapped.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -29,8 +27,6 @@ from transformers import (
     BertModel,
     BertPreTrainedModel,
 )
-from transformers import initialization as init
-from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
@@ -41,22 +37,10 @@ from transformers.models.bert.modeling_bert import (
     BertPreTrainingHeads,
 )
 
-from hf_xtc.activations import ActivationQuantizer
-from hf_xtc.backends import check_backend, default_backend
-from hf_xtc.checkpoint import whole_folder
-from hf_xtc.errors import StateError
-from hf_xtc.layers import PackedEmbedding, PackedLinear
-from hf_xtc.modeling.architecture import (
-    ARCHITECTURES,
-    PUBLISHERS,
-    Architecture,
-    check_files,
-    check_values,
-    swap_module,
-    swap_modules,
-)
+from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture, swap_module
 from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.modeling.fused import fused_encoder
+from hf_xtc.modeling.states import XTCModel
 
 BERT_SCOPES = {
     "attention": (
@@ -71,61 +55,18 @@ BERT_SCOPES = {
     "position_embeddings": ("embeddings.position_embeddings", "embeddings.token_type_embeddings"),
 }
 DECODER = "cls.predictions.decoder"
-_HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
 
-class XTCBertPreTrainedModel(BertPreTrainedModel):
-    """What all XTC BERT models share: the swap of modules, and saving and loading of both states."""
+class XTCBertPreTrainedModel(XTCModel, BertPreTrainedModel):
+    """What all XTC BERT models share: where BERT's modules are, and its tied output layer."""
 
     config: XTCBertConfig
     config_class = XTCBertConfig
-    # BERT's losses ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
-    accepts_loss_kwargs = False
-
-    @property
-    def packed(self) -> bool:
-        """Whether the model holds codes (packed) or latent weights."""
-        return self.config.state == "packed"
-
-    @property
-    def backend(self) -> str:
-        """The backend that packed linears are asked to run on; see `set_backend`."""
-        return getattr(self, "_backend", None) or default_backend()
-
-    def set_backend(self, name: str) -> None:
-        """Chooses what packed linears compute with.
-
-        Args:
-            name (`str`): "auto" (integers, the fastest way measured), "int8" (codes expanded to bytes at the first
-                forward), "packed" (codes stay packed in memory) or "reference" (decoded, in float: differentiable).
-                A linear that it does not serve runs on the reference, which is logged once.
-
-        Raises:
-            XTCError: if there is no such backend (names those there are).
-            StateError: if the model is latent: it computes in float.
-        """
-        check_backend(name)
-        if not self.packed:
-            raise StateError(
-                f"set_backend({name!r}) chooses how packed weights are multiplied, but this model is latent. "
-                "Call pack_model first."
-            )
-        for module in self.modules():
-            if isinstance(module, XTCBertPreTrainedModel):
-                module._backend = name
-            elif isinstance(module, PackedLinear):
-                module.backend = name
+    scopes = BERT_SCOPES
 
     def post_init(self) -> None:
-        """Swaps modules, ties what is tied in this state, then initialises as any transformers model.
-
-        What a packed model has besides its head is frozen: codes cannot be trained, and biases beside them should not.
-        """
-        if not hasattr(self, self.base_model_prefix):
-            swap_modules(self, BERT_SCOPES, self.config)
-            if self.packed:
-                self.requires_grad_(False)
-        elif hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
+        """As `XTCModel.post_init`; an output layer that shares the word embedding takes its codes."""
+        if hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
             self._swap_decoder()
         super().post_init()
 
@@ -142,102 +83,6 @@ class XTCBertPreTrainedModel(BertPreTrainedModel):
                 f"{DECODER}.weight_scale": f"{embedding}.weight_scale",
                 f"{DECODER}.bias": "cls.predictions.bias",
             }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """As in transformers; a packed layer or a range that the file lacks gets zeros, not leftovers of memory."""
-        super()._init_weights(module)
-        if isinstance(module, PackedLinear | PackedEmbedding | ActivationQuantizer):
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                init.zeros_(tensor)
-
-    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """As in transformers, which looks for tied parameters only: tied codes and scales are buffers."""
-        for name in self.all_tied_weights_keys:
-            self.get_parameter_or_buffer(name)._is_hf_initialized = True
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As in transformers for a latent model.
-
-        Raises:
-            StateError: for a packed model.
-        """
-        if self.packed:
-            raise StateError(
-                "A packed model cannot grow or shrink its vocabulary: rows of codes cannot be trained. "
-                "Call unpack_model first, resize and train the latent model, then pack_model."
-            )
-        resized: nn.Module = super().resize_token_embeddings(*args, **kwargs)
-        return resized
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], state_dict: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """As in transformers, but whole or not at all; a packed model stores its parameters in `recipe.rest_dtype`.
-
-        With `push_to_hub=True` the model is then published as `push_to_hub` does it: packed, whatever its state.
-
-        Raises:
-            StateError: if the folder cannot be written.
-        """
-        if kwargs.pop("push_to_hub", False):
-            published = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-            repo_id = published.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
-            self.save_pretrained(save_directory, state_dict, **kwargs)
-            self.push_to_hub(repo_id, **published)
-            return
-        if self.packed:
-            state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
-        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-        shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
-        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
-            super().save_pretrained(folder, state_dict=state_dict, **kwargs)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Publishes the model, packed whatever its state, and a card of what is known of it, in one commit.
-
-        Args:
-            repo_id (`str`): `user/name`; the repository is made if there is none.
-            options: As in transformers (`private`, `token`, `revision`, `commit_message`, `create_pr`, `tags`), and
-                `tokenizer`, which goes into the same commit.
-
-        Returns:
-            `CommitInfo`: of the new commit, or of the newest if nothing has changed.
-
-        Raises:
-            StateError: if a latent weight is NaN or infinite.
-            HubError: if the Hub cannot be reached or refuses; nothing was published.
-        """
-        return PUBLISHERS["hub"](self, repo_id, **options)
-
-    def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""
-        rest_dtype = getattr(torch, self.config.recipe.rest_dtype)
-        parameters = dict(self.named_parameters(remove_duplicate=False))
-        stored: dict[int, torch.Tensor] = {}
-        result = {}
-        for name, tensor in state_dict.items():
-            if name in parameters:
-                tensor = load_offloaded_parameter(self, name) if tensor.is_meta else tensor
-                tensor = stored.setdefault(id(parameters[name]), tensor.to(rest_dtype))
-            result[name] = tensor
-        return result
-
-    @staticmethod
-    def _load_pretrained_model(
-        model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
-    ) -> Any:
-        """As in transformers, after a check that the files hold what the config promises.
-
-        Raises:
-            PackedFileError: if they do not, or hold values that no packed file has.
-        """
-        if files is not None:
-            check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
-        loaded = BertPreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
-        if model.packed:
-            check_values(model)
-        return loaded
 
 
 class XTCBertModel(XTCBertPreTrainedModel, BertModel):
@@ -382,7 +227,6 @@ ARCHITECTURES.register("bert")(
         config_class=XTCBertConfig,
         model_classes={cls.__name__.removeprefix("XTC"): cls for cls in _AUTO_CLASSES.values()},
         layers="encoder.layer",
-        scopes=BERT_SCOPES,
     )
 )
 
