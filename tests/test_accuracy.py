@@ -552,3 +552,13 @@ def test_levels_of_a_weight(weight, count):
     linear.weight.data = embedding.weight.data = torch.tensor(weight)
     assert deepspeed_worker.levels(linear) == count
     assert deepspeed_worker.levels(embedding) == 2
+
+
+def test_accuracy_page_shows_what_the_results_say():
+    root = Path(__file__).parent.parent
+    text = markdown(Results(root / accuracy.RESULTS).records, list(ALL_TASKS), [1, 2, 3])
+    page = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    shown = [line for line in text.splitlines() if line.startswith(("| ", "- Mean difference", "- Tasks worse"))]
+    assert len(shown) == 1 + len(ALL_TASKS) + 2
+    for line in shown:
+        assert line in page, line
