@@ -18,7 +18,7 @@ def load_config(teacher: str, revision: str | None = None) -> Any:
     """A teacher's configuration, with as many labels as its head has.
 
     Raises:
-        XTCError: if an adapter's base cannot be found.
+        XTCError: if an absolute path, or an adapter's base, cannot be found.
         OSError: if there is no such model.
     """
     config = _loaded(AutoConfig, teacher, revision)
@@ -32,7 +32,7 @@ def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
     """A teacher's tokenizer; an adapter's own, if one lies in its folder, else that of its base.
 
     Raises:
-        XTCError: if an adapter's base cannot be found.
+        XTCError: if an absolute path, or an adapter's base, cannot be found.
         OSError: if there is no such model.
     """
     if os.path.isfile(os.path.join(teacher, "tokenizer_config.json")):
@@ -61,6 +61,8 @@ def load_model(teacher: str, revision: str | None = None, **head: Any) -> PreTra
 def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:
     """What an Auto class loads of a teacher, or of the base that an adapter names."""
     adapter = adapter_base(teacher)
+    if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
+        raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
     if adapter is None:
         return auto.from_pretrained(teacher, revision=revision, **options)
     base, base_revision = adapter

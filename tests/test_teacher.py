@@ -131,3 +131,8 @@ def test_a_packed_base_is_refused(folders):
     pack_model(compress(base, XTCRecipe())).save_pretrained("base")
     with pytest.raises(StateError, match="cannot be merged into packed weights"):
         load_model("adapter", num_labels=3)
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(XTCError, match=r"^There is no folder .*missing\. Give the folder or the Hub id"):
+        load_config(str(tmp_path / "missing"))
