@@ -1,7 +1,8 @@
 """`XTCTrainer`: the standard Trainer loop with a frozen teacher, distillation terms, and packed files as its product.
 
-Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name) and
-`get_train_dataloader` (a teacher cache, where one is asked for). What it saves and publishes is `PackingTrainer`'s.
+Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
+`get_train_dataloader` (a teacher cache, where one is asked for) and the order of rows grouped by length. What it saves
+and publishes is `PackingTrainer`'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_xtc.adapters import has_adapters
 from hf_xtc.attention import SCORES
@@ -23,6 +25,7 @@ from hf_xtc.errors import StateError, XTCError
 from hf_xtc.fitting import build_terms, fit_layers, fit_logits, label_order, stage_terms
 from hf_xtc.guards import require_finite_losses, require_finite_weights
 from hf_xtc.packing_trainer import PackingTrainer
+from hf_xtc.sampling import LengthGroupedBatches
 from hf_xtc.specs import LayerMap
 from hf_xtc.teacher_cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
 from hf_xtc.training_args import XTCTrainingArguments
@@ -215,10 +218,14 @@ class XTCTrainer(PackingTrainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As in Trainer: rows are drawn as without a cache, which samplers of lengths would not know."""
-        return super()._get_train_sampler(
+        """As in Trainer, but `group_by_length` shuffles its batches; a teacher cache changes nothing in the order."""
+        sampler = super()._get_train_sampler(
             train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
         )
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedBatches(sampler.lengths, sampler.batch_size * self.args.world_size, seed)
 
     def _open_cache(self, rows: NumberedRows) -> TeacherCache:
         """The cache of this training."""
