@@ -23,12 +23,10 @@ from transformers import (
     DataCollatorWithPadding,
     HfArgumentParser,
     PrinterCallback,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
 
-import hf_xtc  # noqa: F401  (registers the models, and tells PEFT of packed layers)
+from hf_xtc import XTCTrainer, XTCTrainingArguments
 from hf_xtc.checkpoint import write_json, write_text
 from hf_xtc.data import DataArguments, TaskData, load_task, tokenize
 from hf_xtc.metrics import build_compute_metrics
@@ -48,8 +46,8 @@ class AdapterArguments:
     seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "The first chooses the rate."})
     epochs: float = field(default=4, metadata={"help": "Epochs of both sides."})
     batch_size: int = field(default=32, metadata={"help": "Rows of a step."})
-    rank: int = field(default=4, metadata={"help": "r of LoRA; alpha is twice as much."})
-    lora_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3], metadata={"help": "Grid of LoRA."})
+    rank: int = field(default=8, metadata={"help": "r of LoRA; alpha is twice as much."})
+    lora_rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2], metadata={"help": "Grid of LoRA."})
     full_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4], metadata={"help": "Grid of the other."})
     bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16 in training."})
     output_file: str = field(default="benchmarks/results/adapters.json", metadata={"help": "JSON; a table beside it."})
@@ -78,13 +76,14 @@ def adapted(args: AdapterArguments, data: TaskData) -> Any:
     return get_peft_model(load(args.base, data), config)
 
 
-def train(args: AdapterArguments, data: TaskData, model: Any, tokenizer: Any, rate: float, seed: int) -> Trainer:
+def train(args: AdapterArguments, data: TaskData, model: Any, tokenizer: Any, rate: float, seed: int) -> XTCTrainer:
     """A trainer whose training is over."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = XTCTrainer(
             model,
-            TrainingArguments(
+            XTCTrainingArguments(
                 folder,
+                terms={"labels": 1.0},
                 num_train_epochs=args.epochs,
                 per_device_train_batch_size=args.batch_size,
                 per_device_eval_batch_size=64,
