@@ -62,7 +62,8 @@ class _MaskedError(torch.autograd.Function):
         ctx.save_for_backward(difference, count)
         ctx.dtype = student.dtype
         rows = difference.flatten(1)
-        error: Tensor = (torch.linalg.vecdot(rows, rows) / count.flatten()).sum()
+        with torch.autocast(student.device.type, enabled=False):  # else sums of squares overflow float16
+            error: Tensor = (torch.linalg.vecdot(rows, rows) / count.flatten()).sum()
         return error
 
     @staticmethod

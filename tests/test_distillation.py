@@ -313,6 +313,19 @@ def test_finite_in_half_precision(term, head, dtype):
         assert torch.isfinite(found).all(), path
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@contract
+def test_autocast_changes_nothing(term, head, dtype):
+    """The sums are float32's; in float16 these would overflow, and in bfloat16 lose all but three digits."""
+    case = make_case(head)
+    case.student = mapped(case.student, lambda key, x: 300 * x)
+    expected, _ = case.loss_and_gradient(TERMS[term]())
+    with torch.autocast("cpu", dtype):
+        found, _ = case.loss_and_gradient(TERMS[term]())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 @contract
 def test_student_and_teacher_may_differ_in_dtype(term, head):
     case = make_case(head)
