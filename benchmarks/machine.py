@@ -46,12 +46,18 @@ def _cpuinfo(key: str) -> list[str]:
 def facts(threads: int, *packages: str) -> dict[str, object]:
     """What a results file says of its making: command, date, processor, threads and versions."""
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
         "threads": threads,
         "versions": versions(*packages),
     }
+
+
+def _script() -> str:
+    """The script that runs, from the repository's root."""
+    script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
+    return script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
 
 
 def versions(*packages: str) -> dict[str, str]:
