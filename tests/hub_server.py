@@ -8,9 +8,7 @@ import atexit
 import base64
 import hashlib
 import json
-import math
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
-import yaml
 from fastapi import FastAPI, HTTPException, Request, Response
+from hub_metadata import metadata_errors
 
 TOKENS = {"hf_user": "user", "hf_stranger": "stranger"}
 LFS = (".safetensors", ".bin")
@@ -129,36 +127,6 @@ def git_oid(content: bytes) -> str:
 def etag(path: str, content: bytes) -> str:
     """What identifies a file's content: sha256 of large files, git's hash of others."""
     return hashlib.sha256(content).hexdigest() if path.endswith(LFS) else git_oid(content)
-
-
-LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "other")  # of the Hub's list
-DATASET_TYPE = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)  # as the Hub's message of refusal gives it
-
-
-def metadata_errors(card: str) -> list[str]:
-    """What the Hub refuses of a card's metadata, as far as cards of this package could have it wrong."""
-    found = re.match(r"---\n(.*?)\n---(\n|$)", card, flags=re.S)
-    if found is None:
-        return []
-    data, errors = yaml.safe_load(found[1]) or {}, []
-    for name in data.get("license", []) if isinstance(data.get("license", []), list) else [data["license"]]:
-        if name not in LICENSES:
-            errors.append(f'"license" must be one of [{", ".join(LICENSES)}]')
-    if not isinstance(data.get("base_model", ""), str) or data.get("base_model", "a").count("/") > 1:
-        errors.append('"base_model" with value is not valid')
-    if not all(isinstance(tag, str) for tag in data.get("tags", [])):
-        errors.append('"tags" must be strings')
-    for i, model in enumerate(data.get("model-index", [])):
-        for j, result in enumerate(model["results"]):
-            where, dataset = f"model-index[{i}].results[{j}]", result["dataset"]
-            if not DATASET_TYPE.fullmatch(dataset["type"]):
-                errors.append(f'"{where}.dataset.type" with value "{dataset["type"]}" fails to match')
-            if not (dataset["name"] and result["task"]["type"]):
-                errors.append(f'"{where}" lacks a name')
-            for metric in result["metrics"]:
-                if not isinstance(metric["value"], int | float) or not math.isfinite(metric["value"]):
-                    errors.append(f'"{where}.metrics" must be numbers')
-    return errors
 
 
 def make_app(hub: Hub) -> FastAPI:
