@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: checkpoints demo notebooks test lint clean
+.PHONY: audit checkpoints coverage demo notebooks test lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -53,5 +53,21 @@ lint: .venv/installed-test
 test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+# Lines and branches that the tests run, subprocesses included.
+coverage: .venv/installed-test .venv/installed-demo
+	$(BIN)/python -m coverage erase
+	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# Known vulnerabilities of the pinned versions; asks a public service.
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
+	touch $@
+
+audit: .venv-audit/installed
+	.venv-audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement constraints.txt
+
 clean:
-	rm -rf .venv .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so
+	rm -rf .venv .venv-audit .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so
