@@ -6,7 +6,6 @@ any model. Adapters stay beside packed weights: a code of one bit cannot hold a 
 """
 
 import copy
-import json
 import os
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +19,7 @@ from torch import nn
 from hf_xtc.checkpoint import read_header
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedLinear
+from hf_xtc.plain_json import read_json
 
 ADAPTER = "adapter_config.json"
 Model = TypeVar("Model", bound=nn.Module)
@@ -114,8 +114,7 @@ def adapter_base(folder: str) -> tuple[str, str | None] | None:
     if not os.path.isfile(file):
         return None
     try:
-        with open(file, encoding="utf-8") as content:
-            values = json.load(content)
+        values = read_json(file)
         base = values["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise XTCError(f"{file} does not say what base model the adapter is for ({error!r}).") from error

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from hf_xtc.errors import RecipeError
-from hf_xtc.specs import check_choice
+from hf_xtc.specs import check_choice, check_pattern
 
 QUANTIZERS_BY_BITS: dict[int | None, str | None] = {None: None, 1: "binary", 2: "ternary", 4: "int4", 8: "int8"}
 
@@ -192,10 +192,11 @@ def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> l
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         raise RecipeError(f"{where}.modules={patterns!r} must be a list of patterns, e.g. ['attention.self'].")
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in dict.fromkeys(patterns):
+        check_pattern(f"{where}.modules", pattern)
         try:
             hits = [name for name in known if pattern == "*" or re.search(pattern, name)]
-        except re.error as err:
+        except (re.error, OverflowError, RecursionError) as err:
             raise RecipeError(f"{where}.modules: {pattern!r} is no regular expression ({err}). Correct it.") from None
         if not hits:
             raise RecipeError(f"{where}.modules: {pattern!r} is in no BERT module name ({encoder[0]}). Correct it.")

@@ -18,6 +18,7 @@ From bytes to logits:
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ QUANTIZERS = {
     "int8": Codes(levels=256, per_byte=1, first=-128, step=1),
 }
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
+LARGEST = 65504.0  # the end of float16, within which no logit overflows
+BROKEN = (RecursionError, safetensors.SafetensorError)
 SIZES = ("hidden_size", "intermediate_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers")
 RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
 ACTIVATIONS = {
@@ -104,23 +107,34 @@ def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
     return np.asarray(np.clip(np.round((values - zero) / step), 0, 2**bits - 1) * step + zero, x.dtype)
 
 
+def plain_file(folder: Path, name: str) -> bytes:
+    """What a file of a folder holds; raises `OSError` for a pipe, a device, or a place outside of the folder."""
+    if Path(name).name != name or not (folder / name).is_file():
+        raise OSError(f"{name} is no plain file of the folder")
+    return (folder / name).read_bytes()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder; raises `ReadError` if it is none of a packed BERT that this file reads."""
     try:
-        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+        config = dict(json.loads(plain_file(folder, "config.json")))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise ReadError(f"{folder} holds no config.json that can be read ({error}). Give a model's folder.") from error
     kind, state = config.get("model_type"), config.get("state")
     if (kind, state) != ("xtc_bert", "packed"):
         raise ReadError(f"{folder} holds a {kind} model in state {state}; this reads packed xtc_bert models.")
-    xtc = config.get("xtc") or {}
-    version, recipe = xtc.get("format_version"), xtc.get("recipe") or {}
-    if version != 1:
+    xtc = config.get("xtc")
+    version, recipe = (xtc.get("format_version"), xtc.get("recipe")) if isinstance(xtc, dict) else (None, None)
+    if version != 1 or not isinstance(recipe, dict):
         raise ReadError(f"{folder} is of format version {version}; this reads version 1. Take a newer reader.")
-    missing = [key for key in SIZES if key not in config] + [key for key in RECIPE if key not in recipe]
-    if missing:
-        raise ReadError(f"The config.json of {folder} lacks {', '.join(missing)}. Download it again.")
-    if config.get("hidden_act") not in ACTIVATIONS or config.get("is_decoder"):
+    missing = [key for key in SIZES if type(config.get(key)) is not (float if key.endswith("eps") else int)]
+    missing += [key for key in RECIPE if key not in recipe]
+    if missing or not all(0 < config[key] < 2**31 for key in SIZES) or recipe["activation_bits"] not in (None, 4, 8):
+        missing = missing or [*SIZES, "activation_bits"]
+        raise ReadError(
+            f"The config.json of {folder} lacks {', '.join(missing)} as a model has it. Download it again."
+        )
+    if str(config.get("hidden_act")) not in ACTIVATIONS or config.get("is_decoder"):
         raise ReadError(f"This reads encoders with {' or '.join(ACTIVATIONS)}, not with {config.get('hidden_act')}.")
     return config
 
@@ -131,11 +145,13 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     tensors = {}
     try:
         if index.exists():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(json.loads(plain_file(folder, index.name))["weight_map"].values()))
         for name in names:
-            for key, entry in safetensors.deserialize((folder / name).read_bytes()):
+            with safetensors.safe_open(folder / name, "np") if (folder / name).is_file() else nullcontext():
+                content = plain_file(folder, name)  # opened first: that refuses, unread, what is longer than it says
+            for key, entry in safetensors.deserialize(content):
                 tensors[key] = _array(entry)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, *BROKEN) as error:
         raise ReadError(f"The weights in {folder} cannot be read ({error}). Download them again.") from error
     return tensors
 
@@ -144,6 +160,8 @@ def _array(entry: dict[str, Any]) -> Array:
     flat = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
     if entry["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    if flat.dtype != np.uint8 and not (abs(flat) <= LARGEST).all():
+        raise ValueError("there are values that are no numbers, or larger than a model has")
     return flat.reshape(entry["shape"])
 
 
@@ -168,11 +186,14 @@ class PackedBert:
         # The file of a bare encoder names its tensors without the prefix that a head's file gives them.
         self.prefix = "bert." if any(name.startswith("bert.") for name in self.tensors) else ""
 
-    def tensor(self, name: str) -> Array:
-        """The tensor of that name, as stored."""
-        if name not in self.tensors:
-            raise ReadError(f"The file holds no tensor {name}; config.json and weights are not of one model.")
-        return self.tensors[name]
+    def tensor(self, name: str, *shape: int) -> Array:
+        """The tensor of that name, as stored; raises `ReadError` if it is missing or, where one is given, has another
+        shape."""
+        found = self.tensors.get(name)
+        if found is None or (shape and found.shape != shape):
+            what = f"no tensor {name}" if found is None else f"{name} of shape {found.shape}, not {shape}"
+            raise ReadError(f"The file holds {what}; config.json and weights are not of one model.")
+        return found
 
     def codes(self, path: str) -> Codes:
         """What the codes of the weight at `path` are, by the recipe."""
@@ -181,7 +202,7 @@ class PackedBert:
         else:
             field = "position_weights" if "embeddings" in path else "weights"
         name = self.recipe.get(field)
-        if name not in QUANTIZERS:
+        if not isinstance(name, str) or name not in QUANTIZERS:
             raise ReadError(f"{path} is packed, but the recipe says {field}={name!r}; known: {', '.join(QUANTIZERS)}.")
         return QUANTIZERS[name]
 
@@ -197,8 +218,8 @@ class PackedBert:
         """
         chosen: Any = slice(None) if rows is None else rows
         if f"{path}.weight_packed" not in self.tensors:
-            stored: Array = self.tensor(f"{path}.weight")[chosen]
-            return stored
+            stored = self.tensor(f"{path}.weight")
+            return self.tensor(f"{path}.weight", len(stored), self.columns(path))[chosen]
         packed, scale = self.tensor(f"{path}.weight_packed"), self.tensor(f"{path}.weight_scale")
         codes, columns = self.codes(path), self.columns(path)
         width = -(-columns // codes.per_byte)
@@ -209,19 +230,22 @@ class PackedBert:
             raise ReadError(f"{path} holds bytes or scales that no packed weight has. Download the file again.")
         return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, codes)
 
-    def linear(self, path: str, x: Array) -> Array:
-        """`x @ weight.T + bias`; the input of a quantized weight is put on levels first."""
+    def linear(self, path: str, x: Array, rows: int | None = None) -> Array:
+        """`x @ weight.T + bias`; the input of a quantized weight is put on levels first. `rows`: how many it has."""
         if f"{path}.weight_packed" in self.tensors:
             static = self.recipe["activation_calibration"] == "static"
-            x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range") if static else None)
-        result: Array = x @ self.weight(path).T.astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
+            x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range", 2) if static else None)
+        weight, bias = self.weight(path), self.tensor(f"{path}.bias", *(() if rows is None else (rows,)))
+        if bias.shape != weight.shape[:1]:
+            raise ReadError(f"{path} holds {len(weight)} rows and a bias of shape {bias.shape}.")
+        result: Array = x @ weight.T.astype(self.dtype) + bias.astype(self.dtype)
         return result
 
     def norm(self, path: str, x: Array) -> Array:
         """LayerNorm over the last axis."""
         x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.dtype(self.config["layer_norm_eps"]))
-        gamma, beta = self.tensor(f"{path}.weight"), self.tensor(f"{path}.bias")
+        gamma, beta = self.tensor(f"{path}.weight", x.shape[-1]), self.tensor(f"{path}.bias", x.shape[-1])
         result: Array = x * gamma.astype(self.dtype) + beta.astype(self.dtype)
         return result
 
@@ -237,15 +261,18 @@ class PackedBert:
         """Self-attention of every token to the tokens that `kept`, `(batch, tokens)`, names."""
 
         def heads(name: str) -> Array:
-            split = self.linear(f"{path}.self.{name}", x).reshape(*x.shape[:2], self.config["num_attention_heads"], -1)
+            split = self.linear(f"{path}.self.{name}", x, size).reshape(
+                *x.shape[:2], self.config["num_attention_heads"], -1
+            )
             return split.swapaxes(1, 2)  # (batch, heads, tokens, size)
 
+        size = self.config["hidden_size"]
         query, key, value = heads("query"), heads("key"), heads("value")
         scores = query @ key.swapaxes(2, 3) / self.dtype(math.sqrt(query.shape[-1]))
         scores = np.where(kept[:, None, None, :], scores, np.finfo(self.dtype).min)
         odds = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = odds / odds.sum(-1, keepdims=True) @ value
-        return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape))
+        return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape), size)
 
     def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
         """The last hidden states, `(batch, tokens, hidden_size)`; all arguments are of shape `(batch, tokens)`.
@@ -266,17 +293,17 @@ class PackedBert:
             layer = f"{self.prefix}encoder.layer.{i}"
             mixed = self.attention(f"{layer}.attention", x, kept != 0)
             x = self.norm(f"{layer}.attention.output.LayerNorm", x + mixed)
-            inner = activate(self.linear(f"{layer}.intermediate.dense", x))
-            x = self.norm(f"{layer}.output.LayerNorm", x + self.linear(f"{layer}.output.dense", inner))
+            inner = activate(self.linear(f"{layer}.intermediate.dense", x, self.config["intermediate_size"]))
+            x = self.norm(f"{layer}.output.LayerNorm", x + self.linear(f"{layer}.output.dense", inner, x.shape[-1]))
         return x
 
     def logits(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
         """The logits of a sequence classifier, `(batch, labels)`; arguments and errors as of `hidden_states`."""
-        architecture = (self.config.get("architectures") or ["nothing"])[0]
-        if architecture != "XTCBertForSequenceClassification":
+        architecture = self.config.get("architectures")
+        if architecture != ["XTCBertForSequenceClassification"]:
             raise ReadError(f"Logits are those of a sequence classifier; this is {architecture}. Use hidden_states.")
         first = self.hidden_states(input_ids, attention_mask, token_type_ids)[:, 0]
-        return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first)))
+        return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first, first.shape[-1])))
 
 
 def main(folder: str, *ids: str) -> None:

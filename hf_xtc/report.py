@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_xtc.checkpoint import write_text
 from hf_xtc.errors import XTCError
+from hf_xtc.plain_json import read_json
 
 Entries = Sequence[Mapping[str, Any]]
 # Log entries of a training step that are no terms of the loss.
@@ -44,7 +45,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / "metrics.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         found["rows"][-1]["metrics"][found["metric"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise XTCError(

@@ -5,6 +5,7 @@ recipe from its config alone, so `from_pretrained`, the meta device and the Auto
 loaded is checked against that config, before and after: a file that does not fit it is refused.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,6 +27,10 @@ ARCHITECTURES = Registry("architecture")
 # What `push_to_hub` of a model calls. It packs and writes a card, which stand below the models: they fill it in.
 PUBLISHERS = Registry("publisher")
 STATES = ("latent", "packed")
+# Beyond these no model was ever made, and building one would take hours before its file is looked at.
+MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
+# What no float of a packed model reaches: the end of float16, within which no logit overflows in float32.
+LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,42 @@ def check_xtc_block(config: Any) -> None:
             f"{len(layer_map.layers)} layers {list(layer_map.layers)}. Restore the config written with the file."
         )
     recipe_of(config)
+
+
+def check_foreign(values: dict[str, Any]) -> None:
+    """Checks what a `config.json` holds besides its architecture's fields.
+
+    Raises:
+        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, or for a
+            head of no size.
+    """
+    attention, labels = values.get("attn_implementation"), values.get("num_labels")
+    if values.get("quantization_config") is not None:
+        raise PackedFileError(
+            "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
+        )
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise PackedFileError(
+            f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never run "
+            'for XTC models. Use "eager" or "sdpa".'
+        )
+    if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
+        raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
+
+
+def check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    """Checks the sizes that a model is built with, before anything is built.
+
+    Raises:
+        PackedFileError: if one of these fields is no positive whole number, or beyond what any machine holds.
+    """
+    for name in names:
+        value, most = getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"]
+        if type(value) is not int or not 0 < value <= most:
+            raise PackedFileError(
+                f"config.json says {name}={value!r:.80}; it must be a whole number from 1 to {most}. "
+                "Restore the config written with the file."
+            )
 
 
 def recipe_of(config: Any) -> XTCRecipe:
@@ -203,6 +244,21 @@ def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
     check_tensors(model, header, where, new_head=new_head)
 
 
+def check_places(model: Any, files: list[str]) -> None:
+    """Checks that the files of a local folder lie in it, whatever the index of its shards says.
+
+    Raises:
+        PackedFileError: if one does not; links are followed by whoever made them, as in the Hub's cache.
+    """
+    folder = os.path.abspath(model.name_or_path)
+    for file in files if os.path.isdir(folder) else ():
+        if os.path.commonpath([folder, os.path.abspath(file)]) != folder:
+            raise PackedFileError(
+                f"The index of {folder} names {os.path.relpath(file, folder)}, which is outside of that folder. "
+                "Download or write it again."
+            )
+
+
 def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
     """As `check_files`, for a header that was read already; it is called `where` in messages."""
     if not model.packed and any(name.endswith("weight_packed") for name in header):
@@ -244,8 +300,20 @@ def check_values(model: nn.Module) -> None:
             levels = get_quantizer(module.spec.quantizer).levels
             check_packed(module.weight_packed, module.weight_scale, levels, name)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+            continue
+        low, high = torch.stack(torch.aminmax(tensor)).double().tolist()
+        if not math.isfinite(low + high):
             raise PackedFileError(
                 f"{name} holds NaN or infinite values in {tensor.dtype}. "
                 "The file is damaged; download or write it again."
+            )
+        if max(-low, high) > LARGEST:
+            raise PackedFileError(
+                f"{name} holds the value {max(-low, high):g}; no trained model has one beyond {LARGEST:g}. "
+                "The file is damaged; download or write it again."
+            )
+        if name.endswith("activation.range") and tensor[0] > tensor[1]:
+            raise PackedFileError(
+                f"{name} ends at {high:g} before it starts. The file is damaged; download or write it again."
             )

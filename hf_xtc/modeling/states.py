@@ -15,11 +15,13 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.checkpoint import whole_folder
-from hf_xtc.errors import StateError
+from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
     PUBLISHERS,
     check_files,
+    check_foreign,
+    check_places,
     check_values,
     check_xtc_block,
     layer_map_of,
@@ -50,9 +52,16 @@ class XTCConfig:
     xtc: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
+        check_foreign(kwargs)
+        try:
+            super().__post_init__(**kwargs)  # type: ignore[misc]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PackedFileError(
+                f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
+                "Restore the config written with the file."
+            ) from error
         check_xtc_block(self)
 
     @property
@@ -220,6 +229,7 @@ class XTCModel(PreTrainedModel):
             PackedFileError: if they do not, or hold values that no packed file has.
         """
         if files is not None:
+            check_places(model, files)
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         if model.packed:
