@@ -154,7 +154,7 @@ def _enabled_part(section: dict[str, Any], technique: str) -> dict[str, Any] | N
     _check_keys(technique, part, ("shared_parameters", "different_groups"))
     shared, groups = part.get("shared_parameters", {}), part.get("different_groups", {})
     _check_keys(f"{technique}.shared_parameters", shared, SHARED_KEYS.get(technique, PRUNING_SHARED_KEYS))
-    _check_keys(f"{technique}.different_groups", groups, tuple(groups))
+    _check_keys(f"{technique}.different_groups", groups, tuple(groups) if isinstance(groups, dict) else ())
     for name, group in groups.items():
         where = f"{technique}.different_groups.{name}"
         _check_keys(where, group, ("params", "modules", "related_modules"))

@@ -10,7 +10,8 @@ from transformers import BertConfig
 from transformers.activations import ACT2FN
 
 from hf_xtc.errors import PackedFileError
-from hf_xtc.modeling.architecture import architecture_of, check_sizes
+from hf_xtc.modeling.architecture import architecture_of
+from hf_xtc.modeling.checks import check_sizes
 from hf_xtc.modeling.states import XTCConfig
 
 # What runs a packed model where this package is not installed, generated from its sources by tools/remote_code.py.

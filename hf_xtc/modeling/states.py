@@ -19,16 +19,13 @@ from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
     PUBLISHERS,
-    check_files,
-    check_foreign,
-    check_places,
-    check_values,
     check_xtc_block,
     layer_map_of,
     recipe_of,
     swap_modules,
     xtc_block,
 )
+from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_values
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
 
@@ -206,6 +203,18 @@ class XTCModel(PreTrainedModel):
         """
         return PUBLISHERS["hub"](self, repo_id, **options)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, after a check of the index of a local folder's shards.
+
+        Raises:
+            PackedFileError: if the index names files elsewhere, or the files hold something else than promised.
+            RecipeError: if the recipe in `config.json` has a value that does not exist.
+        """
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""
         rest_dtype = getattr(torch, self.config.recipe.rest_dtype)
@@ -229,7 +238,6 @@ class XTCModel(PreTrainedModel):
             PackedFileError: if they do not, or hold values that no packed file has.
         """
         if files is not None:
-            check_places(model, files)
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         if model.packed:

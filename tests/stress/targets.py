@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from mutations import HOSTILE, PATTERNS, TEXTS, damage_folder, damage_json, damage_safetensors
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -69,11 +70,11 @@ class Broken(Exception):
     """A promise that was not kept."""
 
 
-def small_teacher(cls: Any = BertForSequenceClassification) -> Any:
-    """A random BERT of two layers; the same every time."""
+def small_teacher(cls: Any = BertForSequenceClassification, layers: int = 2) -> Any:
+    """A random BERT; the same every time."""
     set_seed(0)
     sizes = {"hidden_size": 12, "intermediate_size": 20, "max_position_embeddings": 16, "vocab_size": 37}
-    return cls(BertConfig(num_hidden_layers=2, num_attention_heads=2, num_labels=3, **sizes)).eval()
+    return cls(BertConfig(num_hidden_layers=layers, num_attention_heads=2, num_labels=3, **sizes)).eval()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -92,7 +93,8 @@ class Target:
     """One kind of input: variants of good files, the damage done to one of them, and the loading."""
 
     extra: tuple[Any, ...] = ()
-    standard: tuple[type[BaseException], ...] = ()  # errors of libraries that read before hf_xtc does
+    standard: tuple[type[BaseException], ...] = ()  # what libraries raise of a bad file
+    foreign: tuple[type[BaseException], ...] = ()  # what breaks in a library before any code of hf_xtc is reached
 
     def __init__(self, scratch: Path):
         self.good: list[dict[str, bytes]] = []
@@ -124,6 +126,8 @@ class Target:
 class Packed(Target):
     """Packed checkpoints, in one file and in shards, by transformers on two backends and by the numpy reader."""
 
+    standard = (ValueError, StrictDataclassError)  # of transformers, reading config.json
+    foreign = (TypeError, AttributeError, KeyError, RecursionError, MemoryError)
     extra = ("XTCBertForMaskedLM", "bert", "trap.Trap", "latent", "relu", "float32", "int4", "bfloat16", *HOSTILE)
 
     def __init__(self, scratch: Path):
@@ -133,7 +137,7 @@ class Packed(Target):
         makes = ((None, XTCRecipe()), (None, ternary), ("20KB", paper), ("6KB", ternary), ("lm", XTCRecipe()))
         for i, (size, recipe) in enumerate(makes):
             student = compress(
-                small_teacher(BertForMaskedLM if size == "lm" else BertForSequenceClassification), recipe
+                small_teacher(BertForMaskedLM if size == "lm" else BertForSequenceClassification, layers=1), recipe
             )
             student.train()(IDS, MASK)
             shards = {} if size in (None, "lm") else {"max_shard_size": size}
