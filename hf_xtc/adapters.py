@@ -7,6 +7,7 @@ any model. Adapters stay beside packed weights: a code of one bit cannot hold a 
 
 import copy
 import os
+from collections.abc import Container
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -142,26 +143,34 @@ def with_adapter(base: Any, folder: str) -> Any:
         XTCError: if the adapter does not fit the base, is not whole, or is of a kind that cannot be merged (prompts).
         StateError: if the base is packed.
     """
+    adapter_base(folder)
     _check_patterns(folder)
     held = read_header(os.path.join(folder, WEIGHTS))  # PEFT would unpickle what lies there otherwise
     try:
         # On the meta device, so that an adapter takes no more memory than its file, whatever rank is claimed.
         model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
+        _check_whole(model, folder, held)
+        whole = merged(model).eval()
+    except XTCError:
+        raise
     except Exception as error:  # PEFT checks little of a configuration: what it holds breaks wherever it is used
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise XTCError(f"The adapter in {folder} does not fit its base model {type(base).__name__}: {why}") from error
+    if bad := next((name for name, t in whole.named_parameters() if not bool(torch.isfinite(t).all())), None):
+        raise XTCError(f"With the adapter in {folder}, {bad} holds NaN or infinite values. Download it again.")
+    return whole
+
+
+def _check_whole(model: Any, folder: str, held: Container[str]) -> None:
+    """Raises `XTCError` if an adapter is of prompts, or its file lacks tensors: PEFT would draw them at random."""
     if not has_adapters(model):
         kind = model.active_peft_config.peft_type.value
         raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
-    if missing := sorted(set(get_peft_model_state_dict(model)) - set(held)):
+    if missing := sorted(name for name in get_peft_model_state_dict(model) if name not in held):
         raise XTCError(
             f"{os.path.join(folder, WEIGHTS)} does not hold {len(missing)} tensors that its {ADAPTER} promises "
             f"(first: {missing[0]}). Download or write both again."
         )
-    whole = merged(model).eval()
-    if bad := next((name for name, t in whole.named_parameters() if not bool(torch.isfinite(t).all())), None):
-        raise XTCError(f"With the adapter in {folder}, {bad} holds NaN or infinite values. Download it again.")
-    return whole
 
 
 def _check_patterns(folder: str) -> None:

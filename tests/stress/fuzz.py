@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 SHARES = {
     "deepspeed": 5000,
     "recipe": 3500,
-    "recipe text": 2500,
-    "teacher cache": 4500,
-    "packed": 4000,
-    "adapter": 500,
+    "recipe text": 3000,
+    "teacher cache": 4700,
+    "packed": 3500,
+    "adapter": 300,
 }
-SECONDS, HANG, TIMES = 5.0, 20.0, 2.0
+SECONDS, HANG, TIMES = 5.0, 60.0, 2.0
 HUNG, CRASHED = "a hang", "a crash"
+FORK = multiprocessing.get_context("fork")
 # Memory that a child may take beyond what it has after the good files: a net, far above the limit that is measured.
 NET = 2**31
 FORBIDDEN = (
@@ -115,8 +116,17 @@ def measured(target: Any, folder: Path, case: Case, watch: Watch, expected: tupl
     case.peak += status("VmHWM") - resident
 
 
-def work(kind: str, seed: int, numbers: range, pipe: Any) -> None:
-    """Runs inputs in this process: sends the good file's case, then each input's before and after it."""
+def tell(case: Case, log: Path) -> None:
+    """Adds a case to the log; one that broke a promise is also printed once it is over."""
+    line = json.dumps(vars(case)) + "\n"
+    with open(log, "a", encoding="utf-8") as content:
+        content.write(line)
+    if case.broken:
+        print(line, end="", flush=True)
+
+
+def work(kind: str, seed: int, numbers: range, log: Path) -> None:
+    """Runs inputs in this process, and tells the good file's case, then each input's before and after it."""
     from targets import EXPECTED, TARGETS
     from transformers.utils.logging import disable_progress_bar
 
@@ -134,18 +144,18 @@ def work(kind: str, seed: int, numbers: range, pipe: Any) -> None:
             measured(target, scratch / "case" / "files", base, watch, ())
             shutil.rmtree(scratch / "case")
         watch.seen.clear()
-        pipe.send(base)
+        tell(base, log)
         resident = status("VmRSS")
         resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + NET,) * 2)
         for number in numbers:
             folder = scratch / "case" / "files"
             folder.mkdir(parents=True)
             case = Case(kind, number, target.damage(random.Random(f"{seed} {kind} {number}"), folder), peak=resident)
-            pipe.send(case)
+            tell(case, log)
             measured(target, folder, case, watch, EXPECTED)
             case.broken = case.broken or judged(case, base, watch, scratch)
             watch.seen.clear()
-            pipe.send(case)
+            tell(case, log)
             shutil.rmtree(scratch / "case")
 
 
@@ -162,44 +172,37 @@ def judged(case: Case, base: Case, watch: Watch, scratch: Path) -> str:
 
 def run_kind(kind: str, seed: int, numbers: range) -> tuple[Case, list[Case]]:
     """All inputs of a kind, in as many processes as it takes; the good file's case, and theirs."""
-    context, cases, base = multiprocessing.get_context("fork"), [], None
-    while len(cases) < len(numbers) or base is None:
-        ours, theirs = context.Pipe()
-        child = context.Process(target=work, args=(kind, seed, numbers[len(cases) :], theirs), daemon=True)
-        child.start()
-        theirs.close()
-        try:
-            base = received(ours, 600.0)
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory() as name:
+        log = Path(name) / "log"
+        while True:
+            log.touch()
+            child = FORK.Process(target=work, args=(kind, seed, numbers[len(cases) :], log), daemon=True)
+            child.start()
+            outcome = HUNG if hangs(child, log) else CRASHED
+            base, *told = (Case(**json.loads(line)) for line in log.read_text().splitlines())
+            log.unlink()
             if base.broken:
                 raise SystemExit(f"The good files of {kind} do not load: {base.broken}")
-            while len(cases) < len(numbers):
-                case = received(ours, 600.0)
-                cases.append(finished(ours, case))
-                if cases[-1].broken:
-                    print(json.dumps(vars(cases[-1])), flush=True)
-                if cases[-1].outcome in (HUNG, CRASHED):
-                    break
-        finally:
+            if len(told) % 2:  # told before and after: the last one ended its process
+                told += [replace(told[-1], outcome=outcome, broken=outcome)]
+            cases += told[1::2]
+            if len(cases) >= len(numbers):
+                return base, cases
+
+
+def hangs(child: Any, log: Path) -> bool:
+    """Waits for a process; ends it, and says so, where its log has not grown for too long."""
+    size, since = -1, time.monotonic()
+    while child.is_alive():
+        child.join(1.0)
+        if log.stat().st_size != size:
+            size, since = log.stat().st_size, time.monotonic()
+        elif time.monotonic() - since > HANG:
             child.kill()
             child.join()
-    return base, cases
-
-
-def received(pipe: Any, seconds: float) -> Case:
-    if not pipe.poll(seconds):
-        raise TimeoutError("the child says nothing")
-    return pipe.recv()
-
-
-def finished(pipe: Any, case: Case) -> Case:
-    """The case as its child ends it, or as it ended its child."""
-    try:
-        return received(pipe, HANG)
-    except TimeoutError:
-        case.outcome = case.broken = HUNG
-    except EOFError:
-        case.outcome = case.broken = CRASHED
-    return case
+            return True
+    return False
 
 
 def summary(base: Case, cases: list[Case]) -> dict[str, Any]:
@@ -240,7 +243,8 @@ def main() -> None:
     made["command"] = " ".join(["python", "tests/stress/fuzz.py", *sys.argv[1:]])
     result = {"inputs": sum(entry["inputs"] for entry in kinds.values()), "broken": len(found), "kinds": kinds}
     if options.output is not None:
-        Path(options.output).write_text(json.dumps({**result, "seed": options.seed, **made}, indent=2) + "\n")
+        text = json.dumps({"seed": options.seed, **made, **result}, indent=2)
+        Path(options.output).write_text(text + "\n", encoding="utf-8")
     print(f"{result['inputs']} inputs, {len(found)} broke a promise")
     sys.exit(bool(found))
 
