@@ -208,8 +208,8 @@ def _seeds(run: Run) -> str:
     scores = list(run.seeds.values())
     names = ", ".join(str(seed) for seed in run.seeds)
     return (
-        f"Over the seeds {names} the packed file's {html.escape(run.metric)} is {statistics.mean(scores):.4f} on average, with a "
-        f"standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
+        f"Over the seeds {names} the packed file's {html.escape(run.metric)} is {statistics.mean(scores):.4f} on "
+        f"average, with a standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
         f"{run.provenance['training']['seed']}, the best of them on the train rows held out."
     )
 
@@ -227,7 +227,8 @@ def _stages(run: Run) -> list[str]:
     stages = run.provenance.get("stages", [])
     if not stages:
         return []
-    header = f"| stage | starts from | learning rate | steps | epochs | seconds | {html.escape(run.metric)}, held out | validation |"
+    metric = html.escape(run.metric)
+    header = f"| stage | starts from | learning rate | steps | epochs | seconds | {metric}, held out | validation |"
     lines = ["", header, "|---|---|---|---|---|---|---|---|"]
     for stage in stages:
         held_out = "-" if stage["selection"] is None else f"{stage['selection'][run.metric]:.4f}"

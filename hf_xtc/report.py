@@ -140,9 +140,8 @@ def _plain(text: str) -> str:
 def _draw_pareto(axes: Any, run: Mapping[str, Any]) -> None:
     for row in run["rows"]:
         axes.plot(row["bytes"], row["metrics"][run["metric"]], "o")
-        axes.annotate(
-            _plain(row["model"]), (row["bytes"], row["metrics"][run["metric"]]), (6, 6), textcoords="offset points"
-        )
+        place = row["bytes"], row["metrics"][run["metric"]]
+        axes.annotate(_plain(row["model"]), place, (6, 6), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(0.25)
     axes.set_xlabel("bytes on disk")

@@ -155,10 +155,9 @@ def test_whatever_a_run_was_told_stays_text(run):
     rows = [dataclasses.replace(row, model=evil, storage=evil, metrics={evil: 0.5}) for row in run.rows]
     stage = {"stage": evil, "start": evil, "learning_rate": 1e-3, "steps": 1, "epochs": 1, "seconds": 1.0}
     stage |= {"selection": None, "metrics": {evil: 0.5}, "tried": {evil: 0.5}}
-    hostile = dataclasses.replace(
-        *(run,), name=evil, task=evil, metric=evil, rows=rows, command=evil, selection=evil,
-        provenance={"teacher": evil, evil: evil, "labels": [evil], "stages": [stage]},
-    )  # fmt: skip
+    provenance = {"teacher": evil, evil: evil, "labels": [evil], "stages": [stage]}
+    names = {"name": evil, "task": evil, "metric": evil, "command": evil, "selection": evil}
+    hostile = dataclasses.replace(run, rows=rows, provenance=provenance, **names)
     body = card_text(hostile).split("---\n", 2)[2]
     assert "<script>" not in body
     assert body.count("&lt;script&gt;") > 10
