@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: checkpoints demo notebooks test lint clean
+.PHONY: checkpoints demo notebooks test lint stress clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,10 @@ lint: .venv/installed-test
 
 test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Hours of load, faults and bad files; `make test` runs a slice of each.
+stress: .venv/installed-test
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
 
 clean:
 	rm -rf .venv .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so

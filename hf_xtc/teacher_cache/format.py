@@ -161,6 +161,8 @@ class Manifest:
             sizes = [size for size in shape if size != TOKENS]
             if not shape or len(shape) - len(sizes) > 2 or not all(_is_count(size) for size in sizes):
                 raise ValueError(f"{name} of shape {shape!r:.80}")
+        if set(self.layers) != {"hidden_states", "attentions"} & set(self.outputs):
+            raise ValueError(f"outputs {list(self.outputs)!r:.80} with layers of {list(self.layers)!r:.80}")
         for name, kept in self.layers.items():
             depth, count = self.depths[name], self.outputs[name][0]
             inside = all(isinstance(layer, int) and 0 <= layer < depth for layer in kept)
