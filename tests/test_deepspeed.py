@@ -486,3 +486,20 @@ def test_schedule_offset_that_is_no_number_of_steps(offset):
     config = change("weight_quantization/shared_parameters/schedule_offset", offset)
     with refuses(f"weight_quantization: schedule_offset={offset!r} must be a number of steps, 0 or more."):
         schedule_offsets(config)
+
+
+@pytest.mark.parametrize("groups", [True, 5, "wq1", []])
+def test_groups_that_are_no_object_are_refused(groups):
+    config = reference()
+    config["compression_training"]["weight_quantization"]["different_groups"] = groups
+    with pytest.raises(RecipeError, match="different_groups must be a JSON object"):
+        recipe_fields(config)
+
+
+@pytest.mark.parametrize("pattern", ["(.*)*x", "(a+)+$", "a{99999999999}", "(" * 150])
+def test_a_pattern_that_never_ends_or_is_none_is_refused(pattern):
+    config = reference()
+    for group in config["compression_training"]["weight_quantization"]["different_groups"].values():
+        group["modules"] = [pattern]
+    with pytest.raises(RecipeError, match="modules"):
+        recipe_fields(config)

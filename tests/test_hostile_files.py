@@ -46,7 +46,7 @@ def both_refuse(folder, text):
 # Sizes that would be built, or allocated, before the file is looked at
 
 
-@pytest.mark.parametrize("value", [0, -1, 10**9, 2**63, True])
+@pytest.mark.parametrize("value", [0, -1, 10**12, 2**63])
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"])
 def test_sizes_that_no_model_has_are_refused_before_anything_is_built(name, value, folder):
     edit_config(folder, lambda config: config.update({name: value}))

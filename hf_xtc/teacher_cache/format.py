@@ -153,7 +153,7 @@ class Manifest:
         Raises:
             ValueError: if a field is none that `write` writes; names it.
         """
-        if not all(isinstance(field, dict) for field in (self.key, self.key.get("recipe"), self.teacher_config)):
+        if not all(isinstance(field, dict) for field in (self.key, self.key.get("recipe", {}), self.teacher_config)):
             raise ValueError("key, recipe and teacher_config must be objects")
         if self.dtype not in ("float16", "int8") or type(self.dtype) is not str:
             raise ValueError(f"dtype={self.dtype!r}")
