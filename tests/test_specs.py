@@ -269,5 +269,5 @@ def test_patterns_of_module_names_are_taken(pattern):
     "pattern", ["(a+)+$", "(.*)*x", "(?:a|a)*x", "(a?){9}", ".*.*.*.*x", "a?a?a?a?aaaa", "(a{2,}){2,}", "x" * 201]
 )
 def test_patterns_whose_search_may_never_end_are_refused(pattern):
-    with pytest.raises(RecipeError, match="^modules: the pattern .* may never end"):
+    with pytest.raises(RecipeError, match=r"^modules: the pattern .* may never end"):
         check_pattern("modules", pattern)

@@ -147,9 +147,7 @@ def edit_adapter(change):
 
 def test_an_adapter_that_lacks_tensors_is_refused_rather_than_drawn(folders):
     edit_adapter(lambda tensors: tensors.pop(next(name for name in tensors if "lora_A" in name)))
-    with pytest.raises(
-        XTCError, match=r"does not hold 1 tensors that its adapter_config.json promises \(first: .*lora_A"
-    ):
+    with pytest.raises(XTCError, match=r"does not hold 1 tensors that its adapter_config.json promises"):
         load_model("adapter", num_labels=3)
 
 
@@ -163,7 +161,7 @@ def test_an_adapter_is_never_unpickled(folders):
     tensors = load_file("adapter/adapter_model.safetensors")
     torch.save(tensors, "adapter/adapter_model.bin")
     Path("adapter/adapter_model.safetensors").unlink()
-    with pytest.raises(XTCError, match="adapter_model.safetensors is truncated or no safetensors file"):
+    with pytest.raises(XTCError, match=r"adapter_model.safetensors is truncated or no safetensors file"):
         load_model("adapter", num_labels=3)
 
 

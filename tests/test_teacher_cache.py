@@ -929,7 +929,7 @@ def test_values_that_are_no_numbers_are_refused_where_a_shard_is_opened(value, t
     tensors = load_file(shard_file(tmp_path, 0))
     tensors["hidden_states.scale"][0] = value
     save_file(tensors, shard_file(tmp_path, 0))
-    with pytest.raises(StateError, match="is damaged: .* Delete it, give teacher_model, and it is made again"):
+    with pytest.raises(StateError, match=r"is damaged: .* Delete it, give teacher_model, and it is made again"):
         TeacherCache(tmp_path).read([0], torch.ones(1, 3))
 
 
