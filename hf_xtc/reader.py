@@ -123,7 +123,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if (kind, state) != ("xtc_bert", "packed"):
         raise ReadError(f"{folder} holds a {kind} model in state {state}; this reads packed xtc_bert models.")
     xtc = config.get("xtc")
-    version, recipe = (xtc.get("format_version"), xtc.get("recipe")) if isinstance(xtc, dict) else (None, None)
+    version, recipe = (xtc.get("format_version"), xtc.get("recipe", {})) if isinstance(xtc, dict) else (None, {})
     if version != 1 or not isinstance(recipe, dict):
         raise ReadError(f"{folder} is of format version {version}; this reads version 1. Take a newer reader.")
     missing = [key for key in SIZES if type(config.get(key)) is not int or not 0 < config[key] < 2**31]
@@ -158,7 +158,7 @@ def _array(entry: dict[str, Any]) -> Array:
     if entry["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     if flat.dtype != np.uint8 and not (abs(flat) <= LARGEST).all():
-        raise ValueError("there are values that are no numbers, or larger than a model has")
+        raise ValueError("a tensor holds numbers that no model has")
     return flat.reshape(entry["shape"])
 
 
@@ -275,7 +275,7 @@ class PackedBert:
 
     def logits(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
         """The logits of a sequence classifier, `(batch, labels)`; arguments and errors as of `hidden_states`."""
-        if (architecture := self.config.get("architectures")) != ["XTCBertForSequenceClassification"]:
+        if (architecture := str(self.config.get("architectures")).strip("[']")) != "XTCBertForSequenceClassification":
             raise ReadError(f"Logits are those of a sequence classifier; this is {architecture}. Use hidden_states.")
         first = self.hidden_states(input_ids, attention_mask, token_type_ids)[:, 0]
         return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first)))

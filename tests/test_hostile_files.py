@@ -127,18 +127,18 @@ def test_links_are_read_as_in_the_cache_of_the_hub(folder, tmp_path):
     assert PackedBert(folder).logits([[1, 2]]).shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00002-of-00003.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00002-of-00002.safetensors"])
 def test_pipes_and_devices_are_not_waited_for(name, shards, folder):
     target = shards if name.startswith("model-") else folder
     (target / name).unlink(missing_ok=True)
     os.mkfifo(target / name)
-    with pytest.raises((PackedFileError, OSError)):
+    with pytest.raises((ValueError, OSError)):
         load(target)
     with pytest.raises(ReadError, match=r"no plain file|cannot be read"):
         PackedBert(target)
     (target / name).unlink()
     (target / name).symlink_to("/dev/zero")
-    with pytest.raises((PackedFileError, OSError)):
+    with pytest.raises((ValueError, OSError)):
         load(target)
     with pytest.raises(ReadError, match=r"no plain file|cannot be read"):
         PackedBert(target)
