@@ -31,8 +31,8 @@ def folder(tiny_teacher, tmp_path):
 @pytest.fixture
 def shards(tiny_teacher, tmp_path):
     """The same in shards."""
-    pack_model(compress(tiny_teacher, FLOAT32)).save_pretrained(tmp_path / "packed", max_shard_size="20KB")
-    return tmp_path / "packed"
+    pack_model(compress(tiny_teacher, FLOAT32)).save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    return tmp_path / "shards"
 
 
 def both_refuse(folder, text):

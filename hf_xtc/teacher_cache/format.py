@@ -25,6 +25,7 @@ from hf_xtc.plain_json import read_json
 
 FORMAT_VERSION = 1
 TOKENS = "tokens"
+DEEPEST = 10_000  # layers; a list as long as the teacher is deep is made for every batch
 SHARD_BYTES = 2**27
 CACHE_FILE = "cache.json"
 _ELSEWHERE = "Give teacher_cache another folder, or delete this one."
@@ -166,7 +167,7 @@ class Manifest:
         for name, kept in self.layers.items():
             depth, count = self.depths[name], self.outputs[name][0]
             inside = all(isinstance(layer, int) and 0 <= layer < depth for layer in kept)
-            if not _is_count(depth) or not inside or len(set(kept)) != count:
+            if not _is_count(depth) or depth > DEEPEST or not inside or len(set(kept)) != count:
                 raise ValueError(f"{name} of layers {kept!r:.80} of {depth!r}")
         if not all(_is_count(number) for shard in self.shards for number in shard.sums):
             raise ValueError("a shard without rows or tokens")
