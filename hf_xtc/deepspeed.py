@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from hf_xtc.errors import RecipeError
-from hf_xtc.specs import check_choice, check_pattern
+from hf_xtc.specs import LayerMap, check_choice, check_pattern
 
 QUANTIZERS_BY_BITS: dict[int | None, str | None] = {None: None, 1: "binary", 2: "ternary", 4: "int4", 8: "int8"}
 
@@ -180,7 +180,7 @@ def _teacher_layers(section: dict[str, Any]) -> tuple[int, ...] | None:
         raise RecipeError(f"{LAYERS}.keep_number_layer={keep!r}, but teacher_layer has {named}. Make them agree.")
     prefix = part.get("module_name_prefix", "bert.encoder.layer")
     check_choice(f"{LAYERS}.module_name_prefix", prefix, ("bert.encoder.layer", "bert.encoder"))
-    return tuple(layers)
+    return LayerMap(tuple(layers), 1000).layers  # here, before the modules of each are named
 
 
 def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> list[str]:

@@ -503,3 +503,11 @@ def test_a_pattern_that_never_ends_or_is_none_is_refused(pattern):
         group["modules"] = [pattern]
     with pytest.raises(RecipeError, match="modules"):
         recipe_fields(config)
+
+
+@pytest.mark.parametrize("layers", [[0] * 1_000_000, list(range(2_000)), [3, 2]], ids=["many", "deep", "back"])
+def test_layers_that_no_teacher_has_are_refused_at_once(layers):
+    config = reference(layers=(1, 3, 5))
+    config["compression_training"]["layer_reduction"].update(teacher_layer=layers, keep_number_layer=len(layers))
+    with pytest.raises(RecipeError, match="^layers="):
+        recipe_fields(config)

@@ -13,14 +13,12 @@ from torch import nn
 from hf_xtc.checkpoint import check_header, read_header
 from hf_xtc.errors import PackedFileError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
-from hf_xtc.packing import check_packed
+from hf_xtc.packing import LARGEST, check_packed
 from hf_xtc.plain_json import read_json
 from hf_xtc.quantizers import get_quantizer
 
 # Beyond these no model was ever made, and building one would take hours before its file is looked at.
 MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
-# What no float of a packed model reaches: the end of float16, within which no logit overflows in float32.
-LARGEST = 65504.0
 
 
 def check_foreign(values: dict[str, Any]) -> None:
@@ -151,7 +149,7 @@ def check_values(model: nn.Module) -> None:
             )
         if max(-low, high) > LARGEST:
             raise PackedFileError(
-                f"{name} holds the value {max(-low, high):g}; no trained model has one beyond {LARGEST:g}. "
+                f"{name} holds the value {max(-low, high):g}; no packed model has one beyond {LARGEST:,.0f}. "
                 "The file is damaged; download or write it again."
             )
         if name.endswith("activation.range") and tensor[0] > tensor[1]:

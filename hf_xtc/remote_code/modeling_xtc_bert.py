@@ -452,6 +452,7 @@ class ActivationQuantizer(nn.Module):
 
 
 FORMAT_VERSION = 1
+LARGEST = 2.0**18
 _PER_BYTE = {2: 8, 3: 5, 16: 2, 256: 1}
 
 
@@ -984,7 +985,6 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
 
 
 MOST = {"layers": 1000, "labels": 1000000, "size": 2**31 - 1}
-LARGEST = 65504.0
 
 
 def check_foreign(values: dict[str, Any]) -> None:
@@ -1077,7 +1077,7 @@ def check_values(model: nn.Module) -> None:
             )
         if max(-low, high) > LARGEST:
             raise PackedFileError(
-                f"{name} holds the value {max(-low, high):g}; no trained model has one beyond {LARGEST:g}. The file is damaged; download or write it again."
+                f"{name} holds the value {max(-low, high):g}; no packed model has one beyond {LARGEST:,.0f}. The file is damaged; download or write it again."
             )
         if name.endswith("activation.range") and tensor[0] > tensor[1]:
             raise PackedFileError(
