@@ -509,5 +509,5 @@ def test_a_pattern_that_never_ends_or_is_none_is_refused(pattern):
 def test_layers_that_no_teacher_has_are_refused_at_once(layers):
     config = reference(layers=(1, 3, 5))
     config["compression_training"]["layer_reduction"].update(teacher_layer=layers, keep_number_layer=len(layers))
-    with pytest.raises(RecipeError, match="^layers="):
+    with pytest.raises(RecipeError, match=r"^layers="):
         recipe_fields(config)
