@@ -48,7 +48,7 @@ QUANTIZERS = {
     "int8": Codes(levels=256, per_byte=1, first=-128, step=1),
 }
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
-LARGEST = 2.0**18  # no number of a packed model is beyond, so that no logit overflows
+LARGEST = np.float32(2**18)  # no number of a packed model is beyond, so that no logit overflows
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
 ACTIVATIONS = {
