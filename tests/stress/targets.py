@@ -37,33 +37,7 @@ from hf_xtc.teacher_cache.shards import ShardWriter
 IDS = torch.tensor([[1, 5, 9, 2], [3, 4, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 TRAP = b"open('exploded', 'w')\nclass Trap: pass\n"
-DEEPSPEED = {
-    "train_batch_size": 8,
-    "compression_training": {
-        "layer_reduction": {
-            **{"enabled": True, "keep_number_layer": 2, "module_name_prefix": "bert.encoder"},
-            **{"teacher_layer": [0, 1], "other_module_name": ["bert.pooler"]},
-        },
-        "weight_quantization": {
-            "shared_parameters": {
-                **{"enabled": True, "schedule_offset": 0, "quantize_groups": 1, "rounding": "nearest"},
-                **{"quantization_type": "symmetric", "fp16_mixed_quantize": {"enabled": False}},
-            },
-            "different_groups": {
-                "wq1": {
-                    "params": {"start_bits": 1, "target_bits": 1, "quantization_period": 50},
-                    "modules": ["attention.self", "intermediate", "output.dense", "word_embeddings"],
-                }
-            },
-        },
-        "activation_quantization": {
-            "shared_parameters": {"enabled": True, "range_calibration": "dynamic", "schedule_offset": 1000},
-            "different_groups": {
-                "aq1": {"params": {"bits": 8}, "modules": ["attention.self", "intermediate", "output.dense"]}
-            },
-        },
-    },
-}
+DEEPSPEED = Path(__file__).parent / "deepspeed.json"
 
 
 class Broken(Exception):
@@ -223,7 +197,7 @@ class DeepSpeed(Recipes):
 
     def __init__(self, scratch: Path):
         super().__init__(scratch)
-        self.good = [{"recipe.json": json.dumps(DEEPSPEED).encode()}]
+        self.good = [{"recipe.json": DEEPSPEED.read_bytes()}]
 
 
 @cache
