@@ -942,3 +942,10 @@ def test_a_shard_whose_rows_are_not_those_of_the_manifest_is_refused(tokens, tmp
     cache = TeacherCache(tmp_path)
     with pytest.raises(StateError):
         cache.read([1], torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("row", [3, -1])
+def test_rows_that_a_cache_does_not_have_are_refused(row, tmp_path):
+    write_cache(tmp_path, "float16", [3, 1, 2])
+    with pytest.raises(StateError, match="are asked of the 3"):
+        TeacherCache(tmp_path).read([row], torch.ones(1, 2))

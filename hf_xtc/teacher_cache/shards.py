@@ -167,6 +167,8 @@ class TeacherCache:
         Raises:
             StateError: if a row has another number of tokens than when the cache was made.
         """
+        if rows and not 0 <= min(rows) <= max(rows) < len(self):
+            raise StateError(f"Rows {min(rows)} to {max(rows)} are asked of the {len(self)} in {self.folder}.")
         width = mask.shape[1]
         padded = {
             name: torch.zeros(len(rows), *block.sized(width), dtype=block.read_dtype)
