@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo notebooks test lint clean
+.PHONY: audit checkpoints coverage demo notebooks test stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -68,6 +68,10 @@ coverage: .venv/installed-test .venv/installed-demo
 
 audit: .venv-audit/installed
 	.venv-audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement constraints.txt
+
+# Hours of load, faults and bad files; `make test` runs a slice of each.
+stress: .venv/installed-test
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
 
 clean:
 	rm -rf .venv .venv-audit .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so

@@ -6,11 +6,12 @@ any model. Adapters stay beside packed weights: a code of one bit cannot hold a 
 """
 
 import copy
-import json
 import os
+from collections.abc import Container
 from typing import Any, NoReturn, TypeVar
 
-from peft import PeftModel
+import torch
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import Linear, LoraConfig
 from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -20,8 +21,11 @@ from torch import nn
 from hf_xtc.checkpoint import read_header
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.layers import PackedLinear
+from hf_xtc.plain_json import read_json
+from hf_xtc.specs import check_pattern
 
 ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 Model = TypeVar("Model", bound=nn.Module)
 # What LoRA's other initialisations and variants read or change is a float weight of the base layer.
 PLAIN_INITS = (True, False, "gaussian", "eva")
@@ -114,8 +118,7 @@ def adapter_base(folder: str) -> tuple[str, str | None] | None:
     if not os.path.isfile(file):
         return None
     try:
-        with open(file, encoding="utf-8") as content:
-            values = json.load(content)
+        values = read_json(file)
         base = values["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise XTCError(f"{file} does not say what base model the adapter is for ({error!r}).") from error
@@ -126,24 +129,54 @@ def adapter_base(folder: str) -> tuple[str, str | None] | None:
 
 def head_labels(folder: str) -> int | None:
     """How many labels the classifier has that an adapter's folder holds; `None` if it holds none."""
-    file = os.path.join(folder, "adapter_model.safetensors")
+    file = os.path.join(folder, WEIGHTS)
     header = read_header(file) if os.path.isfile(file) else {}
-    return next((shape[0] for name, (_, shape) in header.items() if name.endswith("classifier.weight")), None)
+    return next(
+        (shape[0] for name, (_, shape) in header.items() if name.endswith("classifier.weight") and shape), None
+    )
 
 
 def with_adapter(base: Any, folder: str) -> Any:
     """A base model with the adapter of a folder merged into it.
 
     Raises:
-        XTCError: if the adapter does not fit the base, or is of a kind that cannot be merged (prompts).
+        XTCError: if the adapter does not fit the base, is not whole, or is of a kind that cannot be merged (prompts).
         StateError: if the base is packed.
     """
+    adapter_base(folder)
+    _check_patterns(folder)
+    held = read_header(os.path.join(folder, WEIGHTS))  # PEFT would unpickle what lies there otherwise
     try:
-        model = PeftModel.from_pretrained(base, folder)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        why = str(error).strip().partition("\n")[0]
+        # On the meta device, so that an adapter takes no more memory than its file, whatever rank is claimed.
+        model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
+        _check_whole(model, folder, held)
+        whole = merged(model).eval()
+    except XTCError:
+        raise
+    except Exception as error:  # PEFT checks little of a configuration: what it holds breaks wherever it is used
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise XTCError(f"The adapter in {folder} does not fit its base model {type(base).__name__}: {why}") from error
+    if bad := next((name for name, t in whole.named_parameters() if not bool(torch.isfinite(t).all())), None):
+        raise XTCError(f"With the adapter in {folder}, {bad} holds NaN or infinite values. Download it again.")
+    return whole
+
+
+def _check_whole(model: Any, folder: str, held: Container[str]) -> None:
+    """Raises `XTCError` if an adapter is of prompts, or its file lacks tensors: PEFT would draw them at random."""
     if not has_adapters(model):
         kind = model.active_peft_config.peft_type.value
         raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
-    return merged(model).eval()
+    if missing := sorted(name for name in get_peft_model_state_dict(model) if name not in held):
+        raise XTCError(
+            f"{os.path.join(folder, WEIGHTS)} does not hold {len(missing)} tensors that its {ADAPTER} promises "
+            f"(first: {missing[0]}). Download or write both again."
+        )
+
+
+def _check_patterns(folder: str) -> None:
+    """Raises `RecipeError` if a pattern in an adapter's configuration is one whose search may never end."""
+    values = read_json(os.path.join(folder, ADAPTER))
+    for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        found = values.get(name)
+        for pattern in [found] if isinstance(found, str) else list(found) if isinstance(found, list | dict) else ():
+            check_pattern(f"{os.path.join(folder, ADAPTER)}, {name}", str(pattern))

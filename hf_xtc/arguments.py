@@ -1,8 +1,6 @@
 """The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
 
-import json
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from hf_xtc.augmentation import PUBLISHED_COPIES, Augmentation
@@ -12,6 +10,7 @@ from hf_xtc.errors import RecipeError
 from hf_xtc.hub import check_license
 from hf_xtc.ladder import FLOAT, Ladder, Stage
 from hf_xtc.masked_lm import MaskedLM, candidate_source
+from hf_xtc.plain_json import read_json
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import check_choice, check_count
 from hf_xtc.word_table import WordTable
@@ -155,7 +154,7 @@ def _is_deepspeed(values: Any) -> bool:
 
 def _read_json(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
 

@@ -150,10 +150,12 @@ def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tu
         PackedFileError: if the file is truncated or no safetensors file.
     """
     try:
+        if os.path.exists(file) and not os.path.isfile(file):  # of a pipe or a device there may be no end
+            raise OSError("no plain file")
         with safe_open(file, framework="pt") as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
             return {name: (dtype_named(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:  # no address space for a file of terabytes
         raise PackedFileError(
             f"{file} is truncated or no safetensors file ({error}). Download or write it again."
         ) from error

@@ -18,6 +18,7 @@ from hf_xtc.hub import origin
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
 from hf_xtc.modeling import Architecture
 from hf_xtc.modeling.architecture import architecture_of, xtc_block
+from hf_xtc.packing import LARGEST
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
 
@@ -223,6 +224,11 @@ def _rounded(tensor: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tens
         raise StateError(
             f"{name} holds NaN, infinity or values beyond {stored}; a file made of them would be garbage. "
             "Go back to an earlier checkpoint, or pack with rest_dtype='float32'."
+        )
+    if rounded.numel() and float(rounded.abs().max()) > LARGEST:
+        raise StateError(
+            f"{name} holds the value {float(rounded.abs().max()):g}; no packed model has one beyond {LARGEST:,.0f}. "
+            "Go back to an earlier checkpoint and train with a lower learning rate."
         )
     return rounded
 

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from hf_xtc.errors import RecipeError
-from hf_xtc.specs import check_choice
+from hf_xtc.specs import LayerMap, check_choice, check_pattern
 
 QUANTIZERS_BY_BITS: dict[int | None, str | None] = {None: None, 1: "binary", 2: "ternary", 4: "int4", 8: "int8"}
 
@@ -154,7 +154,7 @@ def _enabled_part(section: dict[str, Any], technique: str) -> dict[str, Any] | N
     _check_keys(technique, part, ("shared_parameters", "different_groups"))
     shared, groups = part.get("shared_parameters", {}), part.get("different_groups", {})
     _check_keys(f"{technique}.shared_parameters", shared, SHARED_KEYS.get(technique, PRUNING_SHARED_KEYS))
-    _check_keys(f"{technique}.different_groups", groups, tuple(groups))
+    _check_keys(f"{technique}.different_groups", groups, tuple(groups) if isinstance(groups, dict) else ())
     for name, group in groups.items():
         where = f"{technique}.different_groups.{name}"
         _check_keys(where, group, ("params", "modules", "related_modules"))
@@ -180,7 +180,7 @@ def _teacher_layers(section: dict[str, Any]) -> tuple[int, ...] | None:
         raise RecipeError(f"{LAYERS}.keep_number_layer={keep!r}, but teacher_layer has {named}. Make them agree.")
     prefix = part.get("module_name_prefix", "bert.encoder.layer")
     check_choice(f"{LAYERS}.module_name_prefix", prefix, ("bert.encoder.layer", "bert.encoder"))
-    return tuple(layers)
+    return LayerMap(tuple(layers), 1000).layers  # here, before the modules of each are named
 
 
 def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> list[str]:
@@ -192,10 +192,11 @@ def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> l
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
         raise RecipeError(f"{where}.modules={patterns!r} must be a list of patterns, e.g. ['attention.self'].")
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in dict.fromkeys(patterns):
+        check_pattern(f"{where}.modules", pattern)
         try:
             hits = [name for name in known if pattern == "*" or re.search(pattern, name)]
-        except re.error as err:
+        except (re.error, OverflowError, RecursionError) as err:
             raise RecipeError(f"{where}.modules: {pattern!r} is no regular expression ({err}). Correct it.") from None
         if not hits:
             raise RecipeError(f"{where}.modules: {pattern!r} is in no BERT module name ({encoder[0]}). Correct it.")

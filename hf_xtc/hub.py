@@ -5,7 +5,6 @@ underway, and are committed together once all have arrived: a repository never h
 named in `SHIPPED`: no latent weight, optimizer state or pickle is among it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
+from hf_xtc.plain_json import read_json
 
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 SHIPPED = (
@@ -52,7 +52,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(folder) / "config.json"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (OSError, ValueError) as error:
         raise PackedFileError(f"{folder} holds no model: {file.name} cannot be read ({error}).") from error
     if not isinstance(values, dict):

@@ -23,7 +23,8 @@ from hf_xtc.errors import HubError, PackedFileError, XTCError
 from hf_xtc.evaluation import run_evaluate
 from hf_xtc.hub import SHIPPED, hub_errors, read_card, read_config, require_packed
 from hf_xtc.ledger import Ledger, ledger
-from hf_xtc.modeling.architecture import ARCHITECTURES, check_tensors
+from hf_xtc.modeling.architecture import ARCHITECTURES
+from hf_xtc.modeling.checks import check_tensors
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ stage is run stands in `stages.py`.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_xtc.errors import RecipeError
+from hf_xtc.plain_json import read_json
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -194,6 +194,7 @@ class Ladder:
         if file.suffix != ".json":
             raise RecipeError(f"There is no ladder {name!r}. Use one of: {', '.join(known)}; or a JSON file.")
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")), file.stem)
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            values = read_json(file)
+        except (OSError, ValueError) as error:
             raise RecipeError(f"Cannot read the ladder {name}: {error}.") from error
+        return cls.from_dict(values, file.stem)

@@ -75,7 +75,7 @@ class Run:
 def results_table(run: Run) -> str:
     """The rows of a run as a Markdown table that also reads well in a terminal."""
     teacher = run.rows[0]
-    header = ["model", f"{run.metric}, validation", "bytes on disk", "ratio", "layers", "stored as"]
+    header = ["model", f"{html.escape(run.metric)}, validation", "bytes on disk", "ratio", "layers", "stored as"]
     body = [
         [
             html.escape(row.model),
@@ -83,7 +83,7 @@ def results_table(run: Run) -> str:
             f"{row.bytes:,}",
             f"{teacher.bytes / row.bytes:.1f}x",
             str(row.layers),
-            row.storage,
+            html.escape(row.storage),
         ]
         for row in run.rows
     ]
@@ -163,7 +163,7 @@ def card_text(run: Run) -> str:
         use=usage("ForSequenceClassification"),
         measured=measured if run.metric in run.rows[-1].metrics else "The packed file was not measured.",
         table=results_table(run),
-        selection=f"Checkpoint: {run.selection}.",
+        selection=f"Checkpoint: {html.escape(run.selection, quote=False)}.",
         ledger=run.ledger,
         made=_made(run),
         recipe=run.recipe.to_json(),
@@ -192,8 +192,8 @@ def _results(run: Run) -> list[EvalResult]:
 def _summary(run: Run) -> str:
     packed, teacher = run.rows[-1], run.rows[0]
     ours, theirs = packed.metrics.get(run.metric, math.nan), teacher.metrics.get(run.metric, math.nan)
-    share = math.isfinite(ours) and theirs > 0
-    kept = f"{ours / theirs:.1%} of the teacher's {run.metric}" if share else f"{run.metric} {shown(ours)}"
+    share, metric = math.isfinite(ours) and theirs > 0, html.escape(run.metric)
+    kept = f"{ours / theirs:.1%} of the teacher's {metric}" if share else f"{metric} {shown(ours)}"
     return (
         f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {html.escape(run.task)}: "
         f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
@@ -208,14 +208,17 @@ def _seeds(run: Run) -> str:
     scores = list(run.seeds.values())
     names = ", ".join(str(seed) for seed in run.seeds)
     return (
-        f"Over the seeds {names} the packed file's {run.metric} is {statistics.mean(scores):.4f} on average, with a "
-        f"standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
+        f"Over the seeds {names} the packed file's {html.escape(run.metric)} is {statistics.mean(scores):.4f} on "
+        f"average, with a standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
         f"{run.provenance['training']['seed']}, the best of them on the train rows held out."
     )
 
 
 def _made(run: Run) -> str:
-    lines = [] if run.command is None else [f"- command: `{run.command}`"]
+    command = run.command or ""
+    # Between backticks all is text, but for a backtick.
+    code = f"<code>{html.escape(command, quote=False)}</code>" if "`" in command else f"`{command}`"
+    lines = [f"- command: {code}"] if command else []
     return "\n".join([*lines, told_list(run.provenance), *_stages(run)])
 
 
@@ -224,17 +227,16 @@ def _stages(run: Run) -> list[str]:
     stages = run.provenance.get("stages", [])
     if not stages:
         return []
-    header = (
-        f"| stage | starts from | learning rate | steps | epochs | seconds | {run.metric}, held out | validation |"
-    )
+    metric = html.escape(run.metric)
+    header = f"| stage | starts from | learning rate | steps | epochs | seconds | {metric}, held out | validation |"
     lines = ["", header, "|---|---|---|---|---|---|---|---|"]
     for stage in stages:
         held_out = "-" if stage["selection"] is None else f"{stage['selection'][run.metric]:.4f}"
         numbers = f"{stage['learning_rate']:g} | {stage['steps']:,} | {stage['epochs']:g} | {stage['seconds']:,.0f}"
-        what = f"{html.escape(stage['stage'])} | {stage['start']}"
+        what = f"{html.escape(stage['stage'])} | {html.escape(stage['start'])}"
         lines.append(f"| {what} | {numbers} | {held_out} | {stage['metrics'][run.metric]:.4f} |")
-    tried = [f"- tried in {stage['stage']}: {told(stage['tried'])}" for stage in stages if stage["tried"]]
-    return [*lines, "", *tried]
+    tried = [f"tried in {stage['stage']}: {told(stage['tried'])}" for stage in stages if stage["tried"]]
+    return [*lines, "", *(f"- {html.escape(line, quote=False)}" for line in tried)]
 
 
 def write_card(run: Run, path: str | os.PathLike[str]) -> None:

@@ -37,6 +37,8 @@ from hf_xtc.quantizers import decode_weight, encode_weight, get_quantizer
 from hf_xtc.specs import QuantSpec
 
 FORMAT_VERSION = 1
+# No scale, bias or other number of a packed model is beyond: then no logit of a BERT overflows in float32.
+LARGEST = 2.0**18
 
 _PER_BYTE = {2: 8, 3: 5, 16: 2, 256: 1}
 
@@ -164,6 +166,10 @@ def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> Packed
     codes, scale = encode_weight(weight, spec)
     if not bool(torch.isfinite(scale).all()):
         raise StateError(f"A scale of {name} overflows {spec.scale_dtype}. Use scale_dtype='float32'.")
+    if scale.numel() and float(scale.max()) > LARGEST:
+        raise StateError(
+            f"A scale of {name} is {float(scale.max()):g}; no packed model has one beyond {LARGEST:,.0f}."
+        )
     return PackedWeight(pack(codes, get_quantizer(spec.quantizer).levels), scale, weight.shape[1], spec)
 
 

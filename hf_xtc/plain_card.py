@@ -182,7 +182,7 @@ def told_list(facts: Mapping[str, Any]) -> str:
     if "teacher" in facts:
         facts = {"teacher": facts["teacher"], "teacher_license": "not stated", **facts}
     return "\n".join(
-        f"- {key.replace('_', ' ')}: {html.escape(told(value), quote=False)}"
+        f"- {html.escape(key.replace('_', ' '))}: {html.escape(told(value), quote=False)}"
         for key, value in facts.items()
         if key != "stages"
     )

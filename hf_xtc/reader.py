@@ -48,7 +48,8 @@ QUANTIZERS = {
     "int8": Codes(levels=256, per_byte=1, first=-128, step=1),
 }
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
-SIZES = ("hidden_size", "intermediate_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers")
+LARGEST = np.float32(2**18)  # no number of a packed model is beyond, so that no logit overflows
+SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
 ACTIVATIONS = {
     "gelu": lambda x: x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2,
@@ -81,13 +82,10 @@ def _guarded(step: Array) -> Array:
 
 
 def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
-    """What a quantized linear sees of its input: the nearest of `2**activation_bits` equally spaced levels.
+    """What a quantized linear sees of its input `(..., features)`: the nearest of `2**activation_bits` equal steps.
 
-    Args:
-        x: Shape `(..., features)`.
-        recipe: Its `activation_bits` (`None`: `x` itself) and `activation_symmetric`.
-        seen: The lowest and highest value that training saw (`PATH.activation.range`; equal: it saw nothing, `x` stays
-            in float); `None` takes them from each row of features.
+    `seen` is the lowest and highest value that training saw (`PATH.activation.range`; equal: it saw nothing, and `x`
+    stays in float, as without `activation_bits`); `None` takes them from each row of features.
     """
     bits = recipe["activation_bits"]
     if bits is None or (seen is not None and seen[0] == seen[1]):
@@ -104,23 +102,38 @@ def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
     return np.asarray(np.clip(np.round((values - zero) / step), 0, 2**bits - 1) * step + zero, x.dtype)
 
 
+def plain_file(folder: Path, name: str) -> bytes:
+    """What a file of a folder holds; raises `OSError` for a pipe, a device, or a place outside of the folder."""
+    if Path(name).name != name or not (folder / name).is_file():
+        raise OSError(f"{name} is no plain file of the folder")
+    if name.endswith(".safetensors"):
+        safetensors.safe_open(folder / name, "np")  # refuses, unread, what is longer than its header says
+    elif (folder / name).stat().st_size > 2**26:
+        raise OSError(f"{name} is too large")
+    return (folder / name).read_bytes()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The `config.json` of a folder; raises `ReadError` if it is none of a packed BERT that this file reads."""
     try:
-        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+        config = dict(json.loads(plain_file(folder, "config.json")))
+    except Exception as error:
         raise ReadError(f"{folder} holds no config.json that can be read ({error}). Give a model's folder.") from error
     kind, state = config.get("model_type"), config.get("state")
     if (kind, state) != ("xtc_bert", "packed"):
         raise ReadError(f"{folder} holds a {kind} model in state {state}; this reads packed xtc_bert models.")
-    xtc = config.get("xtc") or {}
-    version, recipe = xtc.get("format_version"), xtc.get("recipe") or {}
-    if version != 1:
+    xtc = config.get("xtc")
+    version, recipe = (xtc.get("format_version"), xtc.get("recipe", {})) if isinstance(xtc, dict) else (None, {})
+    if version != 1 or not isinstance(recipe, dict):
         raise ReadError(f"{folder} is of format version {version}; this reads version 1. Take a newer reader.")
-    missing = [key for key in SIZES if key not in config] + [key for key in RECIPE if key not in recipe]
+    missing = [key for key in SIZES if type(config.get(key)) is not int or not 0 < config[key] < 2**31]
+    missing += [key for key in RECIPE if key not in recipe]
     if missing:
-        raise ReadError(f"The config.json of {folder} lacks {', '.join(missing)}. Download it again.")
-    if config.get("hidden_act") not in ACTIVATIONS or config.get("is_decoder"):
+        raise ReadError(f"The config.json of {folder} lacks {', '.join(sorted(missing))}. Download it again.")
+    heads, bits, eps = config["num_attention_heads"], recipe["activation_bits"], config.get("layer_norm_eps")
+    if config["hidden_size"] % heads or bits not in (None, 4, 8) or type(eps) is not float or not 0 < eps < 1:
+        raise ReadError(f"{folder} says {heads} heads, {bits} bits, layer_norm_eps={eps!r}. Download it again.")
+    if str(config.get("hidden_act")) not in ACTIVATIONS or config.get("is_decoder"):
         raise ReadError(f"This reads encoders with {' or '.join(ACTIVATIONS)}, not with {config.get('hidden_act')}.")
     return config
 
@@ -131,11 +144,11 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     tensors = {}
     try:
         if index.exists():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(json.loads(plain_file(folder, index.name))["weight_map"].values()))
         for name in names:
-            for key, entry in safetensors.deserialize((folder / name).read_bytes()):
+            for key, entry in safetensors.deserialize(plain_file(folder, name)):
                 tensors[key] = _array(entry)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except Exception as error:
         raise ReadError(f"The weights in {folder} cannot be read ({error}). Download them again.") from error
     return tensors
 
@@ -144,20 +157,16 @@ def _array(entry: dict[str, Any]) -> Array:
     flat = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
     if entry["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    if flat.dtype != np.uint8 and not (abs(flat) <= LARGEST).all():
+        raise ValueError("a tensor holds numbers that no model has")
     return flat.reshape(entry["shape"])
 
 
 class PackedBert:
-    """A packed BERT: its weights by path, its encoder, and the logits of a sequence classifier.
+    """A packed BERT: its weights by path (decoded anew wherever they are used), its encoder, a classifier's logits.
 
-    Weights are decoded anew wherever they are used: short to read and small in memory, not fast.
-
-    Args:
-        folder (`str` or `Path`): What `save_pretrained` wrote.
-        dtype: Of all arithmetic, float32 or float64; levels of activations are always float32.
-
-    Raises:
-        ReadError: if the folder holds no packed BERT of format version 1.
+    All arithmetic is in `dtype`, float32 or float64, but levels of activations are float32.
+    Raises `ReadError` if the folder holds no packed BERT of format version 1.
     """
 
     def __init__(self, folder: str | Path, dtype: Any = np.float32):
@@ -168,22 +177,20 @@ class PackedBert:
         # The file of a bare encoder names its tensors without the prefix that a head's file gives them.
         self.prefix = "bert." if any(name.startswith("bert.") for name in self.tensors) else ""
 
-    def tensor(self, name: str) -> Array:
-        """The tensor of that name, as stored."""
-        if name not in self.tensors:
-            raise ReadError(f"The file holds no tensor {name}; config.json and weights are not of one model.")
+    def tensor(self, name: str, *shape: int) -> Array:
+        """The tensor of that name, as stored, of a shape that may be asked for."""
+        if name not in self.tensors or shape not in ((), self.tensors[name].shape):
+            what = f"{name} {list(shape)}".removesuffix(" []")
+            raise ReadError(f"The file holds no tensor {what}; config.json and weights are not of one model.")
         return self.tensors[name]
 
     def codes(self, path: str) -> Codes:
         """What the codes of the weight at `path` are, by the recipe."""
-        if "word_embeddings" in path or "decoder" in path:
-            field = "embedding_weights"
-        else:
-            field = "position_weights" if "embeddings" in path else "weights"
-        name = self.recipe.get(field)
-        if name not in QUANTIZERS:
+        field = "position_weights" if "embeddings" in path else "weights"
+        field = "embedding_weights" if "word_embeddings" in path or "decoder" in path else field
+        if str(name := self.recipe.get(field)) not in QUANTIZERS:
             raise ReadError(f"{path} is packed, but the recipe says {field}={name!r}; known: {', '.join(QUANTIZERS)}.")
-        return QUANTIZERS[name]
+        return QUANTIZERS[str(name)]
 
     def columns(self, path: str) -> int:
         """How many columns the weight at `path` has: a packed row, padded to whole bytes, does not tell."""
@@ -191,21 +198,16 @@ class PackedBert:
         return int(self.config["intermediate_size" if wide else "hidden_size"])
 
     def weight(self, path: str, rows: Array | None = None) -> Array:
-        """The weight at `path`, or those of its rows that are asked for: decoded to float32, or as stored in float.
-
-        Raises `ReadError` if it is missing, or has bytes or scales that the format does not have.
-        """
-        chosen: Any = slice(None) if rows is None else rows
+        """The weight at `path`, or those of its rows that are asked for: decoded to float32, or as stored in float."""
+        chosen, columns = slice(None) if rows is None else rows, self.columns(path)
         if f"{path}.weight_packed" not in self.tensors:
-            stored: Array = self.tensor(f"{path}.weight")[chosen]
-            return stored
+            return self.tensor(f"{path}.weight", *self.tensor(f"{path}.weight").shape[:1], columns)[chosen]
         packed, scale = self.tensor(f"{path}.weight_packed"), self.tensor(f"{path}.weight_scale")
-        codes, columns = self.codes(path), self.columns(path)
-        width = -(-columns // codes.per_byte)
+        codes, width = self.codes(path), -(-columns // self.codes(path).per_byte)
         fits = packed.ndim == scale.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == width and scale.size
         if not fits or len(scale) not in (1, len(packed)) or columns % scale.shape[1]:
             raise ReadError(f"{path} holds bytes {packed.shape} and scales {scale.shape} for {columns} columns.")
-        if packed.max(initial=0) >= codes.levels**codes.per_byte or not (np.isfinite(scale) & (scale >= 0)).all():
+        if packed.max(initial=0) >= codes.levels**codes.per_byte or scale.min() < 0:
             raise ReadError(f"{path} holds bytes or scales that no packed weight has. Download the file again.")
         return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, codes)
 
@@ -213,22 +215,24 @@ class PackedBert:
         """`x @ weight.T + bias`; the input of a quantized weight is put on levels first."""
         if f"{path}.weight_packed" in self.tensors:
             static = self.recipe["activation_calibration"] == "static"
-            x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range") if static else None)
-        result: Array = x @ self.weight(path).T.astype(self.dtype) + self.tensor(f"{path}.bias").astype(self.dtype)
-        return result
+            x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range", 2) if static else None)
+        weight, size = self.weight(path), self.config["intermediate_size" if "intermediate" in path else "hidden_size"]
+        if path != "classifier" and len(weight) != size:
+            raise ReadError(f"{path} holds {len(weight)} rows, not {size}.")
+        bias = self.tensor(f"{path}.bias", len(weight)).astype(self.dtype)
+        return np.asarray(x @ weight.T.astype(self.dtype) + bias)
 
     def norm(self, path: str, x: Array) -> Array:
         """LayerNorm over the last axis."""
         x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.dtype(self.config["layer_norm_eps"]))
-        gamma, beta = self.tensor(f"{path}.weight"), self.tensor(f"{path}.bias")
-        result: Array = x * gamma.astype(self.dtype) + beta.astype(self.dtype)
-        return result
+        gamma, beta = self.tensor(f"{path}.weight", x.shape[-1]), self.tensor(f"{path}.bias", x.shape[-1])
+        return np.asarray(x * gamma.astype(self.dtype) + beta.astype(self.dtype))
 
     def rows(self, path: str, index: Array) -> Array:
         """The rows of an embedding for ids of any shape: `(*shape, hidden_size)`."""
         name = f"{path}.weight_packed" if f"{path}.weight_packed" in self.tensors else f"{path}.weight"
-        count = len(self.tensor(name))
+        count = len(np.atleast_1d(self.tensor(name)))
         if index.size and not 0 <= index.min() <= index.max() < count:
             raise ReadError(f"Ids {index.min()} to {index.max()} do not fit the {count} rows of {path}.")
         return self.weight(path, index.reshape(-1)).reshape(*index.shape, -1).astype(self.dtype)
@@ -248,10 +252,9 @@ class PackedBert:
         return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape))
 
     def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
-        """The last hidden states, `(batch, tokens, hidden_size)`; all arguments are of shape `(batch, tokens)`.
+        """The last hidden states, `(batch, tokens, hidden_size)`, of arguments `(batch, tokens)`.
 
         The mask is 1 for tokens (the default) and 0 for padding, types are 0 by default.
-        Raises `ReadError` if an id is beyond its table, or the shapes differ.
         """
         ids = np.asarray(input_ids)
         kept = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
@@ -272,8 +275,7 @@ class PackedBert:
 
     def logits(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
         """The logits of a sequence classifier, `(batch, labels)`; arguments and errors as of `hidden_states`."""
-        architecture = (self.config.get("architectures") or ["nothing"])[0]
-        if architecture != "XTCBertForSequenceClassification":
+        if (architecture := str(self.config.get("architectures")).strip("[']")) != "XTCBertForSequenceClassification":
             raise ReadError(f"Logits are those of a sequence classifier; this is {architecture}. Use hidden_states.")
         first = self.hidden_states(input_ids, attention_mask, token_type_ids)[:, 0]
         return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_xtc.deepspeed import recipe_fields
 from hf_xtc.errors import RecipeError
+from hf_xtc.plain_json import parse_json
 from hf_xtc.specs import FLOAT_DTYPES, ActivationSpec, LayerMap, QuantSpec, check_choice, check_count
 
 # Part of a BERT -> what the recipe calls it. Architectures assign their modules to these scopes.
@@ -186,7 +187,7 @@ class XTCRecipe:
             RecipeError: if it is no JSON, or a field is unknown or has a value that does not exist.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise RecipeError(f"The recipe is no JSON: {error}.") from error
         return cls.from_dict(values)

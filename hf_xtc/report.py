@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_xtc.checkpoint import write_text
 from hf_xtc.errors import XTCError
+from hf_xtc.plain_json import read_json
 
 Entries = Sequence[Mapping[str, Any]]
 # Log entries of a training step that are no terms of the loss.
@@ -44,7 +45,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / "metrics.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         found["rows"][-1]["metrics"][found["metric"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise XTCError(
@@ -123,7 +124,7 @@ def _curves(log: Entries, caption: str, names: Mapping[str, str]) -> str:
     def draw(axes: Any) -> None:
         for key, label in names.items():
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 20 else None)
+            axes.plot(*zip(*points, strict=True), label=_plain(label), marker="." if len(points) < 20 else None)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
@@ -131,20 +132,25 @@ def _curves(log: Entries, caption: str, names: Mapping[str, str]) -> str:
     return _figure(draw, caption) if names else "<p>Nothing was logged.</p>"
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib takes for no formula, and for no label to hide."""
+    return text.replace("$", r"\$").removeprefix("_")
+
+
 def _draw_pareto(axes: Any, run: Mapping[str, Any]) -> None:
     for row in run["rows"]:
         axes.plot(row["bytes"], row["metrics"][run["metric"]], "o")
-        label = row["model"].replace("$", r"\$")
-        axes.annotate(label, (row["bytes"], row["metrics"][run["metric"]]), (6, 6), textcoords="offset points")
+        place = row["bytes"], row["metrics"][run["metric"]]
+        axes.annotate(_plain(row["model"]), place, (6, 6), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(0.25)
     axes.set_xlabel("bytes on disk")
-    axes.set_ylabel(run["metric"])
+    axes.set_ylabel(_plain(run["metric"]))
 
 
 def _draw_ledger(axes: Any, run: Mapping[str, Any]) -> None:
     parts = dict(reversed(run["ledger"]["parts"].items()))
-    bars = axes.barh(list(parts), list(parts.values()))
+    bars = axes.barh(list(map(_plain, parts)), list(parts.values()))
     axes.bar_label(bars, [f"{size:,}" for size in parts.values()], padding=3, fontsize=8)
     axes.margins(x=0.15)
     axes.set_xlabel("bytes")

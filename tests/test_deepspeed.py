@@ -486,3 +486,28 @@ def test_schedule_offset_that_is_no_number_of_steps(offset):
     config = change("weight_quantization/shared_parameters/schedule_offset", offset)
     with refuses(f"weight_quantization: schedule_offset={offset!r} must be a number of steps, 0 or more."):
         schedule_offsets(config)
+
+
+@pytest.mark.parametrize("groups", [True, 5, "wq1", []])
+def test_groups_that_are_no_object_are_refused(groups):
+    config = reference()
+    config["compression_training"]["weight_quantization"]["different_groups"] = groups
+    with pytest.raises(RecipeError, match="different_groups must be a JSON object"):
+        recipe_fields(config)
+
+
+@pytest.mark.parametrize("pattern", ["(.*)*x", "(a+)+$", "a{99999999999}", "(" * 150])
+def test_a_pattern_that_never_ends_or_is_none_is_refused(pattern):
+    config = reference()
+    for group in config["compression_training"]["weight_quantization"]["different_groups"].values():
+        group["modules"] = [pattern]
+    with pytest.raises(RecipeError, match="modules"):
+        recipe_fields(config)
+
+
+@pytest.mark.parametrize("layers", [[0] * 1_000_000, list(range(2_000)), [3, 2]], ids=["many", "deep", "back"])
+def test_layers_that_no_teacher_has_are_refused_at_once(layers):
+    config = reference(layers=(1, 3, 5))
+    config["compression_training"]["layer_reduction"].update(teacher_layer=layers, keep_number_layer=len(layers))
+    with pytest.raises(RecipeError, match=r"^layers="):
+        recipe_fields(config)

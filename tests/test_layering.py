@@ -12,6 +12,7 @@ TORCH_ONLY = [
     *[
         "version",
         "reader",
+        "plain_json",
         "errors",
         "registry",
         "specs",

@@ -150,6 +150,27 @@ def test_text_from_outside_stays_text(run):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
 
 
+def test_whatever_a_run_was_told_stays_text(run):
+    evil = "`<script>alert(1)</script>"
+    rows = [dataclasses.replace(row, model=evil, storage=evil, metrics={evil: 0.5}) for row in run.rows]
+    stage = {"stage": evil, "start": evil, "learning_rate": 1e-3, "steps": 1, "epochs": 1, "seconds": 1.0}
+    stage |= {"selection": None, "metrics": {evil: 0.5}, "tried": {evil: 0.5}}
+    provenance = {"teacher": evil, evil: evil, "labels": [evil], "stages": [stage]}
+    names = {"name": evil, "task": evil, "metric": evil, "command": evil, "selection": evil}
+    hostile = dataclasses.replace(run, rows=rows, provenance=provenance, **names)
+    body = card_text(hostile).split("---\n", 2)[2]
+    assert "<script>" not in body
+    assert body.count("&lt;script&gt;") > 10
+
+
+def test_what_a_configuration_says_stays_text_in_a_plain_card(tiny_teacher):
+    evil = "<script>alert(1)</script>"
+    config = compress(tiny_teacher).config
+    config.xtc["provenance"] = {evil: {evil: [evil]}}
+    card = plain_card(config, XTCBertForSequenceClassification, evil, metrics={evil: 0.5}, made={evil: evil})
+    assert "<script>" not in card
+
+
 def test_names_cannot_break_out_of_the_metadata(run):
     hostile = Run(**{**run.__dict__, "task": "x\nlicense: evil\n---\n"})
     header = re.split(r"^---$", card_text(hostile), flags=re.M)[1]

@@ -224,7 +224,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
             np.full((36, 1), -1, np.float16),
             "bytes or scales that no packed weight has.",
         ),
-        ("weight_scale", np.full((36, 1), np.nan, np.float16), "bytes or scales that no packed weight has."),
+        ("weight_scale", np.full((36, 1), np.nan, np.float16), "numbers that no model has"),
     ],
 )
 def test_tensors_that_do_not_fit(suffix, value, text, folder):

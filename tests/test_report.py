@@ -102,9 +102,25 @@ def test_a_folder_without_a_run_is_refused(tmp_path, content):
     assert not (tmp_path / "report.html").exists()
 
 
+def everywhere(text):
+    """A run's record in which every name is this text."""
+    record = run(text)
+    rows = [{**row, "model": text, "storage": text, "metrics": {text: 0.5}} for row in record["rows"]]
+    log = [{"loss": 1.0, text: 1.0, f"eval_{text}": 0.5, f"flip_rate/{text}": 0.1, "step": step} for step in (1, 2)]
+    ledger = {**record["ledger"], "parts": {text: 600}}
+    names = {"metric": text, "selection": text, "recipe": {text: text}, "provenance": {text: [text]}}
+    return {**record, **names, "rows": rows, "log": log, "ledger": ledger}
+
+
+def test_no_name_becomes_markup():
+    found = Elements(report_html(everywhere(EVIL)))
+    assert "script" not in found.tags
+    assert sum("<script>" in text for text in found.text) > 10
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_shows_it_without_an_error(tmp_path):
-    (tmp_path / "metrics.json").write_text(json.dumps(run(EVIL)))
+    (tmp_path / "metrics.json").write_text(json.dumps(everywhere(EVIL)))
     file = write_report(tmp_path)
     headless = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
     profile = f"--user-data-dir={tmp_path / 'profile'}"
@@ -112,5 +128,6 @@ def test_a_browser_shows_it_without_an_error(tmp_path):
         [BROWSER, *headless, profile, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"<svg\b", done.stdout)) == 6
+    assert len(re.findall(r"<svg\b", done.stdout)) == 5
+    assert "<script" not in done.stdout
     assert "CONSOLE" not in done.stderr  # where Chromium tells errors and warnings of the page

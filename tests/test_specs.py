@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 import hf_xtc.quantizers  # noqa: F401  (fills QUANTIZERS)
 from hf_xtc.errors import RecipeError, XTCError
-from hf_xtc.specs import FLOAT_DTYPES, GRANULARITIES, QUANTIZERS, ActivationSpec, LayerMap, QuantSpec, check_choice
+from hf_xtc.specs import (
+    FLOAT_DTYPES,
+    GRANULARITIES,
+    QUANTIZERS,
+    ActivationSpec,
+    LayerMap,
+    QuantSpec,
+    check_choice,
+    check_pattern,
+)
 
 depths_and_keeps = st.integers(1, 48).flatmap(lambda depth: st.tuples(st.just(depth), st.integers(1, depth)))
 
@@ -247,3 +256,18 @@ def test_skip_refuses(keep):
 
 def test_granularities():
     assert GRANULARITIES == ("per_tensor", "per_channel", "per_group")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["attention.self", r"encoder\.layer\.\d+\.(a|b)\.x", "layer.[0-5].*output.*dense", ".", ""]
+)
+def test_patterns_of_module_names_are_taken(pattern):
+    check_pattern("modules", pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(.*)*x", "(?:a|a)*x", "(a?){9}", ".*.*.*.*x", "a?a?a?a?aaaa", "(a{2,}){2,}", "x" * 201]
+)
+def test_patterns_whose_search_may_never_end_are_refused(pattern):
+    with pytest.raises(RecipeError, match=r"^modules: the pattern .* may never end"):
+        check_pattern("modules", pattern)

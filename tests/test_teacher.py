@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast, set_seed
 
 from hf_xtc import XTCRecipe, compress, pack_model
@@ -136,3 +137,51 @@ def test_a_packed_base_is_refused(folders):
 def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
     with pytest.raises(XTCError, match=r"^There is no folder .*missing\. Give the folder or the Hub id"):
         load_config(str(tmp_path / "missing"))
+
+
+def edit_adapter(change):
+    tensors = load_file("adapter/adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, "adapter/adapter_model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_that_lacks_tensors_is_refused_rather_than_drawn(folders):
+    edit_adapter(lambda tensors: tensors.pop(next(name for name in tensors if "lora_A" in name)))
+    with pytest.raises(XTCError, match=r"does not hold 1 tensors that its adapter_config.json promises"):
+        load_model("adapter", num_labels=3)
+
+
+def test_an_adapter_of_no_numbers_is_refused(folders):
+    edit_adapter(lambda tensors: tensors[next(name for name in tensors if "lora_B" in name)].fill_(float("nan")))
+    with pytest.raises(XTCError, match="holds NaN or infinite values"):
+        load_model("adapter", num_labels=3)
+
+
+def test_an_adapter_is_never_unpickled(folders):
+    tensors = load_file("adapter/adapter_model.safetensors")
+    torch.save(tensors, "adapter/adapter_model.bin")
+    Path("adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(XTCError, match=r"adapter_model.safetensors is truncated or no safetensors file"):
+        load_model("adapter", num_labels=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 10**12},
+        {"r": -1},
+        {"r": "x"},
+        {"target_modules": "(.*)*x"},
+        {"target_modules": {"a": {}}},
+        {"rank_pattern": {"(.*)*x": 2}},
+        {"peft_type": "unheard of"},
+        {"lora_alpha": None},
+        {"alora_invocation_tokens": [1, 2]},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_peft_cannot_take_is_one_error(folders, changes):
+    adapter_config(**changes)
+    with pytest.raises(XTCError):
+        load_model("adapter", num_labels=3)

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from test_trainer import (
     DATA,
     DEFAULT,
@@ -862,3 +863,75 @@ def test_one_process_makes_it_for_all(tmp_path):
     assert found["sums"][0] == found["sums"][1]
     for entry, expected in zip(found["log"], logged(alone, "loss", *DEFAULT), strict=True):
         assert entry == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+# Files from elsewhere
+
+
+def change_manifest(folder, change):
+    values = json.loads((folder / "cache.json").read_text())
+    change(values)
+    (folder / "cache.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(key=[]),
+        lambda values: values["key"].update(recipe=5),
+        lambda values: values.update(teacher_config=None),
+        lambda values: values.update(dtype=["int8"]),
+        lambda values: values["outputs"].update(logits=[]),
+        lambda values: values["outputs"].update(logits=[-3]),
+        lambda values: values["outputs"].update(logits=[2**60]),
+        lambda values: values["outputs"].update(attentions=["tokens", "tokens", "tokens"]),
+        lambda values: values["layers"].pop("attentions"),
+        lambda values: values["layers"].update(attentions=[1, 1]),
+        lambda values: values["layers"].update(attentions=[1, 9]),
+        lambda values: values["depths"].update(attentions=10**12),
+        lambda values: values["depths"].pop("attentions"),
+        lambda values: values["shards"][0].update(rows=-1),
+        lambda values: values["shards"][0].update(rows=True),
+        lambda values: values.update(shards=5),
+    ],
+)
+def test_a_manifest_that_none_writes_is_refused(change, tmp_path):
+    write_cache(tmp_path, "int8", [3, 1, 2])
+    assert len(TeacherCache(tmp_path)) == 3
+    change_manifest(tmp_path, change)
+    with pytest.raises(StateError):
+        TeacherCache(tmp_path)
+
+
+def test_a_manifest_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "cache.json").write_text('{"a":' * 100_000)
+    with pytest.raises(StateError, match="nested too deeply"):
+        TeacherCache(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_values_that_are_no_numbers_are_refused_where_a_shard_is_opened(value, tmp_path):
+    write_cache(tmp_path, "int8", [3, 1, 2])
+    tensors = load_file(shard_file(tmp_path, 0))
+    tensors["hidden_states.scale"][0] = value
+    save_file(tensors, shard_file(tmp_path, 0))
+    with pytest.raises(StateError, match=r"is damaged: .* Delete it, give teacher_model, and it is made again"):
+        TeacherCache(tmp_path).read([0], torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("tokens", [[3, 2, 1], [6, 0, 0], [7, 2, -3]])
+def test_a_shard_whose_rows_are_not_those_of_the_manifest_is_refused(tokens, tmp_path):
+    write_cache(tmp_path, "float16", [3, 1, 2])
+    tensors = load_file(shard_file(tmp_path, 0))
+    tensors["tokens"] = torch.tensor(tokens)
+    save_file(tensors, shard_file(tmp_path, 0))
+    cache = TeacherCache(tmp_path)
+    with pytest.raises(StateError):
+        cache.read([1], torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("row", [3, -1])
+def test_rows_that_a_cache_does_not_have_are_refused(row, tmp_path):
+    write_cache(tmp_path, "float16", [3, 1, 2])
+    with pytest.raises(StateError, match="are asked of the 3"):
+        TeacherCache(tmp_path).read([row], torch.ones(1, 2))

@@ -22,9 +22,9 @@ WRITTEN = [
 ]
 # Each imports from those above it only.
 MODULES = [
-    *["errors", "registry", "specs", "recipe", "quantizers", "activations", "packing", "checkpoint"],
+    *["errors", "plain_json", "registry", "specs", "recipe", "quantizers", "activations", "packing", "checkpoint"],
     *["backends/base", "backends/choice", "backends/reference", "backends/integer", "layers"],
-    *["modeling/architecture", "modeling/states", "modeling/bert_config", "modeling/bert"],
+    *["modeling/architecture", "modeling/checks", "modeling/states", "modeling/bert_config", "modeling/bert"],
 ]
 # What is looked up by its registered name, and what `auto_map` names.
 ROOTS = [

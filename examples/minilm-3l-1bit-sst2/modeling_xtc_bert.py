@@ -6,12 +6,15 @@ write packed files, or for the fast native operator, install hf_xtc: it then tak
 Needs torch, transformers, and what transformers itself needs. Licence: Apache-2.0.
 """
 
+import json
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -33,6 +36,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import (
     BertEmbeddings,
     BertEncoder,
@@ -57,6 +61,27 @@ class PackedFileError(XTCError):
 
 class StateError(XTCError):
     """A model in the wrong state: latent where packed is needed, or the reverse."""
+
+
+MOST_BYTES = 2**26
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(file: str | os.PathLike[str]) -> Any:
+    """The JSON of a file."""
+    path = Path(file)
+    if path.exists() and (not path.is_file()):
+        raise OSError(f"{path} is no plain file")
+    if path.stat().st_size > MOST_BYTES:
+        raise OSError(f"{path} has {path.stat().st_size} bytes, more than any configuration or record of a run")
+    return parse_json(path.read_text(encoding="utf-8"))
 
 
 class Registry(dict[str, Any]):
@@ -427,6 +452,7 @@ class ActivationQuantizer(nn.Module):
 
 
 FORMAT_VERSION = 1
+LARGEST = 2.0**18
 _PER_BYTE = {2: 8, 3: 5, 16: 2, 256: 1}
 
 
@@ -506,10 +532,12 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Name -> (dtype, shape) of every tensor of a safetensors file; reads the header only."""
     try:
+        if os.path.exists(file) and (not os.path.isfile(file)):
+            raise OSError("no plain file")
         with safe_open(file, framework="pt") as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}
             return {name: (dtype_named(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise PackedFileError(
             f"{file} is truncated or no safetensors file ({error}). Download or write it again."
         ) from error
@@ -880,6 +908,8 @@ def xtc_block(
 def check_xtc_block(config: Any) -> None:
     """Checks `config.state` and `config.xtc`."""
     check_choice("state", config.state, STATES)
+    if not isinstance(config.architectures, list | tuple | None):
+        raise PackedFileError(f"architectures={config.architectures!r:.80} must list the names of model classes.")
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(
@@ -954,6 +984,50 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
     return new
 
 
+MOST = {"layers": 1000, "labels": 1000000, "size": 2**31 - 1}
+
+
+def check_foreign(values: dict[str, Any]) -> None:
+    """Checks what a `config.json` holds besides its architecture's fields."""
+    attention, labels = (values.get("attn_implementation"), values.get("num_labels"))
+    if values.get("quantization_config") is not None:
+        raise PackedFileError(
+            "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
+        )
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise PackedFileError(
+            f'attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never run for XTC models. Use "eager" or "sdpa".'
+        )
+    if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
+        raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
+
+
+def check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    """Checks the sizes that a model is built with, before anything is built."""
+    for name in names:
+        value, most = (getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"])
+        if type(value) is not int or not 0 < value <= most:
+            raise PackedFileError(
+                f"config.json says {name}={value!r:.80}; it must be a whole number from 1 to {most}. Restore the config written with the file."
+            )
+
+
+def check_index(folder: str) -> None:
+    """Checks the index of the shards of a local folder, if it has one, before any of them is opened."""
+    file = os.path.join(folder, "model.safetensors.index.json")
+    if not os.path.exists(file):
+        return
+    try:
+        index = read_json(file)
+        plain = all(os.path.basename(name) == name not in ("", ".", "..") for name in index["weight_map"].values())
+        if not plain or not isinstance(index["metadata"], dict):
+            raise ValueError("its shards must be files of the folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PackedFileError(
+            f"{file} is no index of shards ({type(error).__name__}: {error}). Download or write it again."
+        ) from error
+
+
 def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
     """Checks, from headers alone, that the files hold what the config of a model to be loaded promises."""
     if not all(file.endswith(".safetensors") for file in files):
@@ -994,9 +1068,20 @@ def check_values(model: nn.Module) -> None:
             levels = get_quantizer(module.spec.quantizer).levels
             check_packed(module.weight_packed, module.weight_scale, levels, name)
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and (not tensor.is_meta) and (not bool(torch.isfinite(tensor).all())):
+        if not tensor.is_floating_point() or tensor.is_meta or (not tensor.numel()):
+            continue
+        low, high = torch.stack(torch.aminmax(tensor)).double().tolist()
+        if not math.isfinite(low + high):
             raise PackedFileError(
                 f"{name} holds NaN or infinite values in {tensor.dtype}. The file is damaged; download or write it again."
+            )
+        if max(-low, high) > LARGEST:
+            raise PackedFileError(
+                f"{name} holds the value {max(-low, high):g}; no packed model has one beyond {LARGEST:,.0f}. The file is damaged; download or write it again."
+            )
+        if name.endswith("activation.range") and tensor[0] > tensor[1]:
+            raise PackedFileError(
+                f"{name} ends at {high:g} before it starts. The file is damaged; download or write it again."
             )
 
 
@@ -1008,9 +1093,15 @@ class XTCConfig:
     xtc: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
+        check_foreign(kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PackedFileError(
+                f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). Restore the config written with the file."
+            ) from error
         check_xtc_block(self)
 
     @property
@@ -1083,6 +1174,13 @@ class XTCModel(PreTrainedModel):
             "A packed model cannot grow or shrink its vocabulary: rows of codes cannot be trained. Call unpack_model first, resize and train the latent model, then pack_model."
         )
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, after a check of the index of a local folder's shards."""
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     @staticmethod
     def _load_pretrained_model(
         model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
@@ -1095,6 +1193,12 @@ class XTCModel(PreTrainedModel):
         return loaded
 
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
+
+
 @strict
 class XTCBertConfig(XTCConfig, BertConfig):
     """A `BertConfig` with the state of the model and all that XTC knows of it; see `XTCConfig`."""
@@ -1102,6 +1206,20 @@ class XTCBertConfig(XTCConfig, BertConfig):
     model_type = "xtc_bert"
     state: str = "packed"
     xtc: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Checks what a model is built with, for transformers builds whatever it is told."""
+        check_sizes(self, SIZES)
+        if self.hidden_size % self.num_attention_heads or self.hidden_act not in ACT2FN:
+            raise PackedFileError(
+                f"config.json says hidden_act={self.hidden_act!r:.80} and hidden_size={self.hidden_size} for {self.num_attention_heads} heads: the activation must be one of transformers', and the heads must divide the size. Restore the config written with the file."
+            )
+        dropouts = (self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout or 0)
+        if not 0 < self.layer_norm_eps < 1 or not all(0 <= dropout <= 1 for dropout in dropouts):
+            raise PackedFileError(
+                f"config.json says layer_norm_eps={self.layer_norm_eps!r} and dropouts {dropouts}; they must lie between 0 and 1. Restore the config written with the file."
+            )
+        super().__post_init__(**kwargs)
 
 
 BERT_SCOPES = {

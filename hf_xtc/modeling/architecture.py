@@ -1,23 +1,18 @@
 """What an architecture declares, and the swap of its modules for latent or packed ones.
 
 The swap runs inside each model's `__init__` (in `post_init`), before weights are loaded: a model knows its state and
-recipe from its config alone, so `from_pretrained`, the meta device and the Auto classes need nothing special. What is
-loaded is checked against that config, before and after: a file that does not fit it is refused.
+recipe from its config alone, so `from_pretrained`, the meta device and the Auto classes need nothing special.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from hf_xtc.checkpoint import check_header, read_header
 from hf_xtc.errors import PackedFileError, XTCError
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
-from hf_xtc.packing import FORMAT_VERSION, check_packed
-from hf_xtc.quantizers import get_quantizer
+from hf_xtc.packing import FORMAT_VERSION
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.registry import Registry
 from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
@@ -93,6 +88,8 @@ def check_xtc_block(config: Any) -> None:
         RecipeError: if the state or a field of the recipe does not exist.
     """
     check_choice("state", config.state, STATES)
+    if not isinstance(config.architectures, list | tuple | None):
+        raise PackedFileError(f"architectures={config.architectures!r:.80} must list the names of model classes.")
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(
@@ -180,72 +177,3 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
         new.weight = old.weight
         new.train(old.training)
     return new
-
-
-def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
-    """Checks, from headers alone, that the files hold what the config of a model to be loaded promises.
-
-    A file written by the model's own class must hold every tensor. Of another class's file (a bare encoder into a
-    classifier, or the reverse) only the encoder is compared, and only where it is packed.
-
-    Args:
-        model (`PreTrainedModel`): The model, its tensors still without values.
-        files (`list[str]`): Paths of the file or of its shards.
-        new_head (`bool`): The caller asked for a head of another shape (`ignore_mismatched_sizes`).
-
-    Raises:
-        PackedFileError: if a file is damaged, a pickle, or not of one model with the config.
-    """
-    if not all(file.endswith(".safetensors") for file in files):
-        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
-    header = {name: entry for file in files for name, entry in read_header(file).items()}
-    where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
-    check_tensors(model, header, where, new_head=new_head)
-
-
-def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
-    """As `check_files`, for a header that was read already; it is called `where` in messages."""
-    if not model.packed and any(name.endswith("weight_packed") for name in header):
-        raise PackedFileError(
-            f"{where} holds packed codes, but config.json says state='latent'. "
-            "Config and weights are not of one model; download or write both again."
-        )
-    own = type(model).__name__ in (model.config.architectures or ()) and not new_head
-    if own or model.packed:
-        header, expected = _comparable(model, header, own=own)
-        check_header(header, expected, where, exact=own and model.packed)
-
-
-def _comparable(model: Any, header: dict[str, Any], *, own: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A file's header and the tensors to expect in it, by the same names."""
-    prefix = f"{model.base_model_prefix}."
-    base = getattr(model, model.base_model_prefix, model)
-    if not own:  # a bare encoder's file has no prefix, a head's file has one
-        model, header = base, {name.removeprefix(prefix): entry for name, entry in header.items()}
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    if model is base and not (_pooler(header) and _pooler(expected)):  # encoders come with and without one
-        header = {name: entry for name, entry in header.items() if name not in _pooler(header)}
-        expected = {name: tensor for name, tensor in expected.items() if name not in _pooler(expected)}
-    return header, expected
-
-
-def _pooler(names: Iterable[str]) -> set[str]:
-    return {name for name in names if name.startswith("pooler.")}
-
-
-def check_values(model: nn.Module) -> None:
-    """Checks the loaded values of a packed model; tensors without values (missing, or left on disk) are passed over.
-
-    Raises:
-        PackedFileError: if codes do not exist in the format, a scale is negative, or a value is NaN or infinite.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLinear | PackedEmbedding) and not module.weight_packed.is_meta:
-            levels = get_quantizer(module.spec.quantizer).levels
-            check_packed(module.weight_packed, module.weight_scale, levels, name)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
-            raise PackedFileError(
-                f"{name} holds NaN or infinite values in {tensor.dtype}. "
-                "The file is damaged; download or write it again."
-            )

@@ -7,12 +7,21 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
+from transformers.activations import ACT2FN
 
+from hf_xtc.errors import PackedFileError
 from hf_xtc.modeling.architecture import architecture_of
+from hf_xtc.modeling.checks import check_sizes
 from hf_xtc.modeling.states import XTCConfig
 
 # What runs a packed model where this package is not installed, generated from its sources by tools/remote_code.py.
 CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc_bert.py"
+
+
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size"),
+)
 
 
 def auto_map(config: Any) -> dict[str, str]:
@@ -30,6 +39,28 @@ class XTCBertConfig(XTCConfig, BertConfig):
 
     state: str = "latent"
     xtc: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Checks what a model is built with, for transformers builds whatever it is told.
+
+        Raises:
+            PackedFileError: if a size, the number of heads, the activation or an epsilon is none of a BERT.
+            XTCError: as `XTCConfig`.
+        """
+        check_sizes(self, SIZES)
+        if self.hidden_size % self.num_attention_heads or self.hidden_act not in ACT2FN:
+            raise PackedFileError(
+                f"config.json says hidden_act={self.hidden_act!r:.80} and hidden_size={self.hidden_size} for "
+                f"{self.num_attention_heads} heads: the activation must be one of transformers', and the heads must "
+                "divide the size. Restore the config written with the file."
+            )
+        dropouts = (self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout or 0)
+        if not 0 < self.layer_norm_eps < 1 or not all(0 <= dropout <= 1 for dropout in dropouts):
+            raise PackedFileError(
+                f"config.json says layer_norm_eps={self.layer_norm_eps!r} and dropouts {dropouts}; they must lie "
+                "between 0 and 1. Restore the config written with the file."
+            )
+        super().__post_init__(**kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any

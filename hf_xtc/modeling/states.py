@@ -15,18 +15,17 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.checkpoint import whole_folder
-from hf_xtc.errors import StateError
+from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
     PUBLISHERS,
-    check_files,
-    check_values,
     check_xtc_block,
     layer_map_of,
     recipe_of,
     swap_modules,
     xtc_block,
 )
+from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_values
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
 
@@ -50,9 +49,16 @@ class XTCConfig:
     xtc: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
+        check_foreign(kwargs)
+        try:
+            super().__post_init__(**kwargs)  # type: ignore[misc]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PackedFileError(
+                f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
+                "Restore the config written with the file."
+            ) from error
         check_xtc_block(self)
 
     @property
@@ -196,6 +202,18 @@ class XTCModel(PreTrainedModel):
             HubError: if the Hub cannot be reached or refuses; nothing was published.
         """
         return PUBLISHERS["hub"](self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, after a check of the index of a local folder's shards.
+
+        Raises:
+            PackedFileError: if the index names files elsewhere, or the files hold something else than promised.
+            RecipeError: if the recipe in `config.json` has a value that does not exist.
+        """
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""

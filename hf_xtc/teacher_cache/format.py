@@ -9,7 +9,6 @@ float16, or int8 with one float32 scale for each last axis (`NAME.scale`: per to
 scores). A shard is there whole or not at all, so its presence is its state. Reading maps files into memory.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +21,11 @@ from torch import Tensor
 
 from hf_xtc.checkpoint import read_header, write_json
 from hf_xtc.errors import PackedFileError, StateError, XTCError
+from hf_xtc.plain_json import read_json
 
 FORMAT_VERSION = 1
 TOKENS = "tokens"
+DEEPEST = 10_000  # layers; a list as long as the teacher is deep is made for every batch
 SHARD_BYTES = 2**27
 CACHE_FILE = "cache.json"
 _ELSEWHERE = "Give teacher_cache another folder, or delete this one."
@@ -103,6 +104,11 @@ class Shard:
         return self.rows, self.tokens, self.pairs
 
 
+def _is_count(value: object) -> bool:
+    """Whether a value is a number of rows, tokens, layers or features; no machine holds 2**48 of them."""
+    return type(value) is int and 0 < value < 2**48
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The contents of `cache.json`.
@@ -142,6 +148,30 @@ class Manifest:
                 held[f"{name}.scale"] = (torch.float32, (block.numel(sums, scales=True),))
         return held
 
+    def check(self) -> None:
+        """Checks what was read from a file.
+
+        Raises:
+            ValueError: if a field is none that `write` writes; names it.
+        """
+        if not all(isinstance(field, dict) for field in (self.key, self.key.get("recipe", {}), self.teacher_config)):
+            raise ValueError("key, recipe and teacher_config must be objects")
+        if self.dtype not in ("float16", "int8") or type(self.dtype) is not str:
+            raise ValueError(f"dtype={self.dtype!r}")
+        for name, shape in self.outputs.items():
+            sizes = [size for size in shape if size != TOKENS]
+            if not shape or len(shape) - len(sizes) > 2 or not all(_is_count(size) for size in sizes):
+                raise ValueError(f"{name} of shape {shape!r:.80}")
+        if set(self.layers) != {"hidden_states", "attentions"} & set(self.outputs):
+            raise ValueError(f"outputs {list(self.outputs)!r:.80} with layers of {list(self.layers)!r:.80}")
+        for name, kept in self.layers.items():
+            depth, count = self.depths[name], self.outputs[name][0]
+            inside = all(isinstance(layer, int) and 0 <= layer < depth for layer in kept)
+            if not _is_count(depth) or depth > DEEPEST or not inside or len(set(kept)) != count:
+                raise ValueError(f"{name} of layers {kept!r:.80} of {depth!r}")
+        if not all(_is_count(number) for shard in self.shards for number in shard.sums):
+            raise ValueError("a shard without rows or tokens")
+
     def nbytes(self, indices: Sequence[int] | None = None) -> int:
         """Bytes of these shards (default: all), headers not counted."""
         wanted = range(len(self.shards)) if indices is None else indices
@@ -170,14 +200,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not (folder / CACHE_FILE).exists():
         return None
     try:
-        found = json.loads((folder / CACHE_FILE).read_text(encoding="utf-8"))
+        found = read_json(folder / CACHE_FILE)
         if found.pop("format_version") != FORMAT_VERSION:
             raise ValueError("another format version")
         found["outputs"] = {name: tuple(shape) for name, shape in found["outputs"].items()}
         found["layers"] = {name: tuple(layers) for name, layers in found["layers"].items()}
         found["shards"] = tuple(Shard(**shard) for shard in found["shards"])
         manifest = Manifest(**found)
-        manifest.nbytes()
+        manifest.check()
         return manifest
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         where = folder / CACHE_FILE

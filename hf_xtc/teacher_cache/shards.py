@@ -17,7 +17,16 @@ from torch import Tensor
 
 from hf_xtc.checkpoint import whole_folder
 from hf_xtc.errors import StateError, XTCError
-from hf_xtc.teacher_cache.format import TOKENS, Block, Manifest, Shape, broken_shards, read_manifest, shard_file
+from hf_xtc.teacher_cache.format import (
+    CACHE_FILE,
+    TOKENS,
+    Block,
+    Manifest,
+    Shape,
+    broken_shards,
+    read_manifest,
+    shard_file,
+)
 
 Sums = tuple[list[int], list[int], list[int]]
 
@@ -125,8 +134,24 @@ class TeacherCache:
         if index not in self._opened:
             with safe_open(shard_file(self.folder, index), framework="pt") as reader:
                 tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
+            self._check(index, tensors)
             self._opened[index] = tensors, running_sums(tensors[TOKENS].tolist())
         return self._opened[index]
+
+    def _check(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Checks the values of a shard, whose names, types and shapes were checked before.
+
+        Raises:
+            StateError: if its tokens are not those of `cache.json`, or a value is NaN or infinite.
+        """
+        lengths = tensors[TOKENS].tolist()
+        counted = min(lengths) > 0 and tuple(total[-1] for total in running_sums(lengths))
+        floats = (tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel())
+        if counted != self.manifest.shards[index].sums or not all(_is_finite(tensor) for tensor in floats):
+            raise StateError(
+                f"{shard_file(self.folder, index)} is damaged: its tokens are not those of {CACHE_FILE}, or values "
+                "are NaN or infinite. Delete it, give teacher_model, and it is made again."
+            )
 
     def read(self, rows: Sequence[int], mask: Tensor) -> dict[str, Any]:
         """The teacher's outputs for a batch, zero on padding.
@@ -142,6 +167,8 @@ class TeacherCache:
         Raises:
             StateError: if a row has another number of tokens than when the cache was made.
         """
+        if rows and not 0 <= min(rows) <= max(rows) < len(self):
+            raise StateError(f"Rows {min(rows)} to {max(rows)} are asked of the {len(self)} in {self.folder}.")
         width = mask.shape[1]
         padded = {
             name: torch.zeros(len(rows), *block.sized(width), dtype=block.read_dtype)
@@ -174,6 +201,11 @@ class TeacherCache:
         return tuple(
             padded[:, kept.index(layer)] if layer in kept else None for layer in range(self.manifest.depths[name])
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, and scales (float32) still are when multiplied by codes."""
+    return bool((torch.stack(torch.aminmax(tensor)).abs() < torch.finfo(torch.float32).max / 128).all())
 
 
 def running_sums(lengths: Sequence[int]) -> Sums:

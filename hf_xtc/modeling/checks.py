@@ -1,0 +1,158 @@
+"""What is checked of a model to be loaded: its `config.json` before anything is built, the headers of its files before
+they are loaded, and the values after. A file that does not fit its config, or that no model has, is refused.
+"""
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_xtc.checkpoint import check_header, read_header
+from hf_xtc.errors import PackedFileError
+from hf_xtc.layers import PackedEmbedding, PackedLinear
+from hf_xtc.packing import LARGEST, check_packed
+from hf_xtc.plain_json import read_json
+from hf_xtc.quantizers import get_quantizer
+
+# Beyond these no model was ever made, and building one would take hours before its file is looked at.
+MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
+
+
+def check_foreign(values: dict[str, Any]) -> None:
+    """Checks what a `config.json` holds besides its architecture's fields.
+
+    Raises:
+        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, or for a
+            head of no size.
+    """
+    attention, labels = values.get("attn_implementation"), values.get("num_labels")
+    if values.get("quantization_config") is not None:
+        raise PackedFileError(
+            "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
+        )
+    if attention is not None and (not isinstance(attention, str) or "/" in attention):
+        raise PackedFileError(
+            f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never run "
+            'for XTC models. Use "eager" or "sdpa".'
+        )
+    if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
+        raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
+
+
+def check_sizes(config: Any, names: tuple[str, ...]) -> None:
+    """Checks the sizes that a model is built with, before anything is built.
+
+    Raises:
+        PackedFileError: if one of these fields is no positive whole number, or beyond what any machine holds.
+    """
+    for name in names:
+        value, most = getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"]
+        if type(value) is not int or not 0 < value <= most:
+            raise PackedFileError(
+                f"config.json says {name}={value!r:.80}; it must be a whole number from 1 to {most}. "
+                "Restore the config written with the file."
+            )
+
+
+def check_index(folder: str) -> None:
+    """Checks the index of the shards of a local folder, if it has one, before any of them is opened.
+
+    Raises:
+        PackedFileError: if it is no index, or names a file outside of the folder.
+    """
+    file = os.path.join(folder, "model.safetensors.index.json")
+    if not os.path.exists(file):
+        return
+    try:
+        index = read_json(file)
+        plain = all(os.path.basename(name) == name not in ("", ".", "..") for name in index["weight_map"].values())
+        if not plain or not isinstance(index["metadata"], dict):
+            raise ValueError("its shards must be files of the folder")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PackedFileError(
+            f"{file} is no index of shards ({type(error).__name__}: {error}). Download or write it again."
+        ) from error
+
+
+def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
+    """Checks, from headers alone, that the files hold what the config of a model to be loaded promises.
+
+    A file written by the model's own class must hold every tensor. Of another class's file (a bare encoder into a
+    classifier, or the reverse) only the encoder is compared, and only where it is packed.
+
+    Args:
+        model (`PreTrainedModel`): The model, its tensors still without values.
+        files (`list[str]`): Paths of the file or of its shards.
+        new_head (`bool`): The caller asked for a head of another shape (`ignore_mismatched_sizes`).
+
+    Raises:
+        PackedFileError: if a file is damaged, a pickle, or not of one model with the config.
+    """
+    if not all(file.endswith(".safetensors") for file in files):
+        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
+    header = {name: entry for file in files for name, entry in read_header(file).items()}
+    where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
+    check_tensors(model, header, where, new_head=new_head)
+
+
+def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
+    """As `check_files`, for a header that was read already; it is called `where` in messages."""
+    if not model.packed and any(name.endswith("weight_packed") for name in header):
+        raise PackedFileError(
+            f"{where} holds packed codes, but config.json says state='latent'. "
+            "Config and weights are not of one model; download or write both again."
+        )
+    own = type(model).__name__ in (model.config.architectures or ()) and not new_head
+    if own or model.packed:
+        header, expected = _comparable(model, header, own=own)
+        check_header(header, expected, where, exact=own and model.packed)
+
+
+def _comparable(model: Any, header: dict[str, Any], *, own: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A file's header and the tensors to expect in it, by the same names."""
+    prefix = f"{model.base_model_prefix}."
+    base = getattr(model, model.base_model_prefix, model)
+    if not own:  # a bare encoder's file has no prefix, a head's file has one
+        model, header = base, {name.removeprefix(prefix): entry for name, entry in header.items()}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    if model is base and not (_pooler(header) and _pooler(expected)):  # encoders come with and without one
+        header = {name: entry for name, entry in header.items() if name not in _pooler(header)}
+        expected = {name: tensor for name, tensor in expected.items() if name not in _pooler(expected)}
+    return header, expected
+
+
+def _pooler(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.startswith("pooler.")}
+
+
+def check_values(model: nn.Module) -> None:
+    """Checks the loaded values of a packed model; tensors without values (missing, or left on disk) are passed over.
+
+    Raises:
+        PackedFileError: if codes do not exist in the format, a scale is negative, or a value is NaN or infinite.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding) and not module.weight_packed.is_meta:
+            levels = get_quantizer(module.spec.quantizer).levels
+            check_packed(module.weight_packed, module.weight_scale, levels, name)
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+            continue
+        low, high = torch.stack(torch.aminmax(tensor)).double().tolist()
+        if not math.isfinite(low + high):
+            raise PackedFileError(
+                f"{name} holds NaN or infinite values in {tensor.dtype}. "
+                "The file is damaged; download or write it again."
+            )
+        if max(-low, high) > LARGEST:
+            raise PackedFileError(
+                f"{name} holds the value {max(-low, high):g}; no packed model has one beyond {LARGEST:,.0f}. "
+                "The file is damaged; download or write it again."
+            )
+        if name.endswith("activation.range") and tensor[0] > tensor[1]:
+            raise PackedFileError(
+                f"{name} ends at {high:g} before it starts. The file is damaged; download or write it again."
+            )

@@ -1,0 +1,35 @@
+"""JSON from outside: of plain files only, and whatever is wrong with it is one `OSError` or `ValueError`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 2**26
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(file: str | os.PathLike[str]) -> Any:
+    """The JSON of a file.
+
+    Raises:
+        OSError: if it cannot be read, is larger than `MOST_BYTES`, or is a pipe or a device, of which there is no end.
+        ValueError: if it is no UTF-8 or no JSON, or nested too deeply to be read.
+    """
+    path = Path(file)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no plain file")
+    if path.stat().st_size > MOST_BYTES:
+        raise OSError(f"{path} has {path.stat().st_size} bytes, more than any configuration or record of a run")
+    return parse_json(path.read_text(encoding="utf-8"))
