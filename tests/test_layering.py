@@ -22,6 +22,7 @@ TORCH_ONLY = [
         "quantizers",
         "activations",
         "packing",
+        "lock",
         "checkpoint",
         "hub",
         "guards",
