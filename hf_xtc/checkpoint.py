@@ -54,12 +54,15 @@ def writing(target: str | os.PathLike[str], *, kept: str = "Nothing half-written
             cause = "PyTorch could not write a file to its end"
         else:
             raise
-        raise StateError(" ".join(f"Could not write {target}: {cause}{_room(target)}. {kept}".split())) from error
+        raise StateError(f"Could not write {target}: {cause}{_room(target, cause)}. {kept}".rstrip()) from error
 
 
-def _room(target: str | os.PathLike[str]) -> str:
+def _room(target: str | os.PathLike[str], cause: str) -> str:
+    """The space there is, where that may be the cause."""
     place = next((path for path in Path(target).absolute().parents if path.is_dir()), None)
-    return "" if place is None else f" ({shutil.disk_usage(place).free:,} bytes are free)"
+    if place is None or not any(words in cause for words in ("No space", "quota", "too large", "to its end")):
+        return ""
+    return f" ({shutil.disk_usage(place).free:,} bytes are free)"
 
 
 @contextmanager

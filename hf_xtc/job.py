@@ -218,10 +218,11 @@ def prepare(
 
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
-    """Nothing that the run reads lies in the folder that it replaces."""
+    """Nothing that the run reads is among what it replaces."""
     for given in (args.teacher, data_args.train_file, data_args.validation_file, data_args.data_dir):
-        if given is not None and Path(given).resolve().is_relative_to(out.resolve()) and Path(given).exists():
-            raise XTCError(f"{given} lies in {out}, which --overwrite would replace. Give another --output_dir.")
+        place = Path(given or "/").resolve()
+        if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
+            raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")
 
 
 def weight_bytes(folder: Path) -> int:
