@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: checkpoints demo notebooks test lint clean
+.PHONY: checkpoints demo notebooks test stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,11 @@ lint: .venv/installed-test
 
 test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# What docs/reliability.md says; hours. The full disk needs the right to mount a tmpfs.
+stress: .venv/installed-test
+	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3
+	$(BIN)/python tests/stress/full_disk.py
 
 clean:
 	rm -rf .venv .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so

@@ -78,8 +78,7 @@ def kill_in(phase: str, place: Path, truth: Undisturbed, chance: random.Random, 
     timed = operations == 0 or chance.random() < 0.5
     stop = None if timed else (phase, chance.randint(1, operations))
     run = start(command(truth.inputs, place), place.with_suffix(".log"), stop)
-    if timed:
-        _kill_after(run, phase, chance.uniform(0, seconds))
+    outside = _kill_within(run, phase, chance.uniform(0, seconds) if timed else float("inf"))
     code = run.wait()
     if code == 0:
         return False
@@ -87,20 +86,28 @@ def kill_in(phase: str, place: Path, truth: Undisturbed, chance: random.Random, 
         found.faults.append(f"exit status {code} after kills: {run.log.read_text()[-800:]}")
         return False
     found.phases[run.phase] += 1
-    found.how["at a moment" if timed else "before a file operation"] += 1
+    found.how["at a moment" if outside else "before a file operation"] += 1
     found.faults += [f"killed in {run.phase}: {fault}" for fault in check(place, truth.files, truth.logits)]
     return True
 
 
-def _kill_after(run: Watched, phase: str, delay: float) -> None:
-    alive = True
-    while alive and run.phase != phase:
-        alive = run.read(None)
-    end = time.monotonic() + delay
-    while alive and (left := end - time.monotonic()) > 0:
-        alive = run.read(left)
-    if alive:
-        run.kill()
+# Phases of one rank take turns; a kill that its phase escaped falls as soon as a later rank begins.
+RANKS = {"start": 0, "teacher": 1, "cache": 2, "reduced": 2, "student": 3, "packing": 4, "measuring": 5, "card": 6}
+
+
+def _rank(phase: str) -> int:
+    return RANKS[phase.split(":")[0]]
+
+
+def _kill_within(run: Watched, phase: str, delay: float) -> bool:
+    """Kills when the run has spent so many seconds in a phase, or is beyond it; false if it ended before."""
+    while True:
+        left = delay - run.seconds(phase)
+        if _rank(run.phase) > _rank(phase) or (run.phase == phase and left <= 0):
+            run.kill()
+            return True
+        if not run.read(left if run.phase == phase and left < 1e6 else None):
+            return False
 
 
 def finish(place: Path, truth: Undisturbed, found: Findings) -> None:

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +120,11 @@ class Watched:
             self.phase, self._since = phase, now
         return bool(got)
 
+    def seconds(self, phase: str) -> float:
+        """How long the run has been in a phase, all times together."""
+        now = time.monotonic() - self._since if phase == self.phase else 0.0
+        return self.spent.get(phase, (0.0, 0))[0] + now
+
     def kill(self) -> None:
         """SIGKILL to the whole process group."""
         os.killpg(self.pid, signal.SIGKILL)
@@ -146,6 +153,8 @@ def start(
     pid = os.fork()
     if pid:
         os.close(inner)
+        with suppress(OSError):  # whoever of the two comes first
+            os.setpgid(pid, pid)
         return Watched(pid, pipe, log)
     try:
         os.setpgid(0, 0)
@@ -175,6 +184,7 @@ class _Reporter:
 
     def __init__(self, pipe: int, stop: tuple[str, int] | None):
         self.pipe, self.stop, self.count = pipe, stop, 0
+        self.counts: Counter[str] = Counter()
         self.stack = ["start"]
 
     def install(self) -> None:
@@ -215,7 +225,8 @@ class _Reporter:
         if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
             return
         self.count += 1
-        if self.stop is not None and self.stop[0] == self.stack[-1] and self.count >= self.stop[1]:
+        self.counts[self.stack[-1]] += 1
+        if self.stop is not None and self.stop[0] == self.stack[-1] and self.counts[self.stack[-1]] >= self.stop[1]:
             os.killpg(0, signal.SIGKILL)
 
 
