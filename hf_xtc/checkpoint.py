@@ -50,7 +50,7 @@ def writing(target: str | os.PathLike[str], *, kept: str = "Nothing half-written
     except Exception as error:
         if isinstance(error, OSError | SafetensorError) or "(os error " in str(error):  # tokenizers: a bare Exception
             cause = str(error)
-        elif "inline_container" in str(error):
+        elif any(words in str(error) for words in ("inline_container", "basic_ios", "PytorchStreamWriter")):
             cause = "PyTorch could not write a file to its end"
         else:
             raise

@@ -112,12 +112,17 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
 
 
 def load_teacher(job: Job) -> PreTrainedModel:
-    """The teacher in float32, with a head for the data's labels, which are named."""
+    """The teacher in float32, with a head for the data's labels, which are named.
+
+    The problem type is stated: transformers would add it to the configuration at the first loss, which a run that goes
+    on may never compute.
+    """
     head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if job.data.label_names is not None:
         # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
         names = dict(enumerate(job.data.label_names))
         head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        head["problem_type"] = "single_label_classification"
     return load_model(job.args.teacher, job.args.teacher_revision, **head)
 
 

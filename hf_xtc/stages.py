@@ -95,6 +95,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
 
     Several learning rates need held-out rows (`prepare` sees to it).
     """
+    clear_unfinished(run.folder, *run.folder.glob("lr-*"))
     receipt = read_receipt(run.folder, run.key)
     if receipt is not None:
         logger.info("Stage %s was finished before.", stage.name)
@@ -123,7 +124,6 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
     receipt = read_receipt(folder, key)
     if receipt is not None:
         return receipt
-    clear_unfinished(folder)
     trainer = run.trainer(run.build(), folder, rate)
     arguments = trainer.args
     start = time.perf_counter()

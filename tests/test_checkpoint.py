@@ -210,9 +210,10 @@ def test_whole_folder_names_the_cause(tmp_path):
         (SafetensorError("I/O error: No space left on device"), r"I/O error: No space left on device \(.* free\)"),
         (Exception("File too large (os error 27)"), r"File too large \(os error 27\) \(.* free\)"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . x"), r"PyTorch could not write .* \(.* free\)"),
+        (RuntimeError("basic_ios::clear: iostream error"), r"PyTorch could not write .* \(.* free\)"),
         (OSError(13, "Permission denied"), r"\[Errno 13\] Permission denied"),
     ],
-    ids=["safetensors", "tokenizers", "torch", "python"],
+    ids=["safetensors", "tokenizers", "torch", "torch at the end", "python"],
 )
 def test_a_failed_write_is_told_alike_whoever_wrote(tmp_path, error, told):
     text = rf"^Could not write {re.escape(str(tmp_path / 'x'))}: {told}\. Nothing half-written was left there\.$"

@@ -262,6 +262,19 @@ def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, t
     assert again.read_bytes() == undisturbed.read_bytes()
 
 
+def test_a_stage_that_was_finished_before_leaves_no_trace_in_the_configuration(folder, compressed, tmp_path):
+    """The model read back has computed no loss: what transformers notes at the first one must be there already."""
+    written = {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()}
+    problems = [json.loads((path / "config.json").read_text()).get("problem_type") for path in _stages(compressed)]
+    assert problems == ["single_label_classification"] * 4
+    assert main(["compress", *compress_options(folder, compressed)]) == 0
+    assert {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()} == written
+
+
+def _stages(out):
+    return [out, *(out / "training" / stage for stage in ("teacher", "reduced", "student"))]
+
+
 def test_overwrite_replaces_another_run(folder, tmp_path):
     out = tmp_path / "out"
     quick = ["--max_steps=2", "--selection_share=0.2"]

@@ -26,7 +26,7 @@ from transformers import HfArgumentParser
 
 from hf_xtc.checkpoint import last_checkpoint
 from kills import Undisturbed, undisturbed
-from tiny_run import about, check, command, leftovers, published, start, tell
+from tiny_run import about, check, command, differences, leftovers, published, start, tell
 
 REFUSAL = re.compile(
     r"^hf-xtc: (Could not (write|lock) .+ \([\d,]+ bytes are free\)\..*"
@@ -100,9 +100,7 @@ def _superseded(checkpoint: Path) -> bool:
 
 def compare(truth: Undisturbed, place: Path, found: Failures) -> None:
     """The finished run with the undisturbed one."""
-    files = published(place / "student")
-    differ = sorted(name for name in files.keys() | truth.files.keys() if files.get(name) != truth.files.get(name))
-    found.faults += [f"{name} differs from the undisturbed run's" for name in differ]
+    found.faults += differences(published(place / "student"), truth.files)
     found.faults += [f"{path} was left" for path in leftovers(place)]
 
 

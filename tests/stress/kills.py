@@ -22,7 +22,20 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from tiny_run import PHASES, Watched, about, check, command, leftovers, logits, make_inputs, published, start, tell
+from tiny_run import (
+    PHASES,
+    Watched,
+    about,
+    check,
+    command,
+    differences,
+    leftovers,
+    logits,
+    make_inputs,
+    published,
+    start,
+    tell,
+)
 
 
 @dataclass
@@ -116,9 +129,8 @@ def finish(place: Path, truth: Undisturbed, found: Findings) -> None:
     code = run.wait()
     if code:
         found.faults.append(f"exit status {code}: {run.log.read_text()[-800:]}")
-    files = published(place / "student")
-    differ = sorted(name for name in files.keys() | truth.files.keys() if files.get(name) != truth.files.get(name))
-    found.faults += [f"run {found.runs}: {name} differs from the undisturbed run's" for name in differ]
+    differ = differences(published(place / "student"), truth.files)
+    found.faults += [f"run {found.runs}: {what}" for what in differ]
     found.faults += [f"run {found.runs}: {name} was left" for name in leftovers(place)]
     found.runs += 1
 

@@ -5,6 +5,7 @@ that all that is published can be compared byte for byte, and the new process th
 fork, too. Each run says through a pipe which phase it is in and counts its file operations.
 """
 
+import difflib
 import json
 import os
 import random
@@ -204,10 +205,9 @@ class _Reporter:
 
         def outer(*args: Any, **kwargs: Any) -> Any:
             self.enter(phase(*args, **kwargs), 1)
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self.enter("", -1)
+            result = inner(*args, **kwargs)
+            self.enter("", -1)  # a run that stops stays in the phase where it stopped
+            return result
 
         setattr(owner, name, outer)
 
@@ -249,6 +249,20 @@ def published(out: Path) -> dict[str, bytes]:
     return files
 
 
+def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """The files that differ, with the first lines in which they do."""
+    told = []
+    for name in sorted(found.keys() | expected.keys()):
+        here, there = found.get(name), expected.get(name)
+        if here is None or there is None:
+            told.append(f"{name} is {'missing' if here is None else 'too many'}")
+        elif here != there:
+            texts = [content.decode(errors="replace").splitlines() for content in (there, here)]
+            lines = [line for line in difflib.unified_diff(*texts, n=0, lineterm="") if line[:3] not in ("---", "+++")]
+            told.append(f"{name} differs from the undisturbed run's: {' '.join(lines[:8])[:600]}")
+    return told
+
+
 def logits(out: Path) -> Any:
     """Logits of some rows, by the second implementation."""
     return PackedBert(out).logits([[2, 5, 11, 12, 3], [2, 8, 13, 14, 3]], attention_mask=[[1] * 5] * 2)
@@ -273,10 +287,9 @@ def check(place: Path, expected: dict[str, bytes], expected_logits: Any) -> list
     out = place / "student"
     if (out / "config.json").exists() and not (logits(out) == expected_logits).all():
         wrong.append("config.json is there, and the model beside it gives other logits")
-    for name, content in published(out).items() if out.is_dir() else ():
-        if name not in (LOCK_FILE,) and not name.startswith(SCRATCH) and content != expected.get(name):
-            wrong.append(f"{name} is not as in the undisturbed run")
-    return wrong
+    files = published(out) if out.is_dir() else {}
+    whole = {name: content for name, content in files.items() if not name.startswith((LOCK_FILE, SCRATCH))}
+    return wrong + differences(whole, {name: content for name, content in expected.items() if name in whole})
 
 
 def _checkpoint_faults(checkpoint: Path, place: Path) -> list[str]:
