@@ -304,9 +304,8 @@ def test_what_the_run_reads_is_not_overwritten(folder, tmp_path, capsys):
     (out / "training" / "run.json").write_text('{"seed": 1}')
     options = [*compress_options(folder, out), f"--teacher={out / 'training' / 'teacher'}", "--overwrite"]
     assert main(["compress", *options]) == 1
-    message = (
-        f"{out / 'training' / 'teacher'} lies in {out}, which --overwrite would replace. Give another --output_dir."
-    )
+    teacher = out / "training" / "teacher"
+    message = f"--overwrite would replace {teacher}, which the run reads. Give another --output_dir."
     assert message in capsys.readouterr().err
     assert (out / "training" / "teacher" / "model.safetensors").exists()
 

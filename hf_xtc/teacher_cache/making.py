@@ -147,22 +147,17 @@ class Teaching:
         manifest = read_manifest(self.folder)
         if manifest is not None:
             check_key(self.folder, manifest.key, key)
-        if make and self.teacher is not None:
-            manifest = self._plan(lengths, key) if manifest is None else manifest
-            if broken_shards(self.folder, manifest):
-                with FolderLock(self.folder, wait=True) as lock:
-                    lock.take()
-                    self._complete(manifest, lengths)
+        if make and self.teacher is not None and (manifest is None or broken_shards(self.folder, manifest)):
+            with FolderLock(self.folder, wait=True) as lock:
+                lock.take()
+                self._complete(lengths, key)
         return TeacherCache(self.folder)
 
-    def _complete(self, manifest: Manifest, lengths: Sequence[int]) -> None:
-        """Makes what another process, if it was waited for, has not made."""
-        found = read_manifest(self.folder)
-        if found is not None and found != manifest:
-            check_key(self.folder, found.key, manifest.key)
-            manifest = found
-        broken = broken_shards(self.folder, manifest)
-        if broken:
+    def _complete(self, lengths: Sequence[int], key: dict[str, Any]) -> None:
+        """Makes what no other process, if one was waited for, has made."""
+        manifest = read_manifest(self.folder) or self._plan(lengths, key)
+        check_key(self.folder, manifest.key, key)
+        if broken := broken_shards(self.folder, manifest):
             clear_unfinished(self.folder)
             self._check_space(manifest, list(broken))
             manifest.write(self.folder)

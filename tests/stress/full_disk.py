@@ -25,8 +25,9 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hf_xtc.checkpoint import last_checkpoint
+from intact import check, differences, leftovers, published
 from kills import Undisturbed, undisturbed
-from tiny_run import about, check, command, differences, leftovers, published, start, tell
+from tiny_run import about, command, start, tell
 
 REFUSAL = re.compile(
     r"^hf-xtc: (Could not (write|lock) .+ \([\d,]+ bytes are free\)\..*"

@@ -22,20 +22,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from tiny_run import (
-    PHASES,
-    Watched,
-    about,
-    check,
-    command,
-    differences,
-    leftovers,
-    logits,
-    make_inputs,
-    published,
-    start,
-    tell,
-)
+from intact import check, differences, leftovers, logits, published
+from tiny_run import PHASES, Watched, about, command, make_inputs, start, tell
 
 
 @dataclass

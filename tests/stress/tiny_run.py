@@ -1,11 +1,10 @@
-"""A tiny `hf-xtc compress` for the stress harnesses: inputs, a run in a forked process, and what must hold after it.
+"""A tiny `hf-xtc compress` for the stress harnesses: its inputs, and a run in a forked process.
 
 The fork saves the seconds of importing; what runs in it is `hf_xtc.cli.main`, with two things replaced: the clock, so
 that all that is published can be compared byte for byte, and the new process that measures the packed file, which is a
 fork, too. Each run says through a pipe which phase it is in and counts its file operations.
 """
 
-import difflib
 import json
 import os
 import random
@@ -23,7 +22,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 import hf_xtc.climb as climb
@@ -31,10 +29,7 @@ import hf_xtc.evaluation
 import hf_xtc.model_card  # noqa: F401
 import hf_xtc.outcome as outcome
 import hf_xtc.stages as stages
-from hf_xtc.checkpoint import SCRATCH, last_checkpoint
 from hf_xtc.cli import main
-from hf_xtc.lock import LOCK_FILE
-from hf_xtc.reader import PackedBert
 from hf_xtc.teacher_cache import Teaching
 from hf_xtc.teacher_cache import format as cache_format
 from hf_xtc.trainer import XTCTrainer
@@ -238,77 +233,6 @@ def _forked(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         os._exit(main(words[3:]))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return subprocess.CompletedProcess(words, code, "", "see the log")
-
-
-def published(out: Path) -> dict[str, bytes]:
-    """The files of a finished run but its `training`; of `metrics.json` all but the log, which starts at a resume."""
-    files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
-    if "metrics.json" in files:
-        kept = {name: value for name, value in json.loads(files["metrics.json"]).items() if name != "log"}
-        files["metrics.json"] = json.dumps(kept, indent=1).encode()
-    return files
-
-
-def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
-    """The files that differ, with the first lines in which they do."""
-    told = []
-    for name in sorted(found.keys() | expected.keys()):
-        here, there = found.get(name), expected.get(name)
-        if here is None or there is None:
-            told.append(f"{name} is {'missing' if here is None else 'too many'}")
-        elif here != there:
-            texts = [content.decode(errors="replace").splitlines() for content in (there, here)]
-            lines = [line for line in difflib.unified_diff(*texts, n=0, lineterm="") if line[:3] not in ("---", "+++")]
-            told.append(f"{name} differs from the undisturbed run's: {' '.join(lines[:8])[:600]}")
-    return told
-
-
-def logits(out: Path) -> Any:
-    """Logits of some rows, by the second implementation."""
-    return PackedBert(out).logits([[2, 5, 11, 12, 3], [2, 8, 13, 14, 3]], attention_mask=[[1] * 5] * 2)
-
-
-def check(place: Path, expected: dict[str, bytes], expected_logits: Any) -> list[str]:
-    """What in a folder a reader could take for whole and is not: after a kill, or a disk that was full."""
-    wrong = []
-    for file in [path for path in place.rglob("*") if path.is_file() and SCRATCH not in str(path.relative_to(place))]:
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as reader:
-                    for name in reader.keys():  # noqa: SIM118 (not a dict)
-                        reader.get_tensor(name)
-            elif file.suffix == ".json" and "checkpoint-" not in str(file):
-                json.loads(file.read_text(encoding="utf-8"))
-        except Exception as error:
-            wrong.append(f"{file.relative_to(place)}: {error}")
-    for folder in (place / "student" / "training").glob("*"):
-        if (last := last_checkpoint(folder)) is not None:
-            wrong += _checkpoint_faults(Path(last), place)
-    out = place / "student"
-    if (out / "config.json").exists() and not (logits(out) == expected_logits).all():
-        wrong.append("config.json is there, and the model beside it gives other logits")
-    files = published(out) if out.is_dir() else {}
-    whole = {name: content for name, content in files.items() if not name.startswith((LOCK_FILE, SCRATCH))}
-    return wrong + differences(whole, {name: content for name, content in expected.items() if name in whole})
-
-
-def _checkpoint_faults(checkpoint: Path, place: Path) -> list[str]:
-    faults = []
-    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
-        try:
-            if name.endswith((".pt", ".pth")):
-                torch.load(checkpoint / name, weights_only=name != "rng_state.pth")
-            elif not (checkpoint / name).is_file():
-                raise FileNotFoundError(name)
-        except Exception as error:
-            faults.append(f"{checkpoint.relative_to(place)}, {name}: {error}")
-    return faults
-
-
-def leftovers(place: Path) -> list[str]:
-    """Scratch and locks: none after a run that came to its end."""
-    paths = [*place.rglob(f"{SCRATCH}*"), *place.rglob(LOCK_FILE)]
-    return sorted(str(path.relative_to(place)) for path in paths)
 
 
 def about() -> dict[str, Any]:
