@@ -66,14 +66,16 @@ class FolderLock:
         """Takes the folder, which is made if missing; nothing if it is taken already."""
         if fcntl is None or self._file is not None or not self._wanted:
             return
+        doing = "make"
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
                 self._made = True
+            doing = "lock"
             while self._file is None:
                 self._file = self._try()
         except OSError as error:
-            raise StateError(f"Could not lock the folder {self.folder}: {error}.") from error
+            raise StateError(f"Could not {doing} the folder {self.folder}: {error}.") from error
         _HELD.add(self)
         with suppress(OSError):  # on a full disk nobody learns the name, and the lock holds
             self._file.truncate(0)

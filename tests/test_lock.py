@@ -110,10 +110,13 @@ def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
         worker.join()
 
 
-def test_a_folder_that_cannot_be_locked_says_why(tmp_path):
+def test_a_folder_that_cannot_be_made_or_locked_says_why(tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(StateError, match=r"^Could not lock the folder .*: .*Is a directory"), FolderLock(tmp_path):
+        pytest.fail("a folder is no lock")
     with (
-        pytest.raises(StateError, match=r"^Could not lock the folder .*file/x: .*Not a directory"),
+        pytest.raises(StateError, match=r"^Could not make the folder .*file/x: .*Not a directory"),
         FolderLock(tmp_path / "file" / "x") as lock,
     ):
         lock.take()

@@ -149,17 +149,17 @@ class Teaching:
             check_key(self.folder, manifest.key, key)
         if make and self.teacher is not None and (manifest is None or broken_shards(self.folder, manifest)):
             with FolderLock(self.folder, wait=True) as lock:
-                lock.take()
-                self._complete(lengths, key)
+                self._complete(lengths, key, lock)
         return TeacherCache(self.folder)
 
-    def _complete(self, lengths: Sequence[int], key: dict[str, Any]) -> None:
+    def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
         """Makes what no other process, if one was waited for, has made."""
+        clear_unfinished(self.folder)
         manifest = read_manifest(self.folder) or self._plan(lengths, key)
         check_key(self.folder, manifest.key, key)
         if broken := broken_shards(self.folder, manifest):
-            clear_unfinished(self.folder)
             self._check_space(manifest, list(broken))
+            lock.take()
             manifest.write(self.folder)
             self._make(manifest, broken, lengths)
 
