@@ -8,6 +8,7 @@ saved before must stay. Then the disk grows by a step and the same command goes 
 equals, byte for byte, that of a run with space enough. `--limit_kb` works without a mount: no file may become larger.
 """
 
+import json
 import re
 import resource
 import shutil
@@ -153,6 +154,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
     }
     tell(result, args.output_file)
+    print(json.dumps(result))
     return 1 if found.faults else 0
 
 

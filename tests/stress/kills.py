@@ -7,6 +7,7 @@ the same command then goes on. After each kill nothing may lie there that a read
 the end all that is published equals, byte for byte, that of a run that nobody disturbed.
 """
 
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,16 @@ class Findings:
     def kills(self) -> int:
         """All of them."""
         return self.phases.total()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "kills": self.kills,
+            "kills_by_phase": {phase: self.phases[phase] for phase in PHASES if self.phases[phase]},
+            "kills_by_kind": dict(self.how),
+            "runs_finished_and_compared": self.runs,
+            "faults": self.faults,
+        }
 
 
 @dataclass
@@ -123,9 +135,11 @@ def finish(place: Path, truth: Undisturbed, found: Findings) -> None:
     found.runs += 1
 
 
-def kill_and_compare(truth: Undisturbed, kills: int, seed: int, phases: tuple[str, ...] = PHASES) -> Findings:
+def kill_and_compare(
+    truth: Undisturbed, kills: int, seed: int, after_each: Callable[[Findings], None] = lambda _: None
+) -> Findings:
     """Runs killed in each phase once, one run after the other, until there are enough kills."""
-    chance, found = random.Random(seed), Findings()
+    chance, found, phases = random.Random(seed), Findings(), PHASES
     while found.kills < kills and not found.faults:
         place = truth.inputs / f"run-{found.runs}"
         place.mkdir()
@@ -133,7 +147,7 @@ def kill_and_compare(truth: Undisturbed, kills: int, seed: int, phases: tuple[st
         for phase in [phases[index] for index in wanted]:
             kill_in(phase, place, truth, chance, found)
         finish(place, truth, found)
-        print(f"{found.kills} kills, {found.runs} runs, faults: {found.faults}", file=sys.stderr, flush=True)
+        after_each(found)
         if not found.faults:
             shutil.rmtree(place)
     return found
@@ -172,23 +186,20 @@ def _kill_group(run: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """Runs it all; 1 if a kill left something wrong."""
     (args,) = HfArgumentParser(KillArguments, prog="kills.py").parse_args_into_dataclasses()
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         truth = undisturbed(Path(folder))
-        found = kill_and_compare(truth, args.kills, args.seed)
-        real = real_kills(truth, args.real_kills, args.seed) if args.real_kills and not found.faults else None
-    result = {
-        **about(),
-        "seed": args.seed,
-        "kills": found.kills,
-        "kills_by_phase": {phase: found.phases[phase] for phase in sorted(found.phases)},
-        "kills_by_kind": dict(found.how),
-        "runs_finished_and_compared": found.runs,
-        "faults": found.faults,
-        "real_command_line": real,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    tell(result, args.output_file)
+        began = time.monotonic()
+
+        def note(found: Findings, real: dict[str, Any] | None = None) -> None:
+            """Of what there is by now: hours of kills are not lost with the process."""
+            seconds = round(time.monotonic() - began, 1)
+            result = {**about(), "seed": args.seed, **found.to_dict(), "real_command_line": real}
+            tell({**result, "seconds": seconds}, args.output_file)
+
+        found = kill_and_compare(truth, args.kills, args.seed, note)
+        if args.real_kills and not found.faults:
+            note(found, real_kills(truth, args.real_kills, args.seed))
+    print(json.dumps(found.to_dict()))
     return 1 if found.faults else 0
 
 

@@ -246,8 +246,8 @@ def about() -> dict[str, Any]:
 
 
 def tell(result: dict[str, Any], file: str | None) -> None:
-    """Prints what was found, and writes it into a file if one is given."""
+    """Logs what was found, and writes it into a file if one is given."""
     text = json.dumps(result, indent=2)
-    print(text)
+    print(text, file=sys.stderr, flush=True)
     if file is not None:
         Path(file).write_text(text + "\n", encoding="utf-8")
