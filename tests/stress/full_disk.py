@@ -143,7 +143,8 @@ def main() -> int:
             found, size = limit(truth, args.limit_kb), None
         else:
             found, size = fill(truth, args.first_kb, args.step_kb)
-        messages = [message.replace(folder, "...") for message in found.messages]
+        root = str(Path(__file__).parents[2])
+        messages = [message.replace(folder, "...").replace(root, "...") for message in found.messages]
     result = {
         **about(),
         "stops": found.places.total(),
