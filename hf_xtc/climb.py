@@ -20,6 +20,7 @@ from hf_xtc.hub import push_folder
 from hf_xtc.identity import digest
 from hf_xtc.job import Job, prepare
 from hf_xtc.ladder import Stage
+from hf_xtc.lock import FolderLock
 from hf_xtc.model_card import Row, Run
 from hf_xtc.outcome import ship, teacher_name
 from hf_xtc.recipe import XTCRecipe
@@ -41,9 +42,18 @@ def run_compress(
     """Runs the whole job and returns what it measured; see the command `hf-xtc compress`.
 
     Raises:
-        XTCError: on bad input, before anything is written; or if a stage cannot finish.
+        XTCError: on bad input, before anything is written; if another process is at this run; or if a stage cannot
+            finish.
     """
-    job = prepare(args, data_args, recipe_args, training_args, augmentation)
+    with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
+        job = prepare(args, data_args, recipe_args, training_args, augmentation, lock=lock)
+        run = _climb(job)
+        if training_args.push_to_hub:
+            publish(job)
+    return run
+
+
+def _climb(job: Job) -> Run:
     teacher, row = teacher_stage(job)
     job.augment(teacher)
     rows, receipts = [row], []
@@ -55,10 +65,7 @@ def run_compress(
         stored = "float32" if recipe.weights is None else "float32, latent"
         rows.append(job.row(f"{kind} student", student, stage.name, receipt.metrics, stored))
         receipts.append(receipt)
-    run = ship(job, student, rows, receipts)
-    if training_args.push_to_hub:
-        publish(job)
-    return run
+    return ship(job, student, rows, receipts)
 
 
 def publish(job: Job) -> None:
@@ -77,11 +84,12 @@ def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: X
     """Fine-tunes the teacher alone, into `training/teacher` of the output folder; see `run_compress`.
 
     Raises:
-        XTCError: on bad input, before anything is written.
+        XTCError: on bad input, before anything is written; or if another process is at this run.
     """
     args = dataclasses.replace(args, fine_tune=True)
-    job = prepare(args, data_args, RecipeArguments(), training_args, students=False)
-    return fine_tune(job)[1]
+    with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
+        job = prepare(args, data_args, RecipeArguments(), training_args, lock=lock, students=False)
+        return fine_tune(job)[1]
 
 
 def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
@@ -104,12 +112,17 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
 
 
 def load_teacher(job: Job) -> PreTrainedModel:
-    """The teacher in float32, with a head for the data's labels, which are named."""
+    """The teacher in float32, with a head for the data's labels, which are named.
+
+    The problem type is stated: transformers would add it to the configuration at the first loss, which a run that goes
+    on may never compute.
+    """
     head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if job.data.label_names is not None:
         # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
         names = dict(enumerate(job.data.label_names))
         head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        head["problem_type"] = "single_label_classification"
     return load_model(job.args.teacher, job.args.teacher_revision, **head)
 
 

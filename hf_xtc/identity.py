@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_xtc.adapters import ADAPTER, adapter_base
-from hf_xtc.checkpoint import require_empty, write_json
-from hf_xtc.errors import StateError, XTCError
+from hf_xtc.checkpoint import SCRATCH, WEIGHT_FILES, clear_unfinished, require_empty, write_json, writing
+from hf_xtc.errors import XTCError
 from hf_xtc.training_args import XTCTrainingArguments
 
 RUN_FILE = "run.json"
@@ -65,6 +65,21 @@ def model_digest(name: str) -> str:
     return total.hexdigest()
 
 
+def remove_run(out: Path, training: Path) -> None:
+    """Removes what another run left: first what a reader would take for this one's, then all it trained.
+
+    A folder that is no run's is left alone: its model is another's, and whole, until this run's takes its place.
+    """
+    if read_run(training) is None:
+        return
+    names = ("config.json", *WEIGHT_FILES, "metrics.json", "README.md")
+    with writing(out, kept=""):
+        for file in [file for name in names for file in out.glob(name)]:
+            file.unlink()
+        training.rename(out / f"{SCRATCH}{training.name}")  # at once: half of it would be neither run's
+    clear_unfinished(out)
+
+
 def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrite: bool) -> None:
     """Makes `training` the folder of the run that `description` names, or finds it to be so already.
 
@@ -72,7 +87,7 @@ def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrit
         out (`Path`): The folder of the results.
         training (`Path`): The folder inside it that holds the run's description.
         description (`dict`): JSON; all that decides the outcome.
-        overwrite (`bool`): Another run may be replaced; the caller removes what is of it.
+        overwrite (`bool`): Another run may be replaced; the caller removes it first (`remove_run`).
 
     Raises:
         XTCError: if the folder holds something else; names the options in which another run differs.
@@ -89,11 +104,14 @@ def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrit
             f"The folder {out} holds another run; it differs in {', '.join(_differences(found, plain))}. "
             "Give another --output_dir, or --overwrite to replace it."
         )
-    try:
-        training.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateError(f"Could not make {training}: {error}.") from error
-    write_json(training / RUN_FILE, plain)
+    if training.is_dir():  # of something else that may be replaced
+        write_json(training / RUN_FILE, plain)
+        return
+    scratch = out / f"{SCRATCH}{training.name}"
+    with writing(training, kept=""):
+        scratch.mkdir(parents=True, exist_ok=True)
+        write_json(scratch / RUN_FILE, plain)
+        scratch.rename(training)  # at once: a folder without its description would be nobody's
 
 
 def read_run(training: Path) -> dict[str, Any] | None:

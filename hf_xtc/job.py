@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +11,14 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.augmentation import augment
-from hf_xtc.checkpoint import require_empty
+from hf_xtc.checkpoint import clear_unfinished, require_empty
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.errors import RecipeError, XTCError
 from hf_xtc.hub import open_repository
-from hf_xtc.identity import deciding, model_digest, open_run, read_run
+from hf_xtc.identity import deciding, model_digest, open_run, read_run, remove_run
 from hf_xtc.ladder import Ladder, budget_epochs
 from hf_xtc.ledger import ledger
+from hf_xtc.lock import FolderLock
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row
 from hf_xtc.recipe import XTCRecipe
@@ -168,11 +168,13 @@ def prepare(
     training_args: XTCTrainingArguments,
     augmentation: AugmentationArguments | None = None,
     *,
+    lock: FolderLock,
     students: bool = True,
 ) -> Job:
     """Checks everything that can be checked before training, and takes the output folder.
 
     Args:
+        lock (`FolderLock`): Of the output folder; taken here at the latest.
         students (`bool`, *optional*): Without them the run is the teacher's fine-tuning alone, and what only students
             use makes no other run of it.
 
@@ -206,10 +208,21 @@ def prepare(
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
     job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, students)
+    lock.take()
+    clear_unfinished(job.out, training)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
-        shutil.rmtree(training, ignore_errors=True)  # of an earlier run
+        _require_outside(args, data_args, job.out)
+        remove_run(job.out, training)
     open_run(job.out, training, job.description, overwrite=args.overwrite)
     return job
+
+
+def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
+    """Nothing that the run reads is among what it replaces."""
+    for given in (args.teacher, data_args.train_file, data_args.validation_file, data_args.data_dir):
+        place = Path(given or "/").resolve()
+        if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
+            raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")
 
 
 def weight_bytes(folder: Path) -> int:

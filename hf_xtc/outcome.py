@@ -12,14 +12,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_xtc.checkpoint import weights_sha256, write_json
-from hf_xtc.compress import pack_model
+from hf_xtc.checkpoint import WEIGHT_FILES, weights_sha256, whole_folder, write_json
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
 from hf_xtc.job import Job, weight_bytes
 from hf_xtc.ledger import ledger
 from hf_xtc.model_card import Row, Run, write_card
 from hf_xtc.plain_card import quantizer_citations
+from hf_xtc.publish import write_packed
 from hf_xtc.stages import RECEIPT, Receipt
 from hf_xtc.teacher import teacher_origin, teacher_title
 
@@ -42,8 +42,8 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
     """
     config: Any = student.config
     config.xtc = {**config.xtc, "provenance": {**config.xtc["provenance"], **_provenance(job, receipts)}}
-    pack_model(student).save_pretrained(job.out)
-    job.tokenizer.save_pretrained(job.out)
+    with whole_folder(job.out, replaces=WEIGHT_FILES) as scratch:
+        write_packed(student, scratch, tokenizer=job.tokenizer)
     run = Run(
         name=job.name,
         task=job.data.name,

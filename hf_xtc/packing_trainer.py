@@ -15,6 +15,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_xtc.adapters import has_adapters
+from hf_xtc.checkpoint import WEIGHT_FILES, whole_folder
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import XTCError
 from hf_xtc.hub import hub_errors, push_folder
@@ -68,6 +69,14 @@ class PackingTrainer(Trainer):
             write_packed(student, folder, tokenizer=self.processing_class)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in Trainer, but each file is there whole or not at all, whatever the model."""
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with whole_folder(self.args.output_dir if output_dir is None else output_dir, replaces=WEIGHT_FILES) as folder:
+            super()._save(str(folder), state_dict)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in Trainer: makes the repository, before training starts.

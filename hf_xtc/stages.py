@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
 
-from hf_xtc.checkpoint import last_checkpoint, write_json
+from hf_xtc.checkpoint import WEIGHT_FILES, clear_unfinished, last_checkpoint, whole_folder, write_json
 from hf_xtc.evaluation import measure
 from hf_xtc.ladder import Stage
 
@@ -95,6 +95,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
 
     Several learning rates need held-out rows (`prepare` sees to it).
     """
+    clear_unfinished(run.folder, *run.folder.glob("lr-*"))
     receipt = read_receipt(run.folder, run.key)
     if receipt is not None:
         logger.info("Stage %s was finished before.", stage.name)
@@ -106,9 +107,10 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
         best = max(scores, key=scores.__getitem__)
         tried = [{"learning_rate": rate, run.metric: score} for rate, score in scores.items()]
         logger.info("Stage %s: of %s, learning rate %g stays.", stage.name, tried, best)
-        for file in rates[best].iterdir():
-            if file.is_file() and file.name != RECEIPT:
-                shutil.copy2(file, run.folder / file.name)
+        with whole_folder(run.folder, replaces=WEIGHT_FILES) as scratch:
+            for file in rates[best].iterdir():
+                if file.is_file() and file.name != RECEIPT:
+                    shutil.copy2(file, scratch / file.name)
         receipt = receipts[best]
     else:
         rate = stage.learning_rates[0] if stage.learning_rates else None
@@ -129,8 +131,9 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
         logger.info("Training stage %s, learning rate %g.", stage.name, arguments.learning_rate)
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     model: Any = trainer.model
-    model.save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
+    with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
+        model.save_pretrained(scratch)
+        run.tokenizer.save_pretrained(scratch)
     best = trainer.state.best_model_checkpoint
     receipt = Receipt(
         stage.name,

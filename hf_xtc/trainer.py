@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from hf_xtc.adapters import has_adapters
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
+from hf_xtc.checkpoint import whole_checkpoint
 from hf_xtc.compress import is_packed
 from hf_xtc.distillation import HiddenStatesTerm
 from hf_xtc.errors import StateError, XTCError
@@ -273,6 +274,9 @@ class XTCTrainer(PackingTrainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in Trainer, but weights that are no numbers are not saved: they would take the place of good ones."""
-        require_finite_weights(self.model.parameters(), self.state.global_step, self.args.learning_rate)
-        super()._save_checkpoint(model, trial)
+        """As in Trainer, but whole or not at all, and weights that are no numbers are not saved: they would take the
+        place of good ones."""
+        step = self.state.global_step
+        require_finite_weights(self.model.parameters(), step, self.args.learning_rate)
+        with whole_checkpoint(Path(self._get_output_dir(trial=trial), f"checkpoint-{step}")):
+            super()._save_checkpoint(model, trial)

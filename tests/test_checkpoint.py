@@ -10,9 +10,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from hf_xtc.checkpoint import check_header, read_header, require_empty, whole_folder, write_json, write_text
+from hf_xtc.checkpoint import (
+    check_header,
+    clear_unfinished,
+    last_checkpoint,
+    read_header,
+    require_empty,
+    whole_checkpoint,
+    whole_folder,
+    write_json,
+    write_text,
+    writing,
+)
 from hf_xtc.errors import PackedFileError, StateError, XTCError
 
 TENSORS = {
@@ -182,16 +194,97 @@ def test_whole_folder_where_a_file_is(tmp_path):
 
 def test_whole_folder_names_the_cause(tmp_path):
     target = tmp_path / "model"
-    with (
-        refuses(
-            f"Could not write {target}: [Errno 28] No space left on device. Nothing half-written was left there.",
-            StateError,
-        ) as caught,
-        whole_folder(target),
-    ):
+    text = (
+        rf"^Could not write {re.escape(str(target))}: \[Errno 28\] No space left on device \([\d,]+ bytes are free\)"
+        r"\. Nothing half-written was left there\.$"
+    )
+    with pytest.raises(StateError, match=text) as caught, whole_folder(target):
         raise OSError(28, "No space left on device")
     assert isinstance(caught.value.__cause__, OSError)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (SafetensorError("I/O error: No space left on device"), r"I/O error: No space left on device \(.* free\)"),
+        (Exception("File too large (os error 27)"), r"File too large \(os error 27\) \(.* free\)"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . x"), r"PyTorch could not write .* \(.* free\)"),
+        (RuntimeError("basic_ios::clear: iostream error"), r"PyTorch could not write .* \(.* free\)"),
+        (OSError(13, "Permission denied"), r"\[Errno 13\] Permission denied"),
+    ],
+    ids=["safetensors", "tokenizers", "torch", "torch at the end", "python"],
+)
+def test_a_failed_write_is_told_alike_whoever_wrote(tmp_path, error, told):
+    text = rf"^Could not write {re.escape(str(tmp_path / 'x'))}: {told}\. Nothing half-written was left there\.$"
+    with pytest.raises(StateError, match=text), writing(tmp_path / "x"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), StateError("packed"), KeyError("x")], ids=str)
+def test_what_is_no_failed_write_is_let_through(error):
+    with pytest.raises(type(error)) as caught, writing("x"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_folder_inside_another_is_part_of_that(tmp_path):
+    text = rf"^Could not write {re.escape(str(tmp_path / 'model'))}: "
+    with (
+        pytest.raises(StateError, match=text),
+        whole_folder(tmp_path / "model") as outer,
+        whole_folder(outer) as inner,
+    ):
+        raise OSError(28, "No space left on device")
+    assert inner == outer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_of_other_weights_goes_before_them(earlier, monkeypatch):
+    """Killed in between, the folder has no config.json: nobody takes the new weights for the old model's."""
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: seen.append((earlier / "config.json").exists()) or replace(*a))
+    save(earlier, TENSORS)
+    assert seen == [False, False]
+    save(earlier, TENSORS)
+    assert seen[2:] == [True, True], "the same config stays"
+
+
+def test_a_checkpoint_counts_from_its_last_file_on(tmp_path):
+    for step, state in ((8, "{}"), (16, "{}\n"), (24, '{"log": [1,'), (32, "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-40").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+
+
+def test_what_killed_processes_had_begun_is_removed(tmp_path):
+    for name in ("checkpoint-8", "checkpoint-16", ".incomplete-abc", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{}")
+    (tmp_path / ".incomplete-run.json").write_text("{")
+    clear_unfinished(tmp_path, tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-8", "notes"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_removed(tmp_path):
+    folder = tmp_path / "checkpoint-8"
+    folder.mkdir()
+    text = (
+        r"^Could not write .*checkpoint-8: PyTorch could not write a file to its end \(.*\)\. "
+        r"Earlier checkpoints are kept; make room and start again\.$"
+    )
+    with pytest.raises(StateError, match=text), whole_checkpoint(folder):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    assert not folder.exists()
+
+
+def test_a_checkpoint_that_was_finished_stays_whatever_comes_then(tmp_path):
+    (tmp_path / "trainer_state.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt), whole_checkpoint(tmp_path):
+        raise KeyboardInterrupt
+    assert tmp_path.exists()
 
 
 def test_a_full_disk_keeps_the_earlier_files(small_disk):
@@ -205,7 +298,8 @@ def test_a_full_disk_keeps_the_earlier_files(small_disk):
 
 def test_a_full_disk_keeps_the_earlier_text(small_disk):
     write_text(small_disk / "notes.txt", "old")
-    with pytest.raises(StateError, match=r"^Could not write .*notes\.txt: \[Errno 28\] No space left on device\.$"):
+    text = r"^Could not write .*notes\.txt: \[Errno 28\] No space left on device \([\d,]+ bytes are free\)\.$"
+    with pytest.raises(StateError, match=text):
         write_text(small_disk / "notes.txt", "new" * 50_000)
     assert contents(small_disk) == {"notes.txt": "old"}
 
@@ -263,6 +357,12 @@ def test_require_empty_accepts(tmp_path, overwrite):
     require_empty(tmp_path, overwrite=overwrite)
     require_empty(str(tmp_path / "none"), overwrite=overwrite)
     assert not (tmp_path / "none").exists()
+
+
+def test_require_empty_looks_past_what_a_killed_process_leaves(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".incomplete-training").mkdir()
+    require_empty(tmp_path, overwrite=False)
 
 
 def test_require_empty_with_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,19 @@ def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, t
     assert again.read_bytes() == undisturbed.read_bytes()
 
 
+def test_a_stage_that_was_finished_before_leaves_no_trace_in_the_configuration(folder, compressed, tmp_path):
+    """The model read back has computed no loss: what transformers notes at the first one must be there already."""
+    written = {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()}
+    problems = [json.loads((path / "config.json").read_text()).get("problem_type") for path in _stages(compressed)]
+    assert problems == ["single_label_classification"] * 4
+    assert main(["compress", *compress_options(folder, compressed)]) == 0
+    assert {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()} == written
+
+
+def _stages(out):
+    return [out, *(out / "training" / stage for stage in ("teacher", "reduced", "student"))]
+
+
 def test_overwrite_replaces_another_run(folder, tmp_path):
     out = tmp_path / "out"
     quick = ["--max_steps=2", "--selection_share=0.2"]
@@ -269,6 +283,31 @@ def test_overwrite_replaces_another_run(folder, tmp_path):
     assert main(["compress", *compress_options(folder, out), *quick, "--weights=ternary", "--overwrite"]) == 0
     second = json.loads((out / "metrics.json").read_text())
     assert (first["recipe"]["weights"], second["recipe"]["weights"]) == ("binary", "ternary")
+    assert not list(out.rglob(".*")), "no lock and no scratch"
+
+
+def test_a_run_that_replaces_another_and_is_stopped_leaves_no_packed_file(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "training").mkdir(parents=True)
+    (out / "training" / "run.json").write_text('{"seed": 1}')
+    for name in ("config.json", "model.safetensors", "README.md", "metrics.json"):
+        (out / name).write_text("another run's")
+    monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        main(["compress", *compress_options(folder, out), "--overwrite"])
+    assert [path.name for path in out.iterdir()] == ["training"]
+
+
+def test_what_the_run_reads_is_not_overwritten(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(folder / "base", out / "training" / "teacher")
+    (out / "training" / "run.json").write_text('{"seed": 1}')
+    options = [*compress_options(folder, out), f"--teacher={out / 'training' / 'teacher'}", "--overwrite"]
+    assert main(["compress", *options]) == 1
+    teacher = out / "training" / "teacher"
+    message = f"--overwrite would replace {teacher}, which the run reads. Give another --output_dir."
+    assert message in capsys.readouterr().err
+    assert (out / "training" / "teacher" / "model.safetensors").exists()
 
 
 def test_ladder_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):

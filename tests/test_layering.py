@@ -23,6 +23,7 @@ TORCH_ONLY = [
         "quantizers",
         "activations",
         "packing",
+        "lock",
         "checkpoint",
         "hub",
         "guards",

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +37,7 @@ from transformers import BertForQuestionAnswering, BertForTokenClassification, B
 from hf_xtc.compress import compress
 from hf_xtc.distillation import TERMS, DistillationTerm
 from hf_xtc.errors import DataError, StateError, XTCError
+from hf_xtc.lock import FolderLock
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import LayerMap
 from hf_xtc.teacher_cache import CachedTargets, NumberedRows, TeacherCache
@@ -495,14 +498,28 @@ def test_an_interrupted_making_goes_on_after_the_last_whole_shard(tmp_path, smal
         assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
-    for name, age in (("old", 7200), ("new", 60)):
-        folder = tmp_path / "cache" / f".incomplete-{name}"
-        folder.mkdir(parents=True)
-        time = folder.stat().st_mtime - age
-        os.utime(folder, (time, time))
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "cache" / ".incomplete-abc").mkdir(parents=True)
+    (tmp_path / "cache" / ".lock").touch()
     train(tmp_path / "out", tmp_path / "cache")
-    assert files(tmp_path / "cache") == [".incomplete-new", "cache.json", "shard-00000.safetensors"]
+    assert files(tmp_path / "cache") == ["cache.json", "shard-00000.safetensors"]
+
+
+def test_who_comes_while_another_makes_it_waits_and_makes_nothing(tmp_path):
+    """The other, here this test itself, holds the folder, and has made all when it lets go."""
+    teacher, cache = make_teacher(), tmp_path / "cache"
+    train(tmp_path / "out", tmp_path / "whole", teacher=teacher)
+    cache.mkdir()
+    forwards = Forwards(teacher)
+    with ThreadPoolExecutor(1) as pool:
+        with FolderLock(cache):
+            waiting = pool.submit(train, tmp_path / "other", cache, teacher=teacher)
+            while not waiting.running():
+                sleep(0.01)
+            shutil.copytree(tmp_path / "whole", cache, dirs_exist_ok=True)
+        waiting.result()
+    assert forwards.all == 0
+    assert files(cache) == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "swapped"])

@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
+from hf_xtc.checkpoint import clear_unfinished
 from hf_xtc.distillation import DistillationTerm
 from hf_xtc.errors import DataError, StateError, XTCError
+from hf_xtc.lock import FolderLock
 from hf_xtc.specs import LayerMap
 from hf_xtc.teacher_cache.format import (
     TOKENS,
@@ -146,14 +147,21 @@ class Teaching:
         manifest = read_manifest(self.folder)
         if manifest is not None:
             check_key(self.folder, manifest.key, key)
-        if make and self.teacher is not None:
-            manifest = self._plan(lengths, key) if manifest is None else manifest
-            broken = broken_shards(self.folder, manifest)
-            if broken:
-                self._check_space(manifest, list(broken))
-                manifest.write(self.folder)
-                self._make(manifest, broken, lengths)
+        if make and self.teacher is not None and (manifest is None or broken_shards(self.folder, manifest)):
+            with FolderLock(self.folder, wait=True) as lock:
+                self._complete(lengths, key, lock)
         return TeacherCache(self.folder)
+
+    def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
+        """Makes what no other process, if one was waited for, has made."""
+        clear_unfinished(self.folder)
+        manifest = read_manifest(self.folder) or self._plan(lengths, key)
+        check_key(self.folder, manifest.key, key)
+        if broken := broken_shards(self.folder, manifest):
+            self._check_space(manifest, list(broken))
+            lock.take()
+            manifest.write(self.folder)
+            self._make(manifest, broken, lengths)
 
     def _batch(self, indices: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
         """What the teacher sees of rows, and their token mask."""
@@ -242,7 +250,6 @@ class Teaching:
 
     def _make(self, manifest: Manifest, broken: Mapping[int, str], lengths: Sequence[int]) -> None:
         """Makes the shards that are missing or broken."""
-        _remove_old_scratch(self.folder)
         for what in broken.values():
             if not what.endswith("is missing"):
                 logger.warning("%s: %s; it is made again.", self.folder, what)
@@ -289,10 +296,3 @@ def _shape(name: str, output: Tensor, width: int) -> Shape:
         f"The teacher's {name} have shape {list(output.shape)} for 1 row of {width} tokens: teacher_cache knows "
         "outputs per row, per token and spans. Train without it."
     )
-
-
-def _remove_old_scratch(folder: Path) -> None:
-    """Removes what a killed process was writing. A shard takes seconds: what is an hour old is nobody's any more."""
-    for scratch in folder.glob(".incomplete-*"):
-        if time.time() - scratch.stat().st_mtime > 3600:
-            shutil.rmtree(scratch, ignore_errors=True)
