@@ -141,6 +141,7 @@ class ActivationQuantizer(nn.Module):
         if self.spec.calibration == "dynamic":
             dynamic: Tensor = _FakeQuantizeActivation.apply(values, None, None, self.spec)
             return dynamic
-        low, high = self._observe(values) if self.training and values.numel() else self.range
+        seen = self._observe(values) if self.training and values.numel() else self.range
+        low, high = seen[0], seen[1]
         static: Tensor = _FakeQuantizeActivation.apply(values, low, high, self.spec)
         return torch.where(low == high, values, static)

@@ -85,7 +85,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder,
     # Nine rows in batches of four: the second process is given three of them again, and they count once.
     metrics, expected = found["metrics"], trainer.evaluate()
     assert metrics["eval_rows"] == UNEVEN
-    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=0.01)
+    assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-3)
     # Batches padded to another length: an activation may fall to the next level.
     torch.testing.assert_close(*(torch.tensor(m["eval_logits"]) for m in (metrics, expected)), rtol=0, atol=0.05)
     assert any(key.endswith("activation.range") for key in states[0]) == (name in ("static", "accumulated"))
