@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: checkpoints demo notebooks test lint clean
+.PHONY: checkpoints demo notebooks test stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -52,6 +52,9 @@ lint: .venv/installed-test
 
 test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+stress: .venv/installed-test
+	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
 	rm -rf .venv .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so

@@ -46,7 +46,7 @@ GPUS = 8
 class ScalingArguments:
     """Shape of a row."""
 
-    tokens: int = field(default=128, metadata={"help": "Tokens of a row, none of them padding."})
+    tokens: int = field(default=128, metadata={"help": "Tokens of a row, padding included."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
 
@@ -85,7 +85,9 @@ def step(shape: Mapping[str, int], layers: int, rows: int, tokens: int, bf16: bo
         return tensor
 
     ids = torch.ones(rows, tokens, dtype=torch.long)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[:, -1] = 0  # without any padding, transformers leaves the mask out
+    batch = {"input_ids": ids, "attention_mask": mask}
     wanted = {"output_hidden_states": True, "output_attentions": True}
     with FlopCounterMode(display=False) as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16), saved_tensors_hooks(keep, lambda tensor: tensor):
