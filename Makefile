@@ -74,6 +74,7 @@ stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
 	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3
 	$(BIN)/python tests/stress/full_disk.py
+	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
 	rm -rf .venv .venv-audit .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_xtc.native_fake import fake_tokens, serves
@@ -72,12 +73,25 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         return grads[0], None, None, None
 
 
+def _of_all_processes(batch: Tensor) -> list[Tensor]:
+    """This tensor of each process, in the order of their ranks."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return [batch]
+    batches = [torch.empty_like(batch) for _ in range(dist.get_world_size())]
+    dist.all_gather(batches, batch)
+    return batches
+
+
 class ActivationQuantizer(nn.Module):
     """Fake-quantizes the input of a linear; a static range lives in the buffer `range`, `(2,)` float32: low, high.
 
     A static range follows the batches of training as an exponential average with momentum 0.95, starts at the first
     batch, and is frozen in eval mode (DeepSpeed `QuantAct`). A range never seen yet leaves activations in float. The
     range stays float32 under `.half()` and `.to(dtype)`: in bfloat16 the average would stand still.
+
+    Where `torch.distributed` runs, the range follows the batches of all processes in the order of their ranks, and
+    each process quantizes with the range as it was after its own: as if one process had seen them one after the other.
+    So all must train the layer equally often, as with `SyncBatchNorm`; in eval mode they need not.
 
     Args:
         spec (`ActivationSpec`): Bits, symmetry and calibration.
@@ -103,10 +117,14 @@ class ActivationQuantizer(nn.Module):
             self.range = seen.to(self.range.device)
         return self
 
-    def _observe(self, values: Tensor) -> None:
-        batch = torch.stack(torch.aminmax(values.detach())).float()
-        unseen = self.range[0] == self.range[1]
-        self.range.copy_(torch.where(unseen, batch, self.range * self.momentum + batch * (1 - self.momentum)))
+    def _observe(self, values: Tensor) -> Tensor:
+        """Follows a batch of each process; the range to quantize this process's with."""
+        seen = []
+        for batch in _of_all_processes(torch.stack(torch.aminmax(values.detach())).float()):
+            unseen = self.range[0] == self.range[1]
+            self.range.copy_(torch.where(unseen, batch, self.range * self.momentum + batch * (1 - self.momentum)))
+            seen.append(self.range.clone())
+        return seen[dist.get_rank() if len(seen) > 1 else 0]
 
     def has_range(self) -> bool:
         """Whether activations can be quantized: always per token; with a static range, once one was seen."""
@@ -123,8 +141,7 @@ class ActivationQuantizer(nn.Module):
         if self.spec.calibration == "dynamic":
             dynamic: Tensor = _FakeQuantizeActivation.apply(values, None, None, self.spec)
             return dynamic
-        if self.training and values.numel():
-            self._observe(values)
-        low, high = self.range[0], self.range[1]
+        seen = self._observe(values) if self.training and values.numel() else self.range
+        low, high = seen[0], seen[1]
         static: Tensor = _FakeQuantizeActivation.apply(values, low, high, self.spec)
         return torch.where(low == high, values, static)

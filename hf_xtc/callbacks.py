@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_xtc.adapters import has_adapters
+from hf_xtc.guards import is_sharded
 from hf_xtc.layers import XTCEmbedding, XTCLinear
 from hf_xtc.ledger import ledger
 from hf_xtc.quantizers import decode_weight, encode_weight
@@ -107,7 +108,7 @@ class WeightStatisticsCallback(TrainerCallback):
     - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linears, q the fake-quantized weight;
     - `flip_rate/<part>`: the share of its codes that differ from those of the log before (not in the first entry).
 
-    Costs one encoding of the linears per log, and a byte per weight in between.
+    Costs one encoding of the linears per log, and a byte per weight in between. Sharded weights are left out.
     """
 
     def __init__(self) -> None:
@@ -124,7 +125,7 @@ class WeightStatisticsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Adds the entry, after each log of a loss."""
-        if not state.is_world_process_zero or "loss" not in (kwargs.get("logs") or {}):
+        if not state.is_world_process_zero or "loss" not in (kwargs.get("logs") or {}) or is_sharded(model):
             return
         sums: dict[str, list[float]] = {}
         for name, module in model.named_modules():

@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 
 from hf_xtc.adapters import has_adapters, merged
 from hf_xtc.errors import StateError, XTCError
+from hf_xtc.guards import is_sharded
 from hf_xtc.hub import origin
 from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear, pack_layer, unpack_layer
 from hf_xtc.modeling import Architecture
@@ -103,7 +104,20 @@ def _model_class(teacher: PreTrainedModel, architecture: Architecture) -> type[P
 def _latent_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if getattr(model.config, "state", "latent") == "packed":
         raise StateError(f"{type(model).__name__} is packed; compress needs float weights. Call unpack_model first.")
+    if is_sharded(model):
+        raise StateError(
+            f"The weights of {type(model).__name__} are sharded over processes, and compress needs them whole. Load "
+            "the teacher and call compress before XTCTrainingArguments(deepspeed=...) is made: with ZeRO-3, models "
+            "that are loaded after it are sharded."
+        )
     return {name: tensor for name, tensor in model.state_dict().items() if "activation.range" not in name}
+
+
+def with_weights(student: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A model as `student`, whose own weights may be sharded, with these; those that are none of its are left out."""
+    whole = _empty(type(student), copy.deepcopy(student.config))
+    whole.load_state_dict({name: state_dict[name] for name in whole.state_dict()})
+    return whole
 
 
 def _kept_layers(state_dict: dict[str, torch.Tensor], layers: str, layer_map: LayerMap) -> dict[str, torch.Tensor]:

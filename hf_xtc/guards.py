@@ -1,12 +1,25 @@
 """Stops of a training that went wrong: losses and weights that are no numbers, named with the step."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_xtc.checkpoint import last_checkpoint
 from hf_xtc.errors import StateError
+
+
+def local_part(weight: Any) -> Tensor:
+    """What this process holds of a weight: all of it, unless it is sharded (DeepSpeed's ZeRO-3, FSDP)."""
+    part = getattr(weight, "ds_tensor", weight)
+    local: Tensor = part.to_local() if hasattr(part, "to_local") else part
+    return local
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of the weights of a model, and none holds them all."""
+    return any(local_part(weight) is not weight for weight in model.parameters())
 
 
 def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate: float, folder: str | None) -> None:
@@ -35,10 +48,12 @@ def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate
 def require_finite_weights(weights: Iterable[Tensor], step: int, learning_rate: float) -> None:
     """Stops before weights that are no numbers take the place of good ones on disk.
 
+    Of sharded weights each process checks its own part.
+
     Raises:
         StateError: if one is NaN or infinite; names the step.
     """
-    if not bool(torch.isfinite(torch.stack([weight.detach().sum() for weight in weights])).all()):
+    if not bool(torch.isfinite(torch.stack([local_part(weight).detach().sum() for weight in weights])).all()):
         raise StateError(
             f"Weights are NaN or infinite after step {step}; training stopped, and earlier checkpoints are kept. "
             f"Use a lower learning_rate than {learning_rate:g}."

@@ -16,8 +16,10 @@ from transformers.utils import PushInProgress
 
 from hf_xtc.adapters import has_adapters
 from hf_xtc.checkpoint import WEIGHT_FILES, whole_folder
+from hf_xtc.compress import with_weights
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import XTCError
+from hf_xtc.guards import is_sharded
 from hf_xtc.hub import hub_errors, push_folder
 from hf_xtc.publish import write_packed, write_plain_card
 
@@ -36,6 +38,15 @@ class PackingTrainer(Trainer):
         """The latent student, unwrapped, or `None` for another model, such as one whose adapters alone are saved."""
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model if getattr(model.config, "state", None) == "latent" and not has_adapters(model) else None
+
+    def _whole_student(self) -> Any:
+        """The student with all of its weights. Where they are sharded all processes must call this, and the first
+        alone gets it: a copy in the memory of the CPU."""
+        student = self._student()
+        if not is_sharded(student):
+            return student
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        return with_weights(student, weights) if self.is_world_process_zero() else None
 
     def _require_student(self) -> None:
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -64,9 +75,10 @@ class PackingTrainer(Trainer):
         if _internal_call or student is None:
             super().save_model(output_dir, _internal_call)
             return
-        if self.args.should_save:
+        whole = self._whole_student()
+        if self.args.should_save and whole is not None:
             folder = self.args.output_dir if output_dir is None else output_dir
-            write_packed(student, folder, tokenizer=self.processing_class)
+            write_packed(whole, folder, tokenizer=self.processing_class)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -168,9 +180,11 @@ class PackingTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
         self._finish_current_push()
+        whole = self._whole_student()
         if not self.is_world_process_zero():
             return None
         return self._push_packed(
+            whole,
             run_as_future=not blocking,
             card=kwargs,
             commit_message=commit_message,
@@ -179,21 +193,25 @@ class PackingTrainer(Trainer):
             revision=revision or self.args.hub_revision,
         )
 
-    def _push_packed(self, *, card: dict[str, Any], **options: Any) -> Any:
+    def _push_packed(self, student: Any, *, card: dict[str, Any], **options: Any) -> Any:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        write_packed(self._student(), self.args.output_dir, tokenizer=self.processing_class)
+        write_packed(student, self.args.output_dir, tokenizer=self.processing_class)
         self.create_model_card(**card)
         return push_folder(self.args.output_dir, str(self.hub_model_id), **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """At each save, in the background: as in Trainer, but the packed student; one that fails is only logged."""
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        whole = self._whole_student()
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if not self.is_world_process_zero():
             return
         if busy and not self.args.hub_always_push:
             return
         try:
             job = self._push_packed(
+                whole,
                 run_as_future=True,
                 card={},
                 commit_message=f"Training in progress, step {self.state.global_step}",

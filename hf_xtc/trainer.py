@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 
 from hf_xtc.adapters import has_adapters
 from hf_xtc.attention import SCORES
@@ -27,6 +27,7 @@ from hf_xtc.fitting import build_terms, fit_layers, fit_logits, label_order, sta
 from hf_xtc.guards import require_finite_losses, require_finite_weights
 from hf_xtc.packing_trainer import PackingTrainer
 from hf_xtc.sampling import LengthGroupedBatches
+from hf_xtc.sharding import prepared_teacher
 from hf_xtc.specs import LayerMap
 from hf_xtc.teacher_cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
 from hf_xtc.training_args import XTCTrainingArguments
@@ -94,7 +95,7 @@ class XTCTrainer(PackingTrainer):
             self._prepare_student(self.model)
         if self.teacher is not None:
             self.teacher.requires_grad_(False).eval()
-            self.teacher = self.accelerator.prepare_model(self.teacher.to(args.device), evaluation_mode=True)
+            self.teacher = prepared_teacher(self.teacher.to(args.device), self.accelerator, args.teacher_cache is None)
         starts = args.weight_quantization_start, args.activation_quantization_start
         self.add_callback(QuantizationCallback(*starts, args.weight_annealing))
 
@@ -272,6 +273,22 @@ class XTCTrainer(PackingTrainer):
                 logs[name] = round(self.accelerator.gather(total / self._term_steps).mean().item(), 6)
             self._term_sums, self._term_steps = {}, 0
         super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """As in Trainer; rows that fill up a last batch of several processes do not count in its loss either."""
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        state, size = self.accelerator.gradient_state, find_batch_size(inputs)
+        if loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            rows = min(max(state.remainder - self.args.process_index * size, 1), size)
+            real = {key: value[:rows] if find_batch_size(value) == size else value for key, value in inputs.items()}
+            loss = super().prediction_step(model, real, True, ignore_keys)[0]
+        return (loss, *rest)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As in Trainer, but whole or not at all, and weights that are no numbers are not saved: they would take the

@@ -1,6 +1,8 @@
 """Fixtures shared by the tests: a tiny teacher whose widths are no multiples of 8, 5 or 4, and a device."""
 
 import os
+import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +10,12 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 # Bits are promised of the reference; tests of other backends name them. Before any layer is made, child processes too.
 os.environ["XTC_BACKEND"] = "reference"
+
+# Where it is installed accelerate imports it, in the middle of a test, and it warns of much.
+if find_spec("deepspeed"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed  # noqa: F401
 
 
 @pytest.fixture

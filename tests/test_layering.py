@@ -33,7 +33,7 @@ TORCH_ONLY = [
 ORDER = [
     *TORCH_ONLY,
     *["adapters", "attention", "modeling", "compress", "ledger", "plain_card", "publish", "packing_trainer"],
-    *["fitting", "training_args", "callbacks", "sampling", "trainer", "ladder"],
+    *["fitting", "training_args", "callbacks", "sampling", "sharding", "trainer", "ladder"],
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "inspection"],
     *["export"],
     *["teacher", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],

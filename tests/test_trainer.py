@@ -3,10 +3,7 @@
 import copy
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -264,7 +261,7 @@ def test_metrics_and_the_best_checkpoint(tmp_path):
     assert any(not torch.equal(best[key], last[key]) for key in best)
 
 
-# Gradient accumulation and data parallelism
+# Gradient accumulation
 
 
 class Gradients(TrainerCallback):
@@ -321,86 +318,6 @@ def test_micro_batches_of_a_step_train_the_same_stage(tmp_path, monkeypatch):
     make_trainer(tmp_path, distillation_stages=2, max_steps=3, gradient_accumulation_steps=3).train()
     intermediate = ["hidden_states", "attention_scores"]
     assert calls == [(0, intermediate)] * 3 + [(1, intermediate)] * 3 + [(2, ["logits"])] * 3
-
-
-DDP_RUNS = ("one_term", "all_terms", "accumulated", "foreign", "static", "projection")
-
-
-def ddp_options(name):
-    """What `make_trainer` needs for one of `DDP_RUNS`, the same in every process."""
-    return {
-        "one_term": lambda: {"terms": {"logits": 1.0}},
-        "all_terms": lambda: {},
-        "accumulated": lambda: {"gradient_accumulation_steps": 2},
-        "foreign": lambda: {"student": make_teacher(num_hidden_layers=2)},
-        "static": lambda: {
-            "recipe": XTCRecipe(keep_layers=2, activation_calibration="static"),
-            "weight_annealing": 0.0,
-        },
-        # DDP searches the student's outputs for parameters; the projection of hidden states is not among them.
-        "projection": lambda: {
-            "teacher": make_teacher(hidden_size=48),
-            "student": compress(make_teacher(), XTCRecipe(keep_layers=2)),
-            "terms": {"logits": 1.0, "hidden_states": 1.0},
-            "ddp_find_unused_parameters": False,
-        },
-    }[name]()
-
-
-DDP_SCRIPT = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from test_trainer import DDP_RUNS, ddp_options, logged, make_trainer
-import torch
-for name in DDP_RUNS:
-    trainer = make_trainer({folder!r} + "/" + name, **ddp_options(name))
-    trainer.train()
-    total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
-    sums = trainer.accelerator.gather(torch.tensor([total], dtype=torch.float64)).tolist()
-    metrics = trainer.evaluate()
-    trainer.save_model({folder!r} + "/" + name)
-    if trainer.is_world_process_zero():
-        log = logged(trainer, "loss", "grad_norm", *trainer.args.term_weights)
-        result = {{"processes": trainer.args.world_size, "log": log, "sums": sums, "eval_loss": metrics["eval_loss"]}}
-        with open({folder!r} + "/" + name + ".json", "w") as file:
-            json.dump(result, file)
-trainer.accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.fixture(scope="module")
-def ddp_folder(tmp_path_factory):
-    """Results of `DDP_RUNS` in two processes, started once: starting them is what takes time."""
-    folder = tmp_path_factory.mktemp("ddp")
-    (folder / "run.py").write_text(DDP_SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run.py"]
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-8000:]
-    return folder
-
-
-@pytest.mark.parametrize("name", DDP_RUNS)
-def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder, name):
-    options = ddp_options(name)
-    options["gradient_accumulation_steps"] = 2 * options.get("gradient_accumulation_steps", 1)
-    trainer = make_trainer(tmp_path, **options)
-    trainer.train()
-    found = json.loads((ddp_folder / f"{name}.json").read_text())
-    assert found["processes"] == 2
-    # Each process has seen half of the batches, and static ranges are those of the first process.
-    rel = 0.02 if name == "static" else 1e-5
-    expected = logged(trainer, "loss", "grad_norm", *trainer.args.term_weights)
-    for entry, alone in zip(found["log"], expected, strict=True):
-        assert entry == pytest.approx(alone, rel=rel, abs=1e-6)
-    assert found["sums"][0] == found["sums"][1], "the processes hold the same weights"
-    total = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
-    assert found["sums"][0] == pytest.approx(total, rel=rel)
-    assert found["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=rel)
-    saved = load_file(ddp_folder / name / "model.safetensors")
-    assert ("bert.pooler.dense.weight_packed" in saved) == (name != "foreign")
 
 
 # Files

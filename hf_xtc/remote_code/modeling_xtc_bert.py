@@ -446,7 +446,8 @@ class ActivationQuantizer(nn.Module):
         if self.spec.calibration == "dynamic":
             dynamic: Tensor = _FakeQuantizeActivation.apply(values, None, None, self.spec)
             return dynamic
-        low, high = (self.range[0], self.range[1])
+        seen = self.range
+        low, high = (seen[0], seen[1])
         static: Tensor = _FakeQuantizeActivation.apply(values, low, high, self.spec)
         return torch.where(low == high, values, static)
 

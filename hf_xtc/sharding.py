@@ -1,0 +1,32 @@
+"""The teacher where a training is spread over processes by DeepSpeed; all else of that is the Trainer's."""
+
+from typing import Any
+
+from torch import nn
+
+
+def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
+    """A frozen teacher, ready to run beside its student on this process.
+
+    It has no gradients and no optimizer states, which is all that ZeRO-1 and ZeRO-2 shard: with them, as without
+    DeepSpeed, each process holds it whole. With ZeRO-3 its weights are sharded like the student's.
+
+    Args:
+        teacher (`nn.Module`): On its device, in eval mode.
+        accelerator (`Accelerator`): The trainer's.
+        shard (`bool`): Whether ZeRO-3 may shard it; not if its outputs are cached, since it is whole to be hashed.
+
+    Returns:
+        `nn.Module`: the teacher, or a DeepSpeed engine around it.
+    """
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage != 3 or not shard:
+        return accelerator.prepare_model(teacher, evaluation_mode=True)
+    import deepspeed
+
+    given = {key: plugin.deepspeed_config.get(key, {}) for key in ("zero_optimization", "bf16", "fp16")}
+    # "auto" stands for values of the student that are not known yet; DeepSpeed has defaults for them.
+    config = {key: {k: v for k, v in section.items() if v != "auto"} for key, section in given.items()}
+    engine, *_ = deepspeed.initialize(model=teacher, config={"train_micro_batch_size_per_gpu": 1, **config})
+    engine.eval()  # returns None
+    return engine
