@@ -127,8 +127,9 @@ def tell(case: Case, log: Path) -> None:
 
 def work(kind: str, seed: int, numbers: range, log: Path) -> None:
     """Runs inputs in this process, and tells the good file's case, then each input's before and after it."""
-    from targets import EXPECTED, TARGETS
     from transformers.utils.logging import disable_progress_bar
+
+    from targets import EXPECTED, TARGETS
 
     logging.disable()
     disable_progress_bar()
@@ -226,9 +227,9 @@ def summary(base: Case, cases: list[Case]) -> dict[str, Any]:
 
 
 def main() -> None:
-    import targets  # noqa: F401 (here once, rather than in each child)
     from transformers import HfArgumentParser
 
+    import targets  # noqa: F401 (here once, rather than in each child)
     from machine import facts
 
     (options,) = HfArgumentParser(FuzzArguments, description=__doc__).parse_args_into_dataclasses()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from mutations import HOSTILE, PATTERNS, TEXTS, damage_folder, damage_json, damage_safetensors
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import (
@@ -33,6 +32,7 @@ from hf_xtc.reader import PackedBert, ReadError
 from hf_xtc.teacher_cache import TeacherCache
 from hf_xtc.teacher_cache.format import Manifest, check_key, plan_shards, shard_file
 from hf_xtc.teacher_cache.shards import ShardWriter
+from mutations import HOSTILE, PATTERNS, TEXTS, damage_folder, damage_json, damage_safetensors
 
 IDS = torch.tensor([[1, 5, 9, 2], [3, 4, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
