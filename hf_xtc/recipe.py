@@ -64,7 +64,7 @@ class XTCRecipe:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
-                raise RecipeError(f"{field.name}={value!r} must be true or false.")
+                raise RecipeError(f"{field.name}={str(value)[:80]} must be true or false.")
         if self.layers is not None:
             self._check_layers(self.layers)
         if self.keep_layers is not None and self.layers is not None:
@@ -168,7 +168,7 @@ class XTCRecipe:
             RecipeError: if a field is unknown or has a value that does not exist.
         """
         if not isinstance(values, dict):
-            raise RecipeError(f"A recipe is a JSON object, not {values!r}.")
+            raise RecipeError(f"A recipe is a JSON object, not {str(values)[:80]}.")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:

@@ -65,6 +65,8 @@ def test_labels_without_end_are_refused(value, folder):
     "changes",
     [
         {"hidden_act": "none of them"},
+        {"pad_token_id": 2**63},
+        {"dtype": False},
         {"num_attention_heads": 5},
         {"layer_norm_eps": -1.0},
         {"layer_norm_eps": float("nan")},

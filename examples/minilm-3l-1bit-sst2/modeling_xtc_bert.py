@@ -225,7 +225,7 @@ class XTCRecipe:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is bool and (not isinstance(value, bool)):
-                raise RecipeError(f"{field.name}={value!r} must be true or false.")
+                raise RecipeError(f"{field.name}={str(value)[:80]} must be true or false.")
         if self.layers is not None:
             self._check_layers(self.layers)
         if self.keep_layers is not None and self.layers is not None:
@@ -274,7 +274,7 @@ class XTCRecipe:
     def from_dict(cls, values: dict[str, Any]) -> "XTCRecipe":
         """Reads what `to_dict` wrote."""
         if not isinstance(values, dict):
-            raise RecipeError(f"A recipe is a JSON object, not {values!r}.")
+            raise RecipeError(f"A recipe is a JSON object, not {str(values)[:80]}.")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -991,6 +991,7 @@ MOST = {"layers": 1000, "labels": 1000000, "size": 2**31 - 1}
 def check_foreign(values: dict[str, Any]) -> None:
     """Checks what a `config.json` holds besides its architecture's fields."""
     attention, labels = (values.get("attn_implementation"), values.get("num_labels"))
+    dtype = values.get("dtype")
     if values.get("quantization_config") is not None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
@@ -1001,6 +1002,8 @@ def check_foreign(values: dict[str, Any]) -> None:
         )
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
+    if dtype is not None and (not isinstance(dtype, str | torch.dtype)):
+        raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:
@@ -1096,7 +1099,7 @@ class XTCConfig:
     def __post_init__(self, **kwargs: Any) -> None:
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
-        check_foreign(kwargs)
+        check_foreign({**kwargs, "dtype": getattr(self, "dtype", None)})
         try:
             super().__post_init__(**kwargs)
         except (AttributeError, KeyError, TypeError) as error:
@@ -1219,6 +1222,10 @@ class XTCBertConfig(XTCConfig, BertConfig):
         if not 0 < self.layer_norm_eps < 1 or not all(0 <= dropout <= 1 for dropout in dropouts):
             raise PackedFileError(
                 f"config.json says layer_norm_eps={self.layer_norm_eps!r} and dropouts {dropouts}; they must lie between 0 and 1. Restore the config written with the file."
+            )
+        if self.pad_token_id is not None and (not -self.vocab_size <= self.pad_token_id < self.vocab_size):
+            raise PackedFileError(
+                f"config.json says pad_token_id={self.pad_token_id}, which is none of its {self.vocab_size} tokens. Restore the config written with the file."
             )
         super().__post_init__(**kwargs)
 

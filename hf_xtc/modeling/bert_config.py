@@ -44,7 +44,7 @@ class XTCBertConfig(XTCConfig, BertConfig):
         """Checks what a model is built with, for transformers builds whatever it is told.
 
         Raises:
-            PackedFileError: if a size, the number of heads, the activation or an epsilon is none of a BERT.
+            PackedFileError: if a size, the number of heads, the activation, an epsilon or the pad token is no BERT's.
             XTCError: as `XTCConfig`.
         """
         check_sizes(self, SIZES)
@@ -59,6 +59,11 @@ class XTCBertConfig(XTCConfig, BertConfig):
             raise PackedFileError(
                 f"config.json says layer_norm_eps={self.layer_norm_eps!r} and dropouts {dropouts}; they must lie "
                 "between 0 and 1. Restore the config written with the file."
+            )
+        if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
+            raise PackedFileError(
+                f"config.json says pad_token_id={self.pad_token_id}, which is none of its {self.vocab_size} tokens. "
+                "Restore the config written with the file."
             )
         super().__post_init__(**kwargs)
 

@@ -25,10 +25,11 @@ def check_foreign(values: dict[str, Any]) -> None:
     """Checks what a `config.json` holds besides its architecture's fields.
 
     Raises:
-        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, or for a
-            head of no size.
+        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, for a
+            head of no size, or for a dtype that is none.
     """
     attention, labels = values.get("attn_implementation"), values.get("num_labels")
+    dtype = values.get("dtype")
     if values.get("quantization_config") is not None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
@@ -40,6 +41,8 @@ def check_foreign(values: dict[str, Any]) -> None:
         )
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
+    if dtype is not None and not isinstance(dtype, str | torch.dtype):
+        raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:

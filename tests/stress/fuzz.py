@@ -154,19 +154,19 @@ def work(kind: str, seed: int, numbers: range, log: Path) -> None:
             case = Case(kind, number, target.damage(random.Random(f"{seed} {kind} {number}"), folder), peak=resident)
             tell(case, log)
             measured(target, folder, case, watch, EXPECTED)
-            case.broken = case.broken or judged(case, base, watch, scratch)
+            case.broken = case.broken or judged(case, base, watch, scratch, target.readers)
             watch.seen.clear()
             tell(case, log)
             shutil.rmtree(scratch / "case")
 
 
-def judged(case: Case, base: Case, watch: Watch, scratch: Path) -> str:
+def judged(case: Case, base: Case, watch: Watch, scratch: Path, readers: int) -> str:
     """What an input that was loaded or refused broke nonetheless."""
     if watch.seen:
         return watch.seen[0]
     if sorted(path.name for path in scratch.iterdir()) != ["case", "good"]:
         return f"files {sorted(path.name for path in scratch.iterdir())}"
-    if case.cpu > SECONDS:
+    if case.cpu > SECONDS * readers:
         return f"{case.cpu:.1f} seconds"
     return f"{case.peak} bytes, {base.peak} of good files" if case.peak > TIMES * base.peak else ""
 

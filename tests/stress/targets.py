@@ -69,6 +69,7 @@ class Target:
     extra: tuple[Any, ...] = ()
     standard: tuple[type[BaseException], ...] = ()  # what libraries raise of a bad file
     foreign: tuple[type[BaseException], ...] = ()  # what breaks in a library before any code of hf_xtc is reached
+    readers = 1  # how often each input is read
 
     def __init__(self, scratch: Path):
         self.good: list[dict[str, bytes]] = []
@@ -101,7 +102,8 @@ class Packed(Target):
     """Packed checkpoints, in one file and in shards, by transformers on two backends and by the numpy reader."""
 
     standard = (ValueError, StrictDataclassError)  # of transformers, reading config.json
-    foreign = (TypeError, AttributeError, KeyError, RecursionError, MemoryError)
+    foreign = (TypeError, AttributeError, KeyError, IndexError, RecursionError, MemoryError)
+    readers = 2
     extra = ("XTCBertForMaskedLM", "bert", "trap.Trap", "latent", "relu", "float32", "int4", "bfloat16", *HOSTILE)
 
     def __init__(self, scratch: Path):
@@ -118,9 +120,13 @@ class Packed(Target):
             pack_model(student.eval()).save_pretrained(scratch / f"good{i}", **shards)
             self.good.append({**files_of(scratch / f"good{i}"), "trap.py": TRAP, "modeling_xtc_bert.py": TRAP})
 
+    def write(self, files: dict[str, bytes], folder: Path) -> None:
+        super().write(files, folder)
+        self.masked = any(b'"cls.predictions' in data for name, data in files.items() if name.endswith("tensors"))
+
     def load(self, folder: Path) -> str:
         read, auto = self._read(folder), AutoModelForSequenceClassification
-        if b'MaskedLM"' in (folder / "config.json").read_bytes()[:200] if (folder / "config.json").is_file() else b"":
+        if self.masked:  # with another class the head would be new, as transformers says
             auto = AutoModelForMaskedLM
         model = auto.from_pretrained(folder)
         if not isinstance(model, XTCModel):
