@@ -69,11 +69,14 @@ coverage: .venv/installed-test .venv/installed-demo
 audit: .venv-audit/installed
 	.venv-audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement constraints.txt
 
-# Hours of load, faults and bad files; `make test` runs a slice of each.
+# Hours of load, faults and bad files (docs/reliability.md); `make test` runs a slice of each. The full disk needs the
+# right to mount a tmpfs.
 stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
-	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3
-	$(BIN)/python tests/stress/full_disk.py
+	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3 --output_file benchmarks/results/kills.json
+	$(BIN)/python tests/stress/full_disk.py --first_kb 16 --step_kb 64
+	$(BIN)/python tests/stress/soak.py --output_file benchmarks/results/soak.json
+	HF_XTC_STRESS=1 $(BIN)/python -m pytest tests/test_resume.py
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:

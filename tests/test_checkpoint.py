@@ -446,7 +446,7 @@ def test_damage_is_refused_or_read(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "place, cause", [("none", "No such file or directory"), (".", "No such device")], ids=["missing", "folder"]
+    "place, cause", [("none", "No such file or directory"), (".", "no plain file")], ids=["missing", "folder"]
 )
 def test_what_is_no_file(tmp_path, place, cause):
     with pytest.raises(PackedFileError, match=rf"^{re.escape(str(tmp_path / place))} is .* \({cause}.*\)\. Download"):

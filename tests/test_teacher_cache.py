@@ -686,7 +686,7 @@ def test_the_tokenizers_last_use_is_no_part_of_it():
         (lambda found: found | {"format_version": 2}, "another format version"),
         (lambda found: {"a": 1}, "'format_version'"),
         (lambda found: [found], None),
-        (lambda found: found | {"dtype": "float8"}, "'float8'"),
+        (lambda found: found | {"dtype": "float8"}, "dtype='float8'"),
         (lambda found: found | {"more": 1}, None),
     ],
     ids=["version", "foreign", "list", "dtype", "more"],

@@ -65,11 +65,15 @@ FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
 def nodes(value: Any) -> list[tuple[Any, Any]]:
-    """Every container of a JSON value with each of its keys."""
-    if isinstance(value, dict | list):
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        return [(value, key) for key in keys] + [node for key in keys for node in nodes(value[key])]
-    return []
+    """Every container of a JSON value with each of its keys; however deep it is."""
+    found, left = [], [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            places = [(value, key) for key in (value if isinstance(value, dict) else range(len(value)))]
+            found += places
+            left += [value[key] for _, key in places]
+    return found
 
 
 def change_json(rng: random.Random, value: Any, extra: tuple[Any, ...] = ()) -> str:
