@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 import hf_xtc.climb as climb
@@ -158,6 +160,7 @@ def start(
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
+        tqdm.set_lock(threading.RLock())  # the inherited one is shared with runs that were killed holding it
         _Reporter(inner, stop).install()
         before()
         code = main(words)
