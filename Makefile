@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo notebooks test stress lint clean
+.PHONY: audit checkpoints coverage demo notebooks test test-oldest stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
 	$(PYTHON) -m venv .venv
@@ -60,6 +60,18 @@ coverage: .venv/installed-test .venv/installed-demo
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
+# The tests with the oldest transformers that setup.cfg allows.
+.venv-oldest/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	grep -v '^transformers==' constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/constraints.txt --editable '.[test]' transformers==5.20.0
+	touch $@
+
+test-oldest: .venv-oldest/installed
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --ignore tests/test_notebooks.py tests
+
 # Known vulnerabilities of the pinned versions; asks a public service.
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
@@ -80,4 +92,4 @@ stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
-	rm -rf .venv .venv-audit .venv-deepspeed demo build *.egg-info hf_xtc/_native*.so
+	rm -rf .venv .venv-audit .venv-deepspeed .venv-oldest demo build *.egg-info hf_xtc/_native*.so
