@@ -67,6 +67,8 @@ def test_labels_without_end_are_refused(value, folder):
         {"hidden_act": "none of them"},
         {"pad_token_id": 2**63},
         {"dtype": False},
+        {"architectures": [False]},
+        {"id2label": {"0": "a", "1": [["b"]], "2": "c"}},
         {"num_attention_heads": 5},
         {"layer_norm_eps": -1.0},
         {"layer_norm_eps": float("nan")},

@@ -991,7 +991,7 @@ MOST = {"layers": 1000, "labels": 1000000, "size": 2**31 - 1}
 def check_foreign(values: dict[str, Any]) -> None:
     """Checks what a `config.json` holds besides its architecture's fields."""
     attention, labels = (values.get("attn_implementation"), values.get("num_labels"))
-    dtype = values.get("dtype")
+    dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))
     if values.get("quantization_config") is not None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
@@ -1004,6 +1004,10 @@ def check_foreign(values: dict[str, Any]) -> None:
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and (not isinstance(dtype, str | torch.dtype)):
         raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
+    if classes is not None and (not (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+        raise PackedFileError(f"config.json says architectures={str(classes)[:80]}; they must be names of classes.")
+    if isinstance(names, dict) and (not all(isinstance(name, str | int) for name in names.values())):
+        raise PackedFileError("config.json gives a label in id2label that is no name. Labels are text.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:
@@ -1099,7 +1103,8 @@ class XTCConfig:
     def __post_init__(self, **kwargs: Any) -> None:
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
-        check_foreign({**kwargs, "dtype": getattr(self, "dtype", None)})
+        own = {name: getattr(self, name, None) for name in ("dtype", "architectures", "id2label")}
+        check_foreign({**kwargs, **own})
         try:
             super().__post_init__(**kwargs)
         except (AttributeError, KeyError, TypeError) as error:

@@ -26,10 +26,10 @@ def check_foreign(values: dict[str, Any]) -> None:
 
     Raises:
         PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, for a
-            head of no size, or for a dtype that is none.
+            head of no size, or for a dtype, classes or names of labels that are none.
     """
     attention, labels = values.get("attn_implementation"), values.get("num_labels")
-    dtype = values.get("dtype")
+    dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))
     if values.get("quantization_config") is not None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
@@ -43,6 +43,10 @@ def check_foreign(values: dict[str, Any]) -> None:
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and not isinstance(dtype, str | torch.dtype):
         raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise PackedFileError(f"config.json says architectures={str(classes)[:80]}; they must be names of classes.")
+    if isinstance(names, dict) and not all(isinstance(name, str | int) for name in names.values()):
+        raise PackedFileError("config.json gives a label in id2label that is no name. Labels are text.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:

@@ -51,7 +51,8 @@ class XTCConfig:
     def __post_init__(self, **kwargs: Any) -> None:
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
-        check_foreign({**kwargs, "dtype": getattr(self, "dtype", None)})
+        own = {name: getattr(self, name, None) for name in ("dtype", "architectures", "id2label")}
+        check_foreign({**kwargs, **own})
         try:
             super().__post_init__(**kwargs)  # type: ignore[misc]
         except (AttributeError, KeyError, TypeError) as error:
