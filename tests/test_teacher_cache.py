@@ -688,8 +688,12 @@ def test_the_tokenizers_last_use_is_no_part_of_it():
         (lambda found: [found], None),
         (lambda found: found | {"dtype": "float8"}, "dtype='float8'"),
         (lambda found: found | {"more": 1}, None),
+        (
+            lambda found: found | {"outputs": found["outputs"] | {"attentions": [*found["outputs"]["attentions"], 1]}},
+            None,
+        ),
     ],
-    ids=["version", "foreign", "list", "dtype", "more"],
+    ids=["version", "foreign", "list", "dtype", "more", "an axis more"],
 )
 def test_another_cache_json_is_refused(tmp_path, made, change, why):
     shutil.copytree(made, tmp_path / "cache")

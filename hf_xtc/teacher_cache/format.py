@@ -25,6 +25,7 @@ from hf_xtc.plain_json import read_json
 
 FORMAT_VERSION = 1
 TOKENS = "tokens"
+PLACES = {"hidden_states": slice(-2, -1), "attentions": slice(-2, None)}  # of the axes of tokens
 DEEPEST = 10_000  # layers; a list as long as the teacher is deep is made for every batch
 SHARD_BYTES = 2**27
 CACHE_FILE = "cache.json"
@@ -161,6 +162,8 @@ class Manifest:
         for name, shape in self.outputs.items():
             sizes = [size for size in shape if size != TOKENS]
             if not shape or len(shape) - len(sizes) > 2 or not all(_is_count(size) for size in sizes):
+                raise ValueError(f"{name} of shape {shape!r:.80}")
+            if name in PLACES and any(size != TOKENS for size in shape[PLACES[name]]):
                 raise ValueError(f"{name} of shape {shape!r:.80}")
         if set(self.layers) != {"hidden_states", "attentions"} & set(self.outputs):
             raise ValueError(f"outputs {list(self.outputs)!r:.80} with layers of {list(self.layers)!r:.80}")
