@@ -30,12 +30,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
+from hf_xtc.checkpoint import WEIGHT_FILES
 from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
 from hf_xtc.plain_json import read_json
 
-WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 SHIPPED = (
-    *WEIGHTS,
+    *WEIGHT_FILES,
     *("config.json", "generation_config.json", "README.md", "LICENSE*", "modeling_*.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
@@ -141,7 +141,7 @@ def shipped_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     path = Path(folder)
     require_packed(read_config(path), str(folder))
     names = sorted(file.name for file in path.iterdir() if file.is_file() and _is_one_of(file.name, SHIPPED))
-    if not any(_is_one_of(name, WEIGHTS[:2]) for name in names):
+    if not any(_is_one_of(name, WEIGHT_FILES[:2]) for name in names):
         raise PackedFileError(f"{folder} holds no model.safetensors. Save the model there again.")
     return {name: (path / name).read_bytes() for name in names}
 
@@ -222,7 +222,7 @@ def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
 
 def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
     """Weights that the repository holds and the new model has under other names."""
-    return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, WEIGHTS)]
+    return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, WEIGHT_FILES)]
 
 
 @contextmanager

@@ -18,6 +18,15 @@ if find_spec("deepspeed"):
         import deepspeed  # noqa: F401
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models so small that threads only wait for each other, and for sums in the order of a single one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def tiny_config() -> BertConfig:
     """Four layers of width 36, feed-forward 50, three labels."""

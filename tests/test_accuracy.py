@@ -33,17 +33,11 @@ from reference.runs import Results, best_rate, launch, shown_command
 from reference.scores import main_score, rank, scores
 from reference.table import ALL_TASKS, markdown, side_of, time_to
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = ["good", "great", "bad", "awful", "film", "plot", "actor", "scene"]
 VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
 TINY = {"vocab_size": len(VOCAB), "hidden_size": 36, "num_attention_heads": 4, "intermediate_size": 50}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

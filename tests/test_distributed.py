@@ -21,16 +21,9 @@ from hf_xtc.checkpoint import last_checkpoint
 from hf_xtc.compress import pack_model
 from hf_xtc.modeling.bert import XTCBertForSequenceClassification
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in the workers: sums in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def launch(part, folder, **environment):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from test_trainer import DATA, collate, make_teacher, make_trainer, one_thread  # noqa: F401
+from test_trainer import make_teacher, make_trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_xtc import XTCBertForSequenceClassification
@@ -14,6 +14,8 @@ from hf_xtc.compress import compress, pack_model
 from hf_xtc.errors import StateError
 from hf_xtc.layers import XTCEmbedding, XTCLinear
 from hf_xtc.recipe import XTCRecipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 POSITIONS = 512
 FLOAT32 = {"scale_dtype": "float32", "rest_dtype": "float32"}

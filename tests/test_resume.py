@@ -4,10 +4,12 @@ import os
 
 import pytest
 import torch
-from test_trainer import DATA, DEFAULT, logged, make_teacher, make_trainer, one_thread, snapshot  # noqa: F401
+from test_trainer import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
 
 from hf_xtc.compress import compress
 from hf_xtc.recipe import XTCRecipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STATIC = XTCRecipe(keep_layers=2, activation_calibration="static")
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}

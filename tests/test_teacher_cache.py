@@ -46,16 +46,9 @@ from hf_xtc.teacher_cache.format import Manifest, check_key, plan_shards, read_m
 from hf_xtc.teacher_cache.making import kept_layers, tokenizer_fingerprint
 from hf_xtc.teacher_cache.shards import ShardWriter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT = XTCRecipe(weights=None, embedding_weights=None, position_weights=None, activation_bits=None, keep_layers=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that threads only wait for each other; on a busy machine they take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

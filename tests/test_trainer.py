@@ -32,16 +32,9 @@ from hf_xtc.specs import LayerMap
 from hf_xtc.trainer import PROJECTION, XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEFAULT = ["logits", "hidden_states", "attention_scores"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that threads only wait for each other; on a busy machine they take minutes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def refuses(text, error=XTCError):

@@ -88,8 +88,6 @@ def check_xtc_block(config: Any) -> None:
         RecipeError: if the state or a field of the recipe does not exist.
     """
     check_choice("state", config.state, STATES)
-    if not isinstance(config.architectures, list | tuple | None):
-        raise PackedFileError(f"architectures={config.architectures!r:.80} must list the names of model classes.")
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(

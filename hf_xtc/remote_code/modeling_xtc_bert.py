@@ -909,8 +909,6 @@ def xtc_block(
 def check_xtc_block(config: Any) -> None:
     """Checks `config.state` and `config.xtc`."""
     check_choice("state", config.state, STATES)
-    if not isinstance(config.architectures, list | tuple | None):
-        raise PackedFileError(f"architectures={config.architectures!r:.80} must list the names of model classes.")
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(
@@ -1004,7 +1002,9 @@ def check_foreign(values: dict[str, Any]) -> None:
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and (not isinstance(dtype, str | torch.dtype)):
         raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
-    if classes is not None and (not (isinstance(classes, list) and all(isinstance(name, str) for name in classes))):
+    if classes is not None and (
+        not (isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes))
+    ):
         raise PackedFileError(f"config.json says architectures={str(classes)[:80]}; they must be names of classes.")
     if isinstance(names, dict) and (not all(isinstance(name, str | int) for name in names.values())):
         raise PackedFileError("config.json gives a label in id2label that is no name. Labels are text.")
