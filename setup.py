@@ -1,8 +1,18 @@
 """The native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
 
+from contextlib import suppress
+
 from setuptools import Extension, setup
 
 NATIVE = "hf_xtc/native/"
+
+# Installations of one checkout take turns: setuptools builds all of them in one folder, and two at once spoil it (the
+# one fails, or its wheel holds nothing). The lock ends with the process; Windows has none.
+turn = open(__file__)  # noqa: SIM115 (open as long as the process lives)
+with suppress(ImportError, OSError):
+    import fcntl
+
+    fcntl.flock(turn, fcntl.LOCK_EX)
 
 setup(
     ext_modules=[
@@ -17,5 +27,5 @@ setup(
             ],
             optional=True,
         )
-    ]
+    ],
 )

@@ -2,7 +2,11 @@
 
 import ast
 import os
+import shutil
+import subprocess
+import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from test_trainer import assert_equal_states, make_trainer
 import hf_xtc
 from hf_xtc import BACKENDS, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
-from hf_xtc.native_library import variant
+from hf_xtc.native_library import library, variant
 
 
 def test_the_second_of_two_runs_at_a_folder_refuses_in_one_sentence(tmp_path, capsys):
@@ -75,7 +79,7 @@ def test_workers_read_the_teacher_cache_to_the_same_weights_forked_and_spawned(t
 
 
 def test_nothing_is_built_when_the_package_runs():
-    """So two processes cannot build one native operator: only pip runs `setup.py`, which the package does not hold."""
+    """Only pip runs `setup.py`, which the package does not hold."""
     builders = {"setuptools", "distutils", "cffi", "torch.utils.cpp_extension", "torch.utils"}
     for path in Path(hf_xtc.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -83,3 +87,26 @@ def test_nothing_is_built_when_the_package_runs():
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert not builders & set(names), path
     assert variant() is None or os.environ.get("XTC_NATIVE") != "off"
+
+
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="builds without the network need setuptools here")
+def test_two_installations_of_one_checkout_at_once_install_the_same(tmp_path):
+    checkout = tmp_path / "checkout"
+    package = Path(hf_xtc.__file__).parent
+    shutil.copytree(package, checkout / package.name, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(package.parent / name, checkout)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    command += ["--no-deps", "--no-build-isolation", "--no-compile", str(checkout), "--target"]
+    targets = [tmp_path / "first", tmp_path / "second"]
+    both = [subprocess.Popen([*command, str(target)], stderr=subprocess.PIPE, text=True) for target in targets]
+    for one in both:
+        error = one.communicate()[1]
+        assert one.returncode == 0, error
+    first, second = (
+        {file.relative_to(target): file.read_bytes() for file in target.rglob("*") if file.is_file()}
+        for target in targets
+    )
+    assert first == second
+    assert {path.stem.split(".")[0] for path in first} > {"quantizers", "modeling_xtc_bert"}
+    assert any("_native" in path.name for path in first) == (library() is not None)

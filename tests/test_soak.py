@@ -19,5 +19,6 @@ def test_a_training_holds_no_more_at_its_end_than_in_its_middle(tmp_path):
         for key in ("files", "threads", "processes"):
             assert way[key]["last_fifth"] == way[key]["second_fifth"]
         assert way["bytes"]["last_fifth"] < way["bytes"]["second_fifth"] + 2**23
+        assert way["in_use"]["last_fifth"] < way["in_use"]["second_fifth"] + 2**20
     assert found["ways"]["cache, 2 workers"]["processes"]["last_fifth"] > 2
     assert found["command"].startswith("python tests/stress/soak.py")

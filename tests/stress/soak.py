@@ -3,9 +3,12 @@
     python tests/stress/soak.py --steps 10000
 
 With the teacher beside the student, and with its cache read by worker processes; each in a process of its own. Every
-hundredth step notes what the process and its workers hold; the last fifth is compared with the second.
+hundredth step notes what the process and its workers hold; the last fifth is compared with the second. Beside their
+memory stands what glibc says is in use of the trainer's own heap, which free pieces between blocks cannot blur.
 """
 
+import ctypes
+import gc
 import json
 import statistics
 import subprocess
@@ -43,6 +46,15 @@ class SoakArguments:
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
 
 
+class Mallinfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+
 class Watch(TrainerCallback):
     """Notes what the process and its children hold."""
 
@@ -51,7 +63,19 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
-            self.seen.append({"step": state.global_step, **held(psutil.Process())})
+            gc.collect()
+            self.seen.append({"step": state.global_step, **held(psutil.Process()), "in_use": in_use()})
+
+
+def in_use() -> int:
+    """Bytes of this process that were allocated and not freed; 0 where the C library is not glibc."""
+    try:
+        mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    mallinfo.restype = Mallinfo
+    heap = mallinfo()
+    return int(heap.uordblks + heap.hblkhd)
 
 
 def held(process: psutil.Process) -> dict[str, int]:
@@ -124,7 +148,7 @@ def growth(seen: list[dict[str, int]]) -> dict[str, Any]:
     fifth = len(seen) // 5
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]
     found: dict[str, Any] = {}
-    for key in ("bytes", "files", "threads", "processes"):
+    for key in ("bytes", "in_use", "files", "threads", "processes"):
         first, last = (statistics.median(one[key] for one in part) for part in (early, late))
         found[key] = {"second_fifth": first, "last_fifth": last, "most": max(one[key] for one in seen)}
     return found
@@ -153,9 +177,10 @@ def main() -> None:
         start = time.perf_counter()
         ways[way] = {**growth(apart(args, way)), "seconds": round(time.perf_counter() - start)}
         held = ways[way]["bytes"]
-        change = held["last_fifth"] / held["second_fifth"] - 1
+        change, blocks = held["last_fifth"] / held["second_fifth"] - 1, ways[way]["in_use"]
         print(
-            f"{way}: {args.steps} steps, {held['last_fifth'] / 1e6:.1f} MB at the end, {change:+.2%} since the start"
+            f"{way}: {args.steps} steps, {held['last_fifth'] / 1e6:.1f} MB at the end, {change:+.2%} since the start; "
+            f"in use {blocks['last_fifth'] - blocks['second_fifth']:+,.0f} bytes"
         )
     if args.output_file:
         about = facts(torch.get_num_threads(), "hf_xtc", "torch", "transformers", "accelerate")
