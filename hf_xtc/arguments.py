@@ -31,6 +31,9 @@ class JobArguments:
         default_factory=lambda: [5e-5],
         metadata={"help": "Learning rate of that fine-tuning; of several the best on held-out rows stays."},
     )
+    fine_tune_adversarial: float = field(
+        default=0.0, metadata={"help": "adversarial_epsilon of that fine-tuning: 1 is usual, and takes twice as long."}
+    )
     ladder: str | None = field(
         default=None,
         metadata={
@@ -38,9 +41,7 @@ class JobArguments:
             "float stage of --reduction_epochs, then the recipe for --num_train_epochs."
         },
     )
-    budget: str | None = field(
-        default=None, metadata={"help": "A, B or C: the paper's epochs for the GLUE task, as far as known."}
-    )
+    budget: str | None = field(default=None, metadata={"help": "A, B or C: the paper's epochs for the GLUE task."})
     reduction_epochs: float = field(
         default=1.0,
         metadata={"help": "Epochs of the layer-reduced float student, which the 1-bit student starts from."},
@@ -52,11 +53,11 @@ class JobArguments:
             "help": "Rates to try in the last stage; the best on held-out rows stays. Default: --learning_rate."
         },
     )
-    student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students while training."})
+    student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
 
     def __post_init__(self) -> None:
-        for name in ("fine_tune_epochs", "reduction_epochs", "reduction_learning_rate"):
+        for name in ("fine_tune_epochs", "fine_tune_adversarial", "reduction_epochs", "reduction_learning_rate"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name}={getattr(self, name)} must not be negative.")
         if self.teacher_license is not None:

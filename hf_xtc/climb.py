@@ -103,6 +103,7 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
         "num_train_epochs": job.args.fine_tune_epochs,
         "terms": {"labels": 1.0},
         "distillation_stages": 1,
+        "adversarial_epsilon": job.args.fine_tune_adversarial,
     }
     if job.data.selection is not None:  # the best epoch on held-out rows, not the last
         training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}

@@ -25,7 +25,7 @@ from hf_xtc.teacher import teacher_origin, teacher_title
 
 # Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
 _OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
-_OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates")
+_OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_adversarial")
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
 

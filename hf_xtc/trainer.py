@@ -2,7 +2,7 @@
 
 Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
 `get_train_dataloader` (a teacher cache, where one is asked for) and the order of rows grouped by length. What it saves
-and publishes is `PackingTrainer`'s.
+and publishes is `PackingTrainer`'s, and the second pass of adversarial training `AdversarialTrainer`'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 
 from hf_xtc.adapters import has_adapters
+from hf_xtc.adversarial import AdversarialTrainer
 from hf_xtc.attention import SCORES
 from hf_xtc.callbacks import QuantizationCallback
 from hf_xtc.checkpoint import whole_checkpoint
@@ -25,7 +26,6 @@ from hf_xtc.distillation import HiddenStatesTerm
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.fitting import build_terms, fit_layers, fit_logits, label_order, stage_terms
 from hf_xtc.guards import require_finite_losses, require_finite_weights
-from hf_xtc.packing_trainer import PackingTrainer
 from hf_xtc.sampling import LengthGroupedBatches
 from hf_xtc.sharding import prepared_teacher
 from hf_xtc.specs import LayerMap
@@ -35,7 +35,7 @@ from hf_xtc.training_args import XTCTrainingArguments
 PROJECTION = "distillation_projection"
 
 
-class XTCTrainer(PackingTrainer):
+class XTCTrainer(AdversarialTrainer):
     """Trains a latent student against a teacher; saves and publishes it packed.
 
     Args:
@@ -174,7 +174,8 @@ class XTCTrainer(PackingTrainer):
         losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
         step, rate = self.state.global_step + 1, self.args.learning_rate
         require_finite_losses(losses, step, rate, self.args.output_dir)
-        self._record(losses)
+        if not self.moving:
+            self._record(losses)
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
 

@@ -52,6 +52,13 @@ class XTCTrainingArguments(TrainingArguments):
             "of a blend of both, from weight_quantization_start on; 0 switches at once."
         },
     )
+    adversarial_epsilon: float = field(
+        default=0.0,
+        metadata={
+            "help": "Learn each batch a second time, with its word embeddings moved this far to where the loss grows "
+            "fastest (Miyato et al. 2017; 1 is usual); a step takes twice as long. 0 does not."
+        },
+    )
     teacher_cache: str | None = field(
         default=None,
         metadata={
@@ -88,6 +95,8 @@ class XTCTrainingArguments(TrainingArguments):
                 f"hub_strategy={self.hub_strategy.value!r} would publish checkpoints: float latent weights and "
                 "optimizer states. Use 'every_save' or 'end': what they publish is packed, and checkpoints stay here."
             )
+        if not 0 <= self.adversarial_epsilon < math.inf:
+            raise RecipeError(f"adversarial_epsilon={self.adversarial_epsilon} must be a finite length, 0 or more.")
         for name in ("weight_quantization_start", "activation_quantization_start", "weight_annealing"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")

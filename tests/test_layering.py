@@ -32,7 +32,17 @@ TORCH_ONLY = [
 ]
 ORDER = [
     *TORCH_ONLY,
-    *["adapters", "attention", "modeling", "compress", "ledger", "plain_card", "publish", "packing_trainer"],
+    *[
+        "adapters",
+        "attention",
+        "modeling",
+        "compress",
+        "ledger",
+        "plain_card",
+        "publish",
+        "packing_trainer",
+        "adversarial",
+    ],
     *["fitting", "training_args", "callbacks", "sampling", "sharding", "trainer", "ladder"],
     *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "inspection"],
     *["export"],
