@@ -86,6 +86,7 @@ def _citations(job: Job) -> list[str]:
 def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
     shown += ["weight_annealing"]
+    shown += ["adversarial_epsilon"] if job.training_args.adversarial_epsilon else []
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "teacher_license", "overwrite", *(_OF_FINE_TUNING if not job.args.fine_tune else ())}
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
@@ -123,7 +124,8 @@ def _teaching(job: Job) -> dict[str, Any]:
     """How the teacher was fine-tuned, where this package did it."""
     folder = job.training / "teacher" if job.args.fine_tune else Path(job.args.teacher)
     receipt = _teacher_receipt(folder)
-    told = ("learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection")
+    told = ["learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection"]
+    told += ["adversarial_epsilon"] if receipt.get("adversarial_epsilon") else []
     return {"fine_tuned": {name: receipt[name] for name in told}} if receipt else {}
 
 

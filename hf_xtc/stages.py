@@ -38,6 +38,7 @@ class Receipt:
         metrics (`dict`): Metrics on the validation rows; empty for a run that was only tried.
         log (`list[dict]`): The Trainer's log: losses, evaluations, and what callbacks added.
         start (`str`): What its weights were at the start, in words for a card.
+        adversarial_epsilon (`float`): See `XTCTrainingArguments`.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Receipt:
     metrics: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
     start: str = ""
+    adversarial_epsilon: float = 0.0
 
 
 def read_receipt(folder: Path, key: str) -> Receipt | None:
@@ -146,6 +148,7 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
         selection=measure(trainer, {}) if run.held_out else None,
         log=[entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         start=run.start,
+        adversarial_epsilon=arguments.adversarial_epsilon,
     )
     write_json(folder / RECEIPT, asdict(receipt))
     return receipt

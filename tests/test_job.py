@@ -83,6 +83,7 @@ def data_options(folder: Path) -> list[str]:
 
 def compress_options(folder: Path, out: Path) -> list[str]:
     fine_tune = ["--fine_tune", "--fine_tune_epochs=10", "--fine_tune_learning_rates=1e-3"]
+    fine_tune += ["--fine_tune_adversarial=0.1"]
     options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--keep_layers=2", *fine_tune]
     return [*options, *data_options(folder), *QUICK]
 
@@ -99,6 +100,13 @@ def test_output_folder_holds_what_a_user_ships(compressed):
     names = {path.name for path in compressed.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json", "training"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_the_teacher_alone_is_trained_adversarially_and_the_card_says_so(compressed):
+    provenance = json.loads((compressed / "metrics.json").read_text())["provenance"]
+    assert provenance["fine_tuned"]["adversarial_epsilon"] == 0.1
+    assert "adversarial_epsilon" not in provenance["training"]
+    assert "adversarial epsilon 0.1" in (compressed / "README.md").read_text(encoding="utf-8")
 
 
 def test_card_credits_the_terms_and_the_quantizers_used(compressed):
