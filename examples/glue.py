@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rotten_tomatoes import BASE_LICENSE, base_encoder
-from transformers import HfArgumentParser
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import results
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.checkpoint import WEIGHT_FILES, whole_folder
 from hf_xtc.cli import DEFAULTS
 from hf_xtc.climb import run_compress, run_fine_tune
 from hf_xtc.data import DataArguments
@@ -34,6 +35,10 @@ class GlueArguments:
     """What is not an option of `hf-xtc compress`."""
 
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "One student is trained with each."})
+    start_task: str | None = field(
+        default=None,
+        metadata={"help": "Fine-tune the teacher from the encoder of this GLUE task's teacher, which is made first."},
+    )
     teacher_only: bool = field(default=False, metadata={"help": "Fine-tune the teacher and stop."})
     name: str | None = field(default=None, metadata={"help": "Names the folders; default: task, layers and weights."})
     results_file: str | None = field(default=None, metadata={"help": "JSONL; default: results.jsonl in output_dir."})
@@ -65,6 +70,15 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
     return folder / "training" / "teacher"
 
 
+def encoder_of(teacher: Path, folder: Path) -> Path:
+    """A folder with a teacher's encoder and tokenizer, without its head."""
+    if not (folder / "config.json").is_file():
+        with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
+            AutoModel.from_pretrained(teacher).save_pretrained(scratch)
+            AutoTokenizer.from_pretrained(teacher).save_pretrained(scratch)
+    return folder
+
+
 def run_glue(
     glue: GlueArguments,
     job: JobArguments,
@@ -75,6 +89,11 @@ def run_glue(
 ) -> list[Run]:
     """Teacher and one student per seed; each finished student is a line of the results file at once."""
     out, task = Path(training.output_dir), data.task_name or Path(str(data.train_file)).parent.name
+    if job.fine_tune and glue.start_task:
+        before = dataclasses.replace(data, task_name=glue.start_task)
+        start = teach(job, before, training, out / f"{glue.start_task}-teacher", glue.start_task)
+        start = encoder_of(start, out / f"{Path(job.teacher).name}-{glue.start_task}")
+        job = dataclasses.replace(job, teacher=str(start))
     if job.fine_tune:
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
     name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.ladder or 'default'}"

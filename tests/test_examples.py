@@ -4,10 +4,13 @@ import bz2
 import importlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from hf_xtc import XTCTrainer
@@ -129,6 +132,29 @@ def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example
     monkeypatch.setitem(glue_example.DEFAULTS, "weight_annealing", 0.1)
     monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert glue_example.main([*options, "--teacher_only"]) == 0
+
+
+def test_a_teacher_may_start_from_that_of_another_task(glue_example, tiny_glue):
+    shutil.copytree(tiny_glue / "glue" / "rte", tiny_glue / "glue" / "stsb")
+    for file in (tiny_glue / "glue" / "stsb").iterdir():
+        pd.read_parquet(file).assign(label=lambda rows: rows.label * 5.0).to_parquet(file)
+    options = [f"--teacher={tiny_glue / 'base'}", "--fine_tune", "--task_name=rte", f"--data_dir={tiny_glue / 'glue'}"]
+    options += [f"--output_dir={tiny_glue / 'runs'}", "--start_task=stsb", "--teacher_only", "--max_length=32"]
+    options += ["--fine_tune_epochs=1", "--fine_tune_learning_rates=1e-3", "--selection_share=0.2", "--use_cpu"]
+    assert glue_example.main([*options, "--disable_tqdm=True"]) == 0
+    runs = tiny_glue / "runs"
+    receipt = json.loads((runs / "rte-teacher" / "training" / "teacher" / "receipt.json").read_text())
+    assert receipt["start"] == "base-stsb"
+    encoder, teacher = (
+        load_file(folder / "model.safetensors")
+        for folder in (runs / "base-stsb", runs / "stsb-teacher" / "training" / "teacher")
+    )
+    assert set(encoder) == {name.removeprefix("bert.") for name in teacher if name.startswith("bert.")}
+    assert all(torch.equal(encoder[name], teacher[f"bert.{name}"]) for name in encoder)
+    assert json.loads((runs / "rte-teacher" / "training" / "teacher" / "config.json").read_text())["id2label"] == {
+        "0": "entailment",
+        "1": "not_entailment",
+    }
 
 
 def test_glue_example_tells_what_is_wrong(glue_example, tiny_glue, capsys):
