@@ -63,7 +63,8 @@ class AdversarialTrainer(PackingTrainer):
             return loss
         weight = self._embeddings(model)
         before = None if weight.grad is None else weight.grad.clone()  # of earlier parts of an accumulated batch
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self.accelerator.no_sync(model):  # its own rows' gradient; the second pass sums both over processes
+            loss = super().training_step(model, inputs, num_items_in_batch)
         gradient = weight.grad if before is None else weight.grad - before
         assert gradient is not None
         self.moving = True

@@ -21,7 +21,7 @@ from hf_xtc.guards import is_sharded, local_part, require_finite_weights
 from hf_xtc.recipe import XTCRecipe
 
 STATIC = XTCRecipe(keep_layers=2, activation_calibration="static")
-DDP_RUNS = ("one_term", "all_terms", "accumulated", "foreign", "static", "projection", "cached")
+DDP_RUNS = ("one_term", "all_terms", "accumulated", "foreign", "static", "projection", "cached", "adversarial")
 ZERO_STAGES = (1, 2, 3)
 UNEVEN = 9  # rows of an evaluation in batches of four: two whole ones, and one row more
 
@@ -43,6 +43,7 @@ def ddp_options(name, folder):
             "ddp_find_unused_parameters": False,
         },
         "cached": lambda: {"teacher_cache": str(folder / "cache")},
+        "adversarial": lambda: {"terms": {"labels": 1.0}, "adversarial_epsilon": 0.5, "optim": "sgd"},
     }[name]() | {"compute_metrics": counted, "eval_dataset": DATA[:UNEVEN], "per_device_eval_batch_size": 4}
 
 
