@@ -4,7 +4,8 @@
 
 Students and teachers come from the results file of `examples/checkpoints.py`. The rivals are measured here: PyTorch's
 dynamic int8 quantization of the teacher, and a linear model on hashed counts of words and bigrams with 8-bit weights,
-its regularisation chosen on train rows held out. All scores are of the validation split.
+its regularisation chosen on train rows held out. All scores are of the validation split. Points of other tasks that the
+output file holds already stay as they are.
 """
 
 import io
@@ -185,6 +186,15 @@ def draw(points: list[Point], file: Path) -> None:
     pyplot.close(figure)
 
 
+def with_others(points: list[Point], file: Path) -> list[Point]:
+    """The points of a file, in its order of tasks, with those of `points` in the place of their tasks' former ones."""
+    found = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
+    new = {point.task for point in points}
+    tasks = dict.fromkeys([*(one["task"] for one in found), *(point.task for point in points)])
+    every = [*points, *(Point(**one) for one in found if one["task"] not in new)]
+    return [point for task in tasks for point in every if point.task == task]
+
+
 def main() -> None:
     """Measures, writes JSON and plot."""
     args = HfArgumentParser(ParetoArguments).parse_args_into_dataclasses()[0]
@@ -201,9 +211,10 @@ def main() -> None:
             *(linear(task, data, bits) for bits in args.features),
         ]
     file = Path(args.output_file)
+    every = with_others(points, file)
     facts = {"cpu": cpu_model(), "date": time.strftime("%Y-%m-%d"), "versions": versions("torch", "scikit-learn")}
-    write_json(file, {"points": [point.__dict__ for point in points], **facts})
-    draw(points, file.with_suffix(".png"))
+    write_json(file, {"points": [point.__dict__ for point in every], **facts})
+    draw(every, file.with_suffix(".png"))
     for point in points:
         print(f"{point.task:10} {point.model:36} {point.bytes:>12,} {point.score:.4f}  seeds {point.seeds}")
 
