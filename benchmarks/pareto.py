@@ -4,8 +4,8 @@
 
 Students and teachers come from the results file of `examples/checkpoints.py`. The rivals are measured here: PyTorch's
 dynamic int8 quantization of the teacher, and a linear model on hashed counts of words and bigrams with 8-bit weights,
-its regularisation chosen on train rows held out. All scores are of the validation split. Points of other tasks that the
-output file holds already stay as they are.
+its regularisation chosen on train rows held out. All scores are of the validation split. Points of other tasks that
+the output file holds already stay as they are.
 """
 
 import io
