@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_trainer import assert_equal_states, make_teacher, make_trainer
 from torch.testing import assert_close
 
-from hf_xtc import XTCTrainingArguments
+from hf_xtc import XTCTrainingArguments, adversarial
 from hf_xtc.adversarial import moved
 from hf_xtc.errors import RecipeError, XTCError
 
@@ -101,6 +101,12 @@ def test_a_training_that_goes_on_ends_in_the_same_bits(tmp_path):
     again = plain_trainer(tmp_path, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_equal_states(whole.model.state_dict(), again.model.state_dict())
+
+
+def test_embeddings_that_processes_share_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(adversarial, "is_sharded", lambda model: True)
+    with pytest.raises(XTCError, match="word embeddings that one process holds whole; with DeepSpeed or FSDP leave"):
+        plain_trainer(tmp_path, adversarial_epsilon=1.0).train()
 
 
 def test_frozen_embeddings_and_bad_lengths_are_refused(tmp_path):

@@ -43,6 +43,7 @@ def test_defaults(make):
     args = make()
     assert (args.temperature, args.distillation_stages) == (1.0, 1)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.0, 0.0)
+    assert args.adversarial_epsilon == 0.0
     assert (args.teacher_cache, args.teacher_cache_dtype) == (None, "float16")
 
 
@@ -60,6 +61,7 @@ def test_new_fields_only(make):
         "weight_quantization_start",
         "activation_quantization_start",
         "weight_annealing",
+        "adversarial_epsilon",
         "teacher_cache",
         "teacher_cache_dtype",
     }
@@ -129,6 +131,7 @@ def test_parser_reads_every_field(tmp_path):
     assert (args.distillation_stages, args.temperature, args.learning_rate) == (2, 4.0, 1e-3)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.1, 30.0)
     assert args.weight_annealing == 0.2
+    assert args.adversarial_epsilon == 0.0
     assert (args.teacher_cache, args.teacher_cache_dtype) == ("cache", "int8")
     (args,) = parser.parse_args_into_dataclasses(command.split())
     assert args.terms == ALL_TERMS
