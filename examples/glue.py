@@ -72,10 +72,9 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
 
 def encoder_of(teacher: Path, folder: Path) -> Path:
     """A folder with a teacher's encoder and tokenizer, without its head."""
-    if not (folder / "config.json").is_file():
-        with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
-            AutoModel.from_pretrained(teacher).save_pretrained(scratch)
-            AutoTokenizer.from_pretrained(teacher).save_pretrained(scratch)
+    with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
+        AutoModel.from_pretrained(teacher).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(teacher).save_pretrained(scratch)
     return folder
 
 

@@ -1,5 +1,6 @@
 """The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -58,8 +59,8 @@ class JobArguments:
 
     def __post_init__(self) -> None:
         for name in ("fine_tune_epochs", "fine_tune_adversarial", "reduction_epochs", "reduction_learning_rate"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name}={getattr(self, name)} must not be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}={getattr(self, name)} must be 0 or more, and finite.")
         if self.teacher_license is not None:
             check_license(self.teacher_license)
         if not 0 <= self.student_dropout < 1:

@@ -1,6 +1,7 @@
 """Options of the command line and the recipes they give."""
 
 import json
+import math
 
 import pytest
 from transformers import HfArgumentParser
@@ -107,8 +108,10 @@ def test_unreadable_recipe_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must not be negative."),
-        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must not be negative."),
+        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must be 0 or more, and finite."),
+        ("fine_tune_adversarial", math.inf, "fine_tune_adversarial=inf must be 0 or more, and finite."),
+        ("fine_tune_epochs", math.nan, "fine_tune_epochs=nan must be 0 or more, and finite."),
+        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must be 0 or more, and finite."),
         ("student_dropout", 1.0, "student_dropout=1.0 must be at least 0 and below 1."),
     ],
 )
