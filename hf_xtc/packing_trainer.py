@@ -90,16 +90,21 @@ class PackingTrainer(Trainer):
         with whole_folder(self.args.output_dir if output_dir is None else output_dir, replaces=WEIGHT_FILES) as folder:
             super()._save(str(folder), state_dict)
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As in Trainer, whose arguments grew with its versions: makes the repository, before training starts.
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in Trainer (whose older versions know no `private`): makes the repository, before training starts.
 
         Raises:
             XTCError: if the model is no student, so that nothing could be published.
             HubError: if the Hub cannot be reached or refuses.
         """
         self._require_student()
-        with hub_errors(self._repository()):
-            super().init_hf_repo(*args, **kwargs)
+        stated = self.args.hub_private_repo
+        try:
+            self.args.hub_private_repo = stated if private is None else private
+            with hub_errors(self._repository()):
+                super().init_hf_repo(token)
+        finally:
+            self.args.hub_private_repo = stated
 
     def _repository(self) -> str:
         return str(self.args.hub_model_id or Path(self.args.output_dir).absolute().name)
