@@ -56,7 +56,7 @@ class XTCTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={
             "help": "Learn each batch a second time, with its word embeddings moved this far to where the loss grows "
-            "fastest (Miyato et al. 2017; 1 is usual); a step takes twice as long. 0 does not."
+            "fastest (Miyato et al. 2017; measured with 1); a step takes twice as long. 0 does not."
         },
     )
     teacher_cache: str | None = field(

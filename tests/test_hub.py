@@ -373,14 +373,14 @@ def test_without_network_everything_stays_here(hub, folder, monkeypatch, offline
         push_folder(folder, "user/tiny")
 
 
-# Reading
-
-
 def test_a_trainer_publishes_in_private(hub, tmp_path):
     trainer = make_trainer(tmp_path / "out", hub_model_id="user/out", max_steps=1)
     trainer.push_to_hub(private=True)
     assert hub.repos["user/out"].private
     assert trainer.args.hub_private_repo is None
+
+
+# Reading
 
 
 def test_a_private_repository_needs_a_token(hub, student, monkeypatch):
