@@ -33,8 +33,7 @@ class JobArguments:
         metadata={"help": "Learning rate of that fine-tuning; of several the best on held-out rows stays."},
     )
     fine_tune_adversarial: float = field(
-        default=0.0,
-        metadata={"help": "adversarial_epsilon of that fine-tuning: 1 for SST-2's teacher; twice the time."},
+        default=0.0, metadata={"help": "adversarial_epsilon of that fine-tuning; above 0 it takes twice as long."}
     )
     ladder: str | None = field(
         default=None,
@@ -43,9 +42,7 @@ class JobArguments:
             "float stage of --reduction_epochs, then the recipe for --num_train_epochs."
         },
     )
-    budget: str | None = field(
-        default=None, metadata={"help": "A, B, C: the paper's epochs of a GLUE task, if known."}
-    )
+    budget: str | None = field(default=None, metadata={"help": "A, B, C: the paper's epochs for GLUE, if known."})
     reduction_epochs: float = field(
         default=1.0,
         metadata={"help": "Epochs of the layer-reduced float student, which the 1-bit student starts from."},
