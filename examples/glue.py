@@ -91,7 +91,7 @@ def run_glue(
     if job.fine_tune and glue.start_task:
         before = dataclasses.replace(data, task_name=glue.start_task)
         start = teach(job, before, training, out / f"{glue.start_task}-teacher", glue.start_task)
-        start = encoder_of(start, out / f"{Path(job.teacher).name}-{glue.start_task}")
+        start = encoder_of(start, out / f"{Path(job.teacher).name}-fine-tuned-on-{glue.start_task}")
         job = dataclasses.replace(job, teacher=str(start))
     if job.fine_tune:
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))

@@ -16,6 +16,8 @@ from hf_xtc.errors import XTCError
 from hf_xtc.guards import is_sharded
 from hf_xtc.packing_trainer import PackingTrainer
 
+MIYATO = "Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, ICLR 2017"
+
 
 @contextmanager
 def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:

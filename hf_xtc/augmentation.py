@@ -14,22 +14,19 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from hf_xtc.errors import DataError, RecipeError
 from hf_xtc.specs import check_count
+from hf_xtc.unlabelled import TEXTS, new_rows, teacher_labels
 from hf_xtc.word_table import Candidates, word_spans
 
 logger = logging.getLogger(__name__)
 
 # N of the GLUE tasks as published; wnli has none.
 PUBLISHED_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "stsb": 30, "sst2": 20, "qnli": 20, "mnli": 10, "qqp": 10}
-TEXTS = ("text", "text_pair")
-LABEL_ROWS = 128  # of a forward pass of the teacher
 # Of splitmix64 (Steele, Lea and Flood 2014), here as a function of its counter.
 STEP, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 HALF = np.uint64(32)
@@ -127,9 +124,9 @@ def augment(
         features=features,
         fn_kwargs={"settings": settings, "found": found},
     )
-    varied = varied.select(_new_rows([dataset, *exclude], varied, sides))
+    varied = varied.select(new_rows([dataset, *exclude], varied, sides))
     if teacher is not None:
-        labels = _teacher_labels(teacher, tokenizer, varied, sides, max_length)
+        labels = teacher_labels(teacher, tokenizer, varied, sides, max_length)
         varied = varied.map(_label, batched=True, with_indices=True, features=features, fn_kwargs={"labels": labels})
     logger.info("%d rows and %d augmented ones; candidates: %s.", len(dataset), len(varied), source.name)
     return concatenate_datasets(
@@ -219,39 +216,5 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _new_rows(old: Sequence[Dataset], varied: Dataset, sides: Sequence[str]) -> np.ndarray:
-    """Indices of the varied rows whose texts occur neither in the `old` ones nor in a varied row before."""
-    keys = pd.concat([pd.DataFrame({side: _folded(split, side) for side in sides}) for split in (*old, varied)])
-    seen: np.ndarray = keys.duplicated().to_numpy()
-    new: np.ndarray = np.flatnonzero(~seen[sum(map(len, old)) :])
-    return new
-
-
-def _folded(dataset: Dataset, side: str) -> pd.Series:
-    texts = pc.utf8_lower(dataset.select_columns([side]).with_format("arrow")[:][side])
-    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
-    return pd.Series(folded.to_numpy(zero_copy_only=False), dtype="str")
-
-
 def _label(batch: dict[str, list[Any]], rows: list[int], labels: np.ndarray) -> dict[str, Any]:
     return {"label": labels[rows]}
-
-
-@torch.no_grad()
-def _teacher_labels(
-    teacher: Any, tokenizer: Any, dataset: Dataset, sides: Sequence[str], max_length: int
-) -> np.ndarray:
-    """The class the teacher gives each row, or its number where it has one output."""
-    texts = [dataset[side][:] for side in sides]
-    order = np.argsort([sum(map(len, row)) for row in zip(*texts, strict=True)], kind="stable")
-    outputs = np.zeros((len(dataset), teacher.config.num_labels), dtype=np.float32)
-    training = teacher.training
-    teacher.eval()
-    for start in range(0, len(order), LABEL_ROWS):
-        rows = order[start : start + LABEL_ROWS]
-        batch = [[column[row] for row in rows] for column in texts]
-        inputs = tokenizer(*batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        outputs[rows] = teacher(**inputs.to(teacher.device)).logits.float().cpu().numpy()
-    teacher.train(training)
-    labels: np.ndarray = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
-    return labels

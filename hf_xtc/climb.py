@@ -55,7 +55,7 @@ def run_compress(
 
 def _climb(job: Job) -> Run:
     teacher, row = teacher_stage(job)
-    job.augment(teacher)
+    job.add_rows(teacher)
     rows, receipts = [row], []
     student, key = None, digest(job.description)
     for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):

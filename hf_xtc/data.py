@@ -15,30 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from hf_xtc.errors import DataError
+from hf_xtc.glue import GLUE, GLUE_DIR_HELP, glue_tables
 from hf_xtc.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
 
 logger = logging.getLogger(__name__)
 
-GLUE = {
-    "cola": Columns("sentence", None, ("unacceptable", "acceptable")),
-    "mnli": Columns("premise", "hypothesis", ("entailment", "neutral", "contradiction")),
-    "mrpc": Columns("sentence1", "sentence2", ("not_equivalent", "equivalent")),
-    "qnli": Columns("question", "sentence", ("entailment", "not_entailment")),
-    "qqp": Columns("question1", "question2", ("not_duplicate", "duplicate")),
-    "rte": Columns("sentence1", "sentence2", ("entailment", "not_entailment")),
-    "sst2": Columns("sentence", None, ("negative", "positive")),
-    "stsb": Columns("sentence1", "sentence2"),
-    "wnli": Columns("sentence1", "sentence2", ("not_entailment", "entailment")),
-}
-HUB_GLUE = "nyu-mll/glue"
 MAX_SELECTION_ROWS = 1000
-GLUE_DIR_HELP = (
-    "Folder of GLUE parquet files: [task/]train.parquet and [task/]validation.parquet (mnli: validation_matched and "
-    "validation_mismatched). Without it GLUE comes from the Hub."
-)
 
 
 @dataclass
@@ -65,6 +50,13 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of the train rows (1,000 at most) held out to choose rates and checkpoints on."},
     )
+    unlabelled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More texts to distil on, labels unknown or ignored: files with the train data's text "
+            "columns, or GLUE tasks, whose train rows are taken."
+        },
+    )
 
     def __post_init__(self) -> None:
         files = [self.train_file, self.validation_file]
@@ -87,6 +79,12 @@ class DataArguments:
         for name in ("max_length", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the train data."""
+        own = Columns(self.text_column, self.text_pair_column, label=self.label_column)
+        return own if self.task_name is None else GLUE[self.task_name]
 
 
 @dataclass(frozen=True)
@@ -174,34 +172,10 @@ def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Data
 
 def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
     """Per split the name for messages, the raw table and the columns to take."""
-    if args.task_name is None:
-        own = Columns(args.text_column, args.text_pair_column, label=args.label_column)
-        paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
-        return {split: (path, read_file(path), own) for split, path in paths.items()}
-    task, columns = args.task_name, GLUE[args.task_name]
-    files = {"train": "train", "validation": "validation"}
-    if task == "mnli":
-        files |= {"validation": "validation_matched", "mismatched": "validation_mismatched"}
-    if args.data_dir is None:
-        hub = _load_hub(task)
-        return {split: (f"{HUB_GLUE} {task} {file}", hub[file], columns) for split, file in files.items()}
-    folders = [Path(args.data_dir) / task, Path(args.data_dir)]
-    found = [folder for folder in folders if (folder / "train.parquet").is_file()]
-    if not found:
-        tried = " nor ".join(str(folder / "train.parquet") for folder in folders)
-        raise DataError(f"--data_dir holds no GLUE {task}: there is neither {tried}.")
-    paths = {split: str(found[0] / f"{file}.parquet") for split, file in files.items()}
-    return {split: (path, read_file(path), columns) for split, path in paths.items()}
-
-
-def _load_hub(task: str) -> dict[str, Dataset]:
-    try:
-        return dict(load_dataset(HUB_GLUE, task))
-    except Exception as error:  # a dozen types, from socket to cache; the way out is the same for all
-        raise DataError(
-            f"GLUE task {task} cannot be loaded from {HUB_GLUE} on the Hub: {error}. Pass --data_dir with its parquet "
-            f"files, or own data with --train_file and --validation_file."
-        ) from error
+    if args.task_name is not None:
+        return glue_tables(args.task_name, args.data_dir)
+    paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
+    return {split: (path, read_file(path), args.columns) for split, path in paths.items()}
 
 
 def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -> Dataset:

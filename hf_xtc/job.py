@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
@@ -15,7 +16,7 @@ from hf_xtc.checkpoint import clear_unfinished, require_empty
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.errors import RecipeError, XTCError
 from hf_xtc.hub import open_repository
-from hf_xtc.identity import deciding, model_digest, open_run, read_run, remove_run
+from hf_xtc.identity import deciding, digest, model_digest, open_run, read_run, remove_run
 from hf_xtc.ladder import Ladder, budget_epochs
 from hf_xtc.ledger import ledger
 from hf_xtc.lock import FolderLock
@@ -25,6 +26,7 @@ from hf_xtc.recipe import XTCRecipe
 from hf_xtc.teacher import load_config, load_tokenizer
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
+from hf_xtc.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 
 # Options of TrainingArguments that would be ignored, or do something else than they say.
 UNSUPPORTED = {
@@ -44,6 +46,7 @@ class Job:
     augmentation: AugmentationArguments
     data: TaskData
     tokenizer: Any
+    unlabelled: Dataset | None = None
     students: bool = True
 
     def __post_init__(self) -> None:
@@ -73,16 +76,22 @@ class Job:
         """Key of the task's main score."""
         return main_metric(self.data.task, self.data.regression)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """Rows of the splits and the longest row."""
         held_out = self.data.selection
+        unlabelled = 0 if self.unlabelled is None else len(self.unlabelled)
         return {
             "train_rows": len(self.data.train),
-            "augmented_rows": len(self.tokenized["train"]) - len(self.data.train),
+            "augmented_rows": len(self.tokenized["train"]) - len(self.data.train) - unlabelled,
+            **({"unlabelled_rows": unlabelled, "unlabelled_from": self._sources()} if unlabelled else {}),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "validation_rows": len(self.data.validation),
             "max_length": self.data_args.max_length,
         }
+
+    def _sources(self) -> list[str]:
+        """What the unlabelled rows are, without their places on this machine."""
+        return [Path(source).name for source in self.data_args.unlabelled]
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -96,29 +105,34 @@ class Job:
         }
         if not self.students:
             return shared
+        more = {} if self.unlabelled is None else {"unlabelled": digest(self.unlabelled.to_dict())}
         return {
             **shared,
+            **more,
             "augmentation": dataclasses.asdict(self.augmentation),
             "recipe": self.recipe.to_dict(),
             "ladder": self.ladder.to_dict(),
         }
 
-    def augment(self, teacher: PreTrainedModel) -> None:
-        """Adds augmented train rows, labelled by the teacher, if the arguments ask for them."""
-        if not self.augmentation.augment:
-            return
+    def add_rows(self, teacher: PreTrainedModel) -> None:
+        """Adds augmented and unlabelled rows to the students' train rows, labelled by the teacher, where asked for."""
         held_out = [] if self.data.selection is None else [self.data.selection]
-        rows = augment(
-            self.data.train,
-            self.augmentation.settings(self.data.task, self.training_args.seed),
-            self.augmentation.source(teacher, self.tokenizer),
-            exclude=[self.data.validation, *held_out, *self.data.extra_validation.values()],
-            teacher=teacher,
-            tokenizer=self.tokenizer,
-            max_length=self.data_args.max_length,
-        )
-        rows = rows.remove_columns("augmented")
-        self.tokenized["train"] = tokenize(rows, self.tokenizer, self.data_args.max_length)
+        rows, length = self.data.train, self.data_args.max_length
+        if self.augmentation.augment:
+            rows = augment(
+                rows,
+                self.augmentation.settings(self.data.task, self.training_args.seed),
+                self.augmentation.source(teacher, self.tokenizer),
+                exclude=[self.data.validation, *held_out, *self.data.extra_validation.values()],
+                teacher=teacher,
+                tokenizer=self.tokenizer,
+                max_length=length,
+            )
+        if self.unlabelled is not None:
+            rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
+        if rows is not self.data.train:
+            texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
+            self.tokenized["train"] = tokenize(rows.select_columns(texts), self.tokenizer, length)
 
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
@@ -199,6 +213,7 @@ def prepare(
     data = load_task(data_args)
     if not args.fine_tune:
         data = align_labels(data, config.label2id, args.teacher)
+    unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
@@ -207,7 +222,7 @@ def prepare(
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
-    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, students)
+    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, unlabelled, students)
     lock.take()
     clear_unfinished(job.out, training)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
@@ -219,7 +234,8 @@ def prepare(
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
     """Nothing that the run reads is among what it replaces."""
-    for given in (args.teacher, data_args.train_file, data_args.validation_file, data_args.data_dir):
+    files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
+    for given in (args.teacher, *files):
         place = Path(given or "/").resolve()
         if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
             raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_xtc.adversarial import MIYATO
 from hf_xtc.checkpoint import WEIGHT_FILES, weights_sha256, whole_folder, write_json
 from hf_xtc.distillation import TERMS
 from hf_xtc.errors import StateError
@@ -78,9 +79,13 @@ def packed_row(job: Job, student: Row) -> Row:
 
 
 def _citations(job: Job) -> list[str]:
-    """What the run used, each source once: its terms and the quantizers of its recipe."""
-    terms = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
-    return sorted((terms | quantizer_citations(job.recipe)) - {""})
+    """What the run used, each source once: its terms, the quantizers of its recipe, how its teacher was tuned."""
+    used = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
+    used |= quantizer_citations(job.recipe)
+    tuned = _teaching(job).get("fine_tuned", {})
+    if job.training_args.adversarial_epsilon or tuned.get("adversarial_epsilon"):
+        used.add(MIYATO)
+    return sorted(used - {""})
 
 
 def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:

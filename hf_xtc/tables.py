@@ -31,12 +31,12 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Columns(NamedTuple):
-    """Column names of a table, and its label names by class id if they are known beforehand."""
+    """Column names of a table, and its label names by class id if they are known beforehand; `label` may be `None`."""
 
     text: str
     text_pair: str | None = None
     label_names: tuple[str, ...] | None = None
-    label: str = "label"
+    label: str | None = "label"
 
 
 class Table(NamedTuple):
@@ -95,7 +95,7 @@ def _check_text_file(path: str) -> None:
 
 
 def select(source: str, dataset: Dataset, names: Columns) -> Table:
-    """The columns that `names` points to, under the names `text`, `text_pair` and `label`.
+    """The columns that `names` points to, as `text`, `text_pair` and `label`, the last two if it names them.
 
     Raises:
         DataError: if `dataset`, called `source` in messages, lacks one of them.
@@ -107,7 +107,10 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
             f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For own "
             f"files pass --text_column, --text_pair_column and --label_column."
         )
-    feature, values = dataset.features[names.label], {new: dataset[old][:] for new, old in used.items()}
+    values = {new: dataset[old][:] for new, old in used.items()}
+    if names.label is None:
+        return Table(source, values, None)
+    feature = dataset.features[names.label]
     known = tuple(feature.names) if isinstance(feature, ClassLabel) else names.label_names
     if known:
         values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
@@ -122,6 +125,8 @@ def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
         table.refuse(wrong, f"{column} that is not a string", "Write it as text, or name another column.")
         blank = [text is None or not (blank_allowed or text.strip()) for text in texts]
         table.refuse(blank, f"empty {column}", "Fill or remove them.")
+    if "label" not in table.columns:
+        return
     labels = table.columns["label"]
     table.refuse([_is_missing(label, numbers=numbers) for label in labels], "no label", "Fill or remove them.")
     wrong = [not isinstance(label, str | int | float) for label in labels]

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 import hf_xtc.augmentation
+import hf_xtc.unlabelled
 import hf_xtc.word_table
 from hf_xtc.augmentation import PUBLISHED_COPIES, Augmentation, augment
-from hf_xtc.data import GLUE
 from hf_xtc.errors import DataError, RecipeError
+from hf_xtc.glue import GLUE
 from hf_xtc.masked_lm import MaskedLM, candidate_source
 from hf_xtc.word_table import Words, WordTable, choose, word_spans
 
@@ -603,7 +604,7 @@ def test_excluded_pairs_are_pairs(table):
 
 
 def test_labels_are_those_of_the_row_or_of_the_teacher(table, config, tokenizer, monkeypatch):
-    monkeypatch.setattr(hf_xtc.augmentation, "LABEL_ROWS", 3)
+    monkeypatch.setattr(hf_xtc.unlabelled, "LABEL_ROWS", 3)
     set_seed(3)
     teacher = BertForSequenceClassification(config).train()
     data = rows("bax dex", "kix lox mex the fax", "bex", label=[1, 0, 0])

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer, HfArgumentParser
 
-import hf_xtc.data
-from hf_xtc.data import GLUE, DataArguments, TaskData, align_labels, hold_out, load_task, tokenize
+import hf_xtc.glue
+from hf_xtc.data import DataArguments, TaskData, align_labels, hold_out, load_task, tokenize
 from hf_xtc.errors import DataError
+from hf_xtc.glue import GLUE
 
 TASKS = "cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli"
 ROWS = {"text": ["bad", "good", "fine"], "label": ["neg", "pos", "pos"]}
@@ -587,7 +588,7 @@ def test_glue_from_the_hub(monkeypatch):
         splits = ("train", "validation_matched", "validation_mismatched")
         return datasets.DatasetDict({split: datasets.Dataset(glue_table("mnli", [0, 1, 2])) for split in splits})
 
-    monkeypatch.setattr(hf_xtc.data, "load_dataset", hub)
+    monkeypatch.setattr(hf_xtc.glue, "load_dataset", hub)
     data = load_task(DataArguments(task_name="mnli"))
     assert (len(data.train), len(data.validation), list(data.extra_validation)) == (3, 3, ["mismatched"])
 
@@ -597,7 +598,7 @@ def test_hub_out_of_reach(kind, monkeypatch):
     def unreachable(path, name):
         raise kind("no route to it")
 
-    monkeypatch.setattr(hf_xtc.data, "load_dataset", unreachable)
+    monkeypatch.setattr(hf_xtc.glue, "load_dataset", unreachable)
     assert refusal(load_task, DataArguments(task_name="rte")) == (
         "GLUE task rte cannot be loaded from nyu-mll/glue on the Hub: no route to it. Pass --data_dir with its "
         "parquet files, or own data with --train_file and --validation_file."

@@ -144,10 +144,10 @@ def test_a_teacher_may_start_from_that_of_another_task(glue_example, tiny_glue):
     assert glue_example.main([*options, "--disable_tqdm=True"]) == 0
     runs = tiny_glue / "runs"
     receipt = json.loads((runs / "rte-teacher" / "training" / "teacher" / "receipt.json").read_text())
-    assert receipt["start"] == "base-stsb"
+    assert receipt["start"] == "base-fine-tuned-on-stsb"
     encoder, teacher = (
         load_file(folder / "model.safetensors")
-        for folder in (runs / "base-stsb", runs / "stsb-teacher" / "training" / "teacher")
+        for folder in (runs / "base-fine-tuned-on-stsb", runs / "stsb-teacher" / "training" / "teacher")
     )
     assert set(encoder) == {name.removeprefix("bert.") for name in teacher if name.startswith("bert.")}
     assert all(torch.equal(encoder[name], teacher[f"bert.{name}"]) for name in encoder)

@@ -106,7 +106,9 @@ def test_the_teacher_alone_is_trained_adversarially_and_the_card_says_so(compres
     provenance = json.loads((compressed / "metrics.json").read_text())["provenance"]
     assert provenance["fine_tuned"]["adversarial_epsilon"] == 0.1
     assert "adversarial_epsilon" not in provenance["training"]
-    assert "adversarial epsilon 0.1" in (compressed / "README.md").read_text(encoding="utf-8")
+    card = (compressed / "README.md").read_text(encoding="utf-8")
+    assert "adversarial epsilon 0.1" in card
+    assert "- Miyato et al., Adversarial Training Methods" in card
 
 
 def test_card_credits_the_terms_and_the_quantizers_used(compressed):

@@ -44,7 +44,8 @@ ORDER = [
         "adversarial",
     ],
     *["fitting", "training_args", "callbacks", "sampling", "sharding", "trainer", "ladder"],
-    *["metrics", "tables", "data", "word_table", "masked_lm", "augmentation", "arguments", "evaluation", "inspection"],
+    *["metrics", "tables", "glue", "data", "unlabelled", "word_table", "masked_lm", "augmentation", "arguments"],
+    *["evaluation", "inspection"],
     *["export"],
     *["teacher", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
