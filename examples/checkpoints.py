@@ -59,10 +59,18 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
         "disable_tqdm": True,
         "teacher_cache": cache,
     }
+    if "start_from" in chosen:
+        places["start_from"] = Path(args.publish_dir) / chosen["start_from"]
     options: list[str] = []
     for key, value in {**data, **chosen, **places, "seeds": args.seeds}.items():
         options += [f"--{key}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
     return options
+
+
+def in_order(names: list[str], entries: dict[str, Any]) -> list[str]:
+    """The names, each after the checkpoint that it starts from."""
+    before = [[entries[name]["start_from"]] if "start_from" in entries[name] else [] for name in names]
+    return list(dict.fromkeys(part for start, name in zip(before, names, strict=True) for part in (*start, name)))
 
 
 def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
@@ -89,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"There is no checkpoint {', '.join(unknown)}; there are: {', '.join(entries)}.", file=sys.stderr)
         return 1
     try:
-        for name in args.names or entries:
+        for name in in_order(args.names or list(entries), entries):
             publish(args, name, glue.run_glue(*glue.parse(options_of(args, listed, entries[name]))))
     except XTCError as error:
         print(error, file=sys.stderr)

@@ -44,15 +44,15 @@ class JobArguments:
     )
     budget: str | None = field(default=None, metadata={"help": "A, B, C: the paper's epochs for GLUE, if known."})
     reduction_epochs: float = field(
-        default=1.0,
-        metadata={"help": "Epochs of the layer-reduced float student, which the 1-bit student starts from."},
+        default=1.0, metadata={"help": "Epochs of the float student, which the 1-bit student starts from."}
     )
     reduction_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that stage."})
     learning_rates: list[float] = field(
         default_factory=list,
-        metadata={
-            "help": "Rates to try in the last stage; the best on held-out rows stays. Default: --learning_rate."
-        },
+        metadata={"help": "Rates to try in the last stage, best on held-out rows; default: --learning_rate."},
+    )
+    start_from: str | None = field(
+        default=None, metadata={"help": "Packed model of the student's shape to start from, not the teacher's layers."}
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
@@ -179,8 +179,7 @@ class AugmentationArguments:
         default=None, metadata={"help": "Folder or Hub id of a masked language model to take candidates from."}
     )
     augmentation_together: int = field(
-        default=1,
-        metadata={"help": "Words of a text masked at once; 1 as published, more is faster (for a masked model only)."},
+        default=1, metadata={"help": "Words masked at once; 1 as published, more is faster (masked model only)."}
     )
     augmentation_glove: str | None = field(
         default=None,

@@ -25,7 +25,8 @@ from hf_xtc.model_card import Row, Run
 from hf_xtc.outcome import ship, teacher_name
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.stages import Receipt, StageRun, run_stage
-from hf_xtc.teacher import load_model
+from hf_xtc.start import started
+from hf_xtc.teacher import load_model, teacher_title
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 
@@ -148,10 +149,12 @@ def student_stage(
     teacher: PreTrainedModel,
     before: PreTrainedModel | None,
 ) -> tuple[PreTrainedModel, Receipt]:
-    """A student of the teacher, from the weights of the stage before, or of the teacher itself."""
+    """A student of the teacher: from the stage before, the model to start from, or the teacher itself."""
+
+    name = job.args.start_from if before is None else None
 
     def build() -> PreTrainedModel:
-        student = compress(teacher, recipe, weights_from=before)
+        student = started(name, teacher, recipe) if name else compress(teacher, recipe, weights_from=before)
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = stage.dropout
@@ -159,6 +162,7 @@ def student_stage(
 
     layers = recipe.layer_map(teacher.config.num_hidden_layers).layers
     start = "the stage before" if before is not None else f"layers {', '.join(map(str, layers))} of the teacher"
+    start = f"the encoder of {teacher_title(name)}" if name else start
     return run_stage(stage, _stage_run(job, stage, key, build, teacher, start))
 
 

@@ -23,6 +23,7 @@ from hf_xtc.lock import FolderLock
 from hf_xtc.metrics import build_compute_metrics, main_metric
 from hf_xtc.model_card import Row
 from hf_xtc.recipe import XTCRecipe
+from hf_xtc.start import check_start
 from hf_xtc.teacher import load_config, load_tokenizer
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
@@ -106,6 +107,7 @@ class Job:
         if not self.students:
             return shared
         more = {} if self.unlabelled is None else {"unlabelled": digest(self.unlabelled.to_dict())}
+        more |= {"start": model_digest(self.args.start_from)} if self.args.start_from else {}
         return {
             **shared,
             **more,
@@ -160,7 +162,14 @@ class Job:
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder")  # told otherwise, or no matter
+_NAMES = (
+    "teacher",
+    "teacher_revision",
+    "teacher_license",
+    "overwrite",
+    "ladder",
+    "start_from",
+)  # told otherwise, or no matter
 
 
 def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
@@ -215,6 +224,9 @@ def prepare(
         data = align_labels(data, config.label2id, args.teacher)
     unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
+    if args.start_from and students:
+        layers = len(ladder.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
+        check_start(args.start_from, config, layers, tokenizer)
     training_args = dataclasses.replace(training_args, **recipe_args.schedule())
     augmentation = augmentation or AugmentationArguments()
     if training_args.push_to_hub:
@@ -235,7 +247,7 @@ def prepare(
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
     """Nothing that the run reads is among what it replaces."""
     files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
-    for given in (args.teacher, *files):
+    for given in (args.teacher, args.start_from, *files):
         place = Path(given or "/").resolve()
         if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
             raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")

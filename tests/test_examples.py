@@ -204,6 +204,19 @@ def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monk
         assert recipe.recipe().keep_layers == entry["keep_layers"]
         assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
         assert training.num_train_epochs >= 2
+        start = entry.get("start_from")
+        assert job.start_from == (start and str(Path("checkpoints") / start))
+
+
+def test_a_checkpoint_is_made_after_the_one_it_starts_from(glue_example):
+    checkpoints = importlib.import_module("checkpoints")
+    entries = {"b": {"start_from": "a"}, "a": {}, "c": {}, "d": {"start_from": "a"}}
+    assert checkpoints.in_order(["c", "b", "a", "d"], entries) == ["c", "a", "b", "d"]
+    listed = json.loads((FILE.parent / "checkpoints.json").read_text(encoding="utf-8"))["checkpoints"]
+    shapes = {checkpoints.name_of(entry): (entry["keep_layers"], entry["weights"]) for entry in listed}
+    for entry in listed:
+        start = entry.get("start_from", checkpoints.name_of(entry))
+        assert shapes[start] == (entry["keep_layers"], entry["weights"])
 
 
 def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_example):

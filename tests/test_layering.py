@@ -47,7 +47,7 @@ ORDER = [
     *["metrics", "tables", "glue", "data", "unlabelled", "word_table", "masked_lm", "augmentation", "arguments"],
     *["evaluation", "inspection"],
     *["export"],
-    *["teacher", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
+    *["teacher", "start", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
 # The code that packed folders carry is a copy of others, and imports nothing of the package.
 MODULES = sorted(
