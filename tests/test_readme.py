@@ -1,6 +1,7 @@
-"""The README's Python runs as written, its commands parse, its sizes are those of the ledger."""
+"""The README's Python runs as written, its commands parse, its sizes are the ledger's, its scores the results'."""
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -75,3 +76,39 @@ def test_size_table_states_the_ledger(row, recipe):
     assert found.total_bytes + 13_000 <= megabytes * 1e6 + 5_000
     assert megabytes * 1e6 - 5_000 <= found.total_bytes + 33_000
     assert line.split("|")[5].strip() == f"{437_935_112 / (megabytes * 1e6):.0f}x"
+
+
+TASKS = {
+    "sst2": "SST-2, accuracy",
+    "mrpc": "MRPC, F1",
+    "cola": "CoLA, Matthews",
+    "stsb": "STS-B, Pearson",
+    "rte": "RTE, accuracy",
+    "banking77": "BANKING77, accuracy",
+}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Of each task, kind and depth the teacher's and the packed file's score."""
+    lines = (EXAMPLES.parent / "benchmarks" / "results" / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {record["seed"] for record in records} == {1}, "with more seeds the page shows means"
+    return {
+        (record["task"], record["weights"], record["layers"]): (record["teacher"], record["packed"])
+        for record in records
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_score_table_states_the_results(task, scores):
+    cells = []
+    for kind in (("binary", 6), ("binary", 3), ("ternary", 6)):
+        teacher, packed = scores.get((task, *kind), (1.0, None))
+        cells.append("-" if packed is None else f"{packed:.3f} ({packed / teacher:.1%})")
+    assert f"| {TASKS[task]} | {scores[task, 'binary', 6][0]:.3f} | {' | '.join(cells)} |" in README
+
+
+def test_the_example_is_scored_as_its_results_say(scores):
+    teacher, packed = scores["sst2", "binary", 3]
+    assert f"accuracy {packed:.3f} on the dev split against the teacher's {teacher:.3f}" in README
