@@ -68,10 +68,11 @@ def students(runs: Path, task: str) -> list[Point]:
         if line["task"] != task:
             continue
         groups["teacher, float32", "teacher", 6] = [(line["teacher_bytes"], line["teacher"])]  # all students' own
-        name = f"{line['layers']} layers {line['weights']}"
+        floats = line["weights"] == "float"
+        name = f"{line['layers']} layers {'float32' if floats else line['weights']}"
         groups.setdefault((name, line["weights"], line["layers"]), []).append((line["packed_bytes"], line["packed"]))
         reduced = line["stages"].get("layer-reduced student")
-        if reduced is not None:
+        if reduced is not None and not floats:  # of a float student this stage is the student
             size = float32_bytes(runs / line["run"] / "training" / "reduced")
             groups.setdefault((f"{line['layers']} layers float32", "float", line["layers"]), []).append(
                 (size, reduced)

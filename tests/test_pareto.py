@@ -29,6 +29,14 @@ def test_students_are_means_over_seeds(tmp_path):
     assert points["teacher, float32"].score == pytest.approx(0.9)
 
 
+def test_a_float_student_counts_once(tmp_path):
+    line = result(weights="float", packed=0.88, packed_bytes=70, stages={"layer-reduced student": 0.88})
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    teacher, student = pareto.students(tmp_path, "sst2")
+    assert teacher.family == "teacher"
+    assert student == pareto.Point("sst2", "3 layers float32", "float", 70, pytest.approx(0.88))
+
+
 def words(count, start):
     texts = [f"{'good fine' if i % 2 else 'bad poor'} film {i % 5}" for i in range(start, start + count)]
     return Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(start, start + count)]})
