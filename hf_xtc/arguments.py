@@ -52,7 +52,8 @@ class JobArguments:
         metadata={"help": "Rates to try in the last stage, best on held-out rows; default: --learning_rate."},
     )
     start_from: str | None = field(
-        default=None, metadata={"help": "Packed model of the student's shape to start from, not the teacher's layers."}
+        default=None,
+        metadata={"help": "Packed model of the student's shape to start from; no float stage comes first."},
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
@@ -74,7 +75,7 @@ class JobArguments:
         """
         if self.ladder is None:
             training = {"num_train_epochs": self.reduction_epochs, "learning_rate": self.reduction_learning_rate}
-            stages = [Stage("reduced", FLOAT, training, dropout=self.student_dropout)]
+            stages = [Stage("reduced", FLOAT, training, dropout=self.student_dropout)] if not self.start_from else []
             stages += [Stage("student", dropout=self.student_dropout)]
             ladder = Ladder("default", tuple(stages))
         else:
