@@ -162,14 +162,8 @@ class Job:
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-_NAMES = (
-    "teacher",
-    "teacher_revision",
-    "teacher_license",
-    "overwrite",
-    "ladder",
-    "start_from",
-)  # told otherwise, or no matter
+# Told otherwise, or no matter.
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder", "start_from")
 
 
 def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:

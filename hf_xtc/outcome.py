@@ -93,13 +93,8 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown += ["weight_annealing"]
     shown += ["adversarial_epsilon"] if job.training_args.adversarial_epsilon else []
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
-    unused = {
-        "teacher",
-        "teacher_license",
-        "overwrite",
-        "start_from",
-        *(_OF_FINE_TUNING if not job.args.fine_tune else ()),
-    }
+    unused = {"teacher", "teacher_license", "overwrite", "start_from"}
+    unused |= set() if job.args.fine_tune else set(_OF_FINE_TUNING)
     unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
     options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {

@@ -11,7 +11,10 @@ from hf_xtc.recipe import XTCRecipe
 from hf_xtc.teacher import load_config, load_model, load_tokenizer
 
 # Names of sizes in the configurations, as far as an architecture has them.
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "hidden_dim", "num_attention_heads", "num_hidden_layers")
+SIZES = (
+    *("vocab_size", "type_vocab_size", "max_position_embeddings"),
+    *("hidden_size", "intermediate_size", "hidden_dim", "num_attention_heads", "num_hidden_layers"),
+)
 
 
 def check_start(name: str, teacher_config: Any, layers: int, tokenizer: Any) -> None:

@@ -64,6 +64,7 @@ def test_a_latent_one_gives_its_latent_weights(folder, packed, tmp_path):
     [
         (3, {}, r"cannot start from .*packed, which has num_hidden_layers 2, not 3\. Name one of its shape\."),
         (2, {"hidden_size": 72}, r"which has hidden_size 36, not 72\."),
+        (2, {"max_position_embeddings": 41}, r"which has max_position_embeddings 40, not 41\."),
         (
             2,
             {"vocab_size": 7, "intermediate_size": 9},
