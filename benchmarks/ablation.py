@@ -127,7 +127,7 @@ def divergence(student: np.ndarray, teacher: np.ndarray) -> float:
 
 
 def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, folder: str) -> Any:
-    """The packed student of a candidate."""
+    """The packed student of a candidate; one whose modules were changed as it is, its weights still quantized."""
     recipe = XTCRecipe.from_dict({"weights": args.weights, "keep_layers": args.keep_layers, **candidate.recipe})
     run = {
         "output_dir": folder,
@@ -159,6 +159,8 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = candidate.dropout
+        if candidate.change is not None:
+            student = candidate.change(student)
         with candidate.context() as entered:
             trainer = XTCTrainer(
                 student,
@@ -171,7 +173,7 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
             if isinstance(entered, TrainerCallback):
                 trainer.add_callback(entered)
             trainer.train()
-    return pack_model(student)
+    return pack_model(student) if candidate.change is None else student.eval()
 
 
 def run(args: AblationArguments) -> None:

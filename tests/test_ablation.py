@@ -11,11 +11,13 @@ import torch
 from transformers import BertTokenizerFast
 
 import ablation
+from hf_xtc import XTCRecipe, compress
 from hf_xtc.layers import XTCLinear
 from hf_xtc.specs import LayerMap, QuantSpec
 from tried.candidates import BASE, CANDIDATES, registered
 from tried.quantization import CentredBinaryQuantizer, Freezing
 from tried.report import against_base, draw, markdown
+from tried.sub_norms import add_sub_norms
 from tried.terms import AttentionProbabilitiesTerm, RelationsTerm, masked_divergence
 
 LAYERS = LayerMap((0, 1), 2)
@@ -95,6 +97,20 @@ def test_freezing_holds_the_weights_that_kept_changing_sign():
     assert layer[0].weight.tolist() == [[-1.0, 8.0]], "the first stays as at step 5, the second moves on"
 
 
+def test_norms_before_the_output_projections_normalise_and_learn(tiny_teacher):
+    student = add_sub_norms(compress(tiny_teacher, XTCRecipe(keep_layers=2)))
+    norms = {name: module for name, module in student.named_modules() if name.endswith("sub_norm")}
+    assert len(norms) == 2 * 2
+    seen = {}
+    for name in norms:
+        dense = student.get_submodule(name.removesuffix(".sub_norm"))
+        dense.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0]}))
+    student.train()(input_ids=torch.tensor([[2, 5, 6, 3]])).logits.square().sum().backward()
+    assert seen.keys() == norms.keys()
+    assert all(tensor.mean(-1).abs().max() < 1e-4 for tensor in seen.values())
+    assert all(norm.weight.grad.abs().sum() > 0 for norm in norms.values())
+
+
 def test_runs_are_kept_and_not_repeated(tiny_teacher, tmp_path, monkeypatch):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
     folder = tmp_path / "cola-teacher" / "training" / "teacher"
@@ -106,7 +122,12 @@ def test_runs_are_kept_and_not_repeated(tiny_teacher, tmp_path, monkeypatch):
     for split in ("train", "validation"):
         pd.DataFrame(rows).to_parquet(tmp_path / "glue" / "cola" / f"{split}.parquet")
     args = ablation.AblationArguments(
-        str(tmp_path), str(tmp_path / "glue"), ["cola"], [1], [BASE, "relations", "annealed", "ternary-first"], steps=4
+        str(tmp_path),
+        str(tmp_path / "glue"),
+        ["cola"],
+        [1],
+        [BASE, "relations", "annealed", "ternary-first", "sub-norms"],
+        steps=4,
     )
     args = dataclasses.replace(args, keep_layers=2, bf16=False, results_file=str(tmp_path / "results.jsonl"))
     with registered():

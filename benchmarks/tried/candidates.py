@@ -8,6 +8,7 @@ from typing import Any
 from hf_xtc.distillation import TERMS
 from hf_xtc.specs import QUANTIZERS
 from tried.quantization import CentredBinaryQuantizer, Freezing
+from tried.sub_norms import add_sub_norms
 from tried.terms import AttentionProbabilitiesTerm, RelationsAttention, RelationsTerm
 
 BASE = "base"
@@ -27,6 +28,7 @@ class Candidate:
         ladder (`str`): Its stages; they share the steps of the base.
         dropout (`float`): Of the student.
         copies (`int`): Augmented copies that are tried of each train row, labelled by the teacher.
+        change (`Callable`): What is done to the student's modules; such a student is not packed, but scored as it is.
         context (`Callable`): Makes what must be entered while training; a `TrainerCallback` among them takes part.
     """
 
@@ -36,6 +38,7 @@ class Candidate:
     ladder: str = "direct"
     dropout: float = 0.0
     copies: int = 0
+    change: Callable[[Any], Any] | None = None
     context: Callable[[], Any] = nullcontext
 
 
@@ -65,6 +68,7 @@ CANDIDATES = {
     "annealed": Candidate(
         "weights blended from float to binary in 30 % of the steps", training={"weight_annealing": 0.3}
     ),
+    "sub-norms": Candidate("a norm more before each output projection (SubLN; not packed)", change=add_sub_norms),
     "frozen": Candidate("signs that keep changing frozen for the last 20 %", context=lambda: Freezing(0.8, 0.05)),
     "together": Candidate(
         "maps, annealed and lr-1e-3 together",
