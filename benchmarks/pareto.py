@@ -167,13 +167,14 @@ def draw(points: list[Point], file: Path) -> None:
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(5.2 * columns, 4 * rows), squeeze=False, layout="constrained"
     )
+    handles: dict[str, Any] = {}
     for panel, task in zip(axes.flat, tasks, strict=False):
         for index, family in enumerate(families):
             own = sorted((p for p in points if (p.task, p.family) == (task, family)), key=lambda point: point.bytes)
             if own:
                 style = "o--" if family == "linear" else "o-"
-                panel.plot(
-                    [p.bytes / 1e6 for p in own], [p.score for p in own], style, color=f"C{index}", label=family
+                (handles[family],) = panel.plot(
+                    [p.bytes / 1e6 for p in own], [p.score for p in own], style, color=f"C{index}"
                 )
         panel.set_xscale("log")
         panel.set_title(task)
@@ -182,7 +183,7 @@ def draw(points: list[Point], file: Path) -> None:
     for panel in list(axes.flat)[len(tasks) :]:
         panel.remove()
     axes[0][0].set_ylabel("score, validation")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(handles.values(), handles, fontsize=8)  # the first task need not have every family
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
