@@ -69,8 +69,8 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
 
 def in_order(names: list[str], entries: dict[str, Any]) -> list[str]:
     """The names, each after the checkpoint that it starts from."""
-    before = [[entries[name]["start_from"]] if "start_from" in entries[name] else [] for name in names]
-    return list(dict.fromkeys(part for start, name in zip(before, names, strict=True) for part in (*start, name)))
+    chain = (part for name in names for part in (entries[name].get("start_from"), name) if part)
+    return list(dict.fromkeys(chain))
 
 
 def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:

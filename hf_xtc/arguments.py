@@ -52,8 +52,7 @@ class JobArguments:
         metadata={"help": "Rates to try in the last stage, best on held-out rows; default: --learning_rate."},
     )
     start_from: str | None = field(
-        default=None,
-        metadata={"help": "Packed model of the student's shape to start from; no float stage comes first."},
+        default=None, metadata={"help": "Packed model of the student's shape to start from, not the teacher's layers."}
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})

@@ -118,6 +118,12 @@ class TaskData:
         return self.label_names is None
 
     @property
+    def reserved(self) -> list[Dataset]:
+        """The splits that choose or report, and so never train."""
+        held_out = [] if self.selection is None else [self.selection]
+        return [self.validation, *held_out, *self.extra_validation.values()]
+
+    @property
     def has_pairs(self) -> bool:
         """Whether each row has two texts."""
         return "text_pair" in self.train.column_names

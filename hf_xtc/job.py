@@ -118,14 +118,13 @@ class Job:
 
     def add_rows(self, teacher: PreTrainedModel) -> None:
         """Adds augmented and unlabelled rows to the students' train rows, labelled by the teacher, where asked for."""
-        held_out = [] if self.data.selection is None else [self.data.selection]
         rows, length = self.data.train, self.data_args.max_length
         if self.augmentation.augment:
             rows = augment(
                 rows,
                 self.augmentation.settings(self.data.task, self.training_args.seed),
                 self.augmentation.source(teacher, self.tokenizer),
-                exclude=[self.data.validation, *held_out, *self.data.extra_validation.values()],
+                exclude=self.data.reserved,
                 teacher=teacher,
                 tokenizer=self.tokenizer,
                 max_length=length,

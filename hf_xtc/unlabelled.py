@@ -42,14 +42,7 @@ def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
     sides = [side for side in TEXTS if side in data.train.column_names]
     rows = concatenate_datasets([_texts(source, args, sides) for source in args.unlabelled])
     rows = rows.select(new_rows([data.train], rows, sides))
-    held_out = [] if data.selection is None else [data.selection]
-    reserved = pd.concat(
-        [
-            _folded(split, side)
-            for split in (data.validation, *held_out, *data.extra_validation.values())
-            for side in sides
-        ]
-    )
+    reserved = pd.concat([_folded(split, side) for split in data.reserved for side in sides])
     shared = np.any([_folded(rows, side).isin(reserved).to_numpy() for side in sides], axis=0)
     if shared.all():
         raise DataError(
@@ -69,13 +62,10 @@ def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
         name, rows, columns = source, read_file(source), args.columns
     found = select(name, rows, columns._replace(label=None))
     if list(found.columns) != list(sides):
-        raise DataError(f"{name} has {_shape(found.columns)} a row, the train data {_shape(sides)}. Leave it out.")
+        theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))
+        raise DataError(f"{name} has {theirs} a row, the train data {ours}. Leave it out.")
     check_rows(found, blank_allowed=source in GLUE, numbers=False)
     return Dataset.from_dict(found.columns, features=Features({side: Value("string") for side in sides}))
-
-
-def _shape(sides: Sequence[str] | dict[str, Any]) -> str:
-    return "one text" if len(sides) == 1 else "two texts"
 
 
 def with_teacher_labels(rows: Dataset, train: Dataset, teacher: Any, tokenizer: Any, max_length: int) -> Dataset:
