@@ -243,7 +243,16 @@ class PackedEmbedding(_Packed):
         self.register_buffer("output", torch.empty(0, device=device), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Token ids of any shape to `(*shape, embedding_dim)`, in the model's dtype."""
+        """Token ids of any shape to `(*shape, embedding_dim)`, in the model's dtype.
+
+        Raises:
+            RuntimeError: if the ids are on another device. PyTorch itself would look meta ids up silently.
+        """
+        if input.device != self.weight_packed.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but the token ids are on {input.device} and the "
+                f"embedding is on {self.weight_packed.device}."
+            )
         rows = self.packed_weight.rows(input.reshape(-1)).decode()
         return rows.view(*input.shape, self.embedding_dim).to(self.output.dtype)
 

@@ -8,9 +8,9 @@ import ctypes
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_xtc.native_library import Float, Int, Long, Pointer, call, variant
+from hf_xtc.native_library import Float, Int, Long, Pointer, call, is_readable, variant
 
 _BINARY, _TERNARY, _KEPT = 0, 1, 2
 _TOKENS = {torch.float32: 3, torch.bfloat16: 4}
@@ -35,22 +35,15 @@ class _Fake(ctypes.Structure):
 
 
 def serves(values: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
-    """Whether the native operator may read `values`: numbers in memory, and nobody who watches the operations."""
+    """Whether the native operator fake-quantizes `values`: contiguous numbers that it can read, without gradients."""
     return (
-        not torch.compiler.is_compiling()
-        and type(values) in (Tensor, nn.Parameter)
-        and values.device.type == "cpu"
+        is_readable(values)
         and values.dtype in dtypes
-        and values.layout == torch.strided
         and values.is_contiguous()
         and values.numel() > 0
         and values.dim() > 0
         and values.shape[-1] <= _LARGEST_COUNT
-        and not values.is_neg()
         and not (values.requires_grad and torch.is_grad_enabled())
-        and not torch._C._is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
         and variant() is not None
     )
 

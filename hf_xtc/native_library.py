@@ -86,6 +86,22 @@ def variant() -> str | None:
     return chosen or next((name for name in variants() if name != "portable"), None)
 
 
+def is_readable(values: torch.Tensor) -> bool:
+    """Whether the operator may read a tensor by its address: an ordinary one in the CPU's memory, and no tracer,
+    dispatch mode or functorch transform that has to see the operation."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(values) in (torch.Tensor, torch.nn.Parameter)
+        and values.device.type == "cpu"
+        and values.layout == torch.strided
+        and not values.is_neg()
+        and not values.is_conj()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+    )
+
+
 @cache
 def _openmp() -> tuple[int | None, int | None]:
     """Addresses of `GOMP_parallel` and `omp_get_num_threads` among PyTorch's own dependencies, if it has them."""

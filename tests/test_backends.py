@@ -196,8 +196,8 @@ def test_a_packed_linear_computes_with_the_backend_of_its_name(backend, device):
         assert torch.equal(layer(x), expected)
 
 
-def packed_linear(backend, columns=21, **kwargs):
-    layer = PackedLinear(columns, 5, spec=QuantSpec("binary"), **{"activation": ActivationSpec(), **kwargs})
+def packed_linear(backend, columns=21, quantizer="binary", **kwargs):
+    layer = PackedLinear(columns, 5, spec=QuantSpec(quantizer), **{"activation": ActivationSpec(), **kwargs})
     layer.set_packed_weight(pack_weight(random(5, columns), layer.spec))
     layer.bias.requires_grad_(False)
     layer.backend = backend
@@ -293,6 +293,54 @@ def test_the_environment_names_the_default(monkeypatch):
     monkeypatch.setenv("XTC_BACKEND", "int9")
     with pytest.raises(XTCError, match=r"^Unknown backend 'int9'; registered: auto, int8, packed, reference\.$"):
         default_backend()
+
+
+@pytest.mark.parametrize("variant", NATIVE)
+@pytest.mark.parametrize("name", ["binary", "ternary", "int4"])
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_an_input_of_the_wrong_width_is_refused(backend, name, variant, monkeypatch):
+    """A wider one would be written beyond the output, a narrower one read beyond its end."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    linear = packed_linear(backend, columns=64, quantizer=name)
+    assert linear(random(7, 64)).shape == (7, 5)
+    for width in (1, 32, 63, 65, 128, 4096):
+        for rows in (1, 7):
+            with pytest.raises(RuntimeError, match=r"shape|size"):
+                linear(random(rows, width))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_an_input_on_another_device_is_refused(backend):
+    with pytest.raises(RuntimeError, match="meta"):
+        packed_linear(backend)(torch.empty(2, 21, device="meta"))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_an_input_that_is_no_float_is_refused(backend, dtype):
+    with pytest.raises((RuntimeError, TypeError)):
+        packed_linear(backend)(torch.ones(2, 21, dtype=dtype))
+
+
+@pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+@pytest.mark.parametrize(
+    "x",
+    [torch.ones(2, 20), torch.ones(()), torch.ones(2, 21).double(), torch.empty(2, 21, device="meta")],
+    ids=["width", "scalar", "dtype", "device"],
+)
+def test_the_native_operator_itself_reads_nothing_else(x):
+    weight = native.NativeWeight([pack_weight(random(5, 21), QuantSpec("binary"))], [None], native.NIBBLES)
+    with pytest.raises(RuntimeError, match=r"^The native operator multiplies float32 rows of 21 numbers on the CPU; "):
+        weight.linear(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_a_traced_linear_computes(backend):
+    """Not the address of the memory that it was traced with."""
+    linear = packed_linear(backend).requires_grad_(False)
+    traced = torch.jit.trace(linear, random(3, 21), check_trace=False)
+    torch.testing.assert_close(traced(random(5, 21, seed=1)), linear(random(5, 21, seed=1)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantizer, layout", [("binary", native.NIBBLES), ("ternary", native.PAIRS)])

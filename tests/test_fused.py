@@ -159,6 +159,15 @@ def test_ids_out_of_range_raise_as_ever(packed, ids, calls):
     assert calls == []
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "token_type_ids"])
+def test_inputs_on_another_device_are_refused(packed, tiny_batch, name, backend, calls):
+    batch = {**tiny_batch, name: torch.zeros_like(tiny_batch["input_ids"], device="meta")}
+    with pytest.raises(RuntimeError, match="meta"):
+        outputs(packed, batch, backend)
+    assert calls == []
+
+
 def test_changes_of_the_model_are_seen(packed, tiny_batch):
     before = outputs(packed, tiny_batch, "auto").logits
     layer = packed.bert.encoder.layer[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_xtc.native_library import Float, Int, Long, Pointer, call, library, variant
+from hf_xtc.native_library import Float, Int, Long, Pointer, call, is_readable, library, variant
 from hf_xtc.packing import PackedWeight
 from hf_xtc.quantizers import get_quantizer
 
@@ -93,8 +93,21 @@ class NativeWeight:
         """Bytes that the codes take in memory."""
         return self._codes.numel()
 
+    def serves(self, x: Tensor) -> bool:
+        """Whether `x` is what `linear` reads: float32 rows of `columns` numbers in the CPU's memory."""
+        return is_readable(x) and x.dtype == torch.float32 and x.dim() > 0 and x.shape[-1] == self.columns
+
     def linear(self, x: Tensor) -> Tensor:
-        """`(..., columns)`, float32, to `(..., rows)`: 8-bit symmetric levels per token, exact integer sums."""
+        """`(..., columns)`, float32, to `(..., rows)`: 8-bit symmetric levels per token, exact integer sums.
+
+        Raises:
+            RuntimeError: if `x` has another width, dtype or device, since it is read by its address.
+        """
+        if not self.serves(x):
+            raise RuntimeError(
+                f"The native operator multiplies float32 rows of {self.columns} numbers on the CPU; it got "
+                f"{x.dtype} of shape {tuple(x.shape)} on {x.device}."
+            )
         x = x.detach().contiguous()
         out = torch.empty(*x.shape[:-1], self.rows)
         tokens = x.numel() // self.columns
