@@ -8,7 +8,7 @@ import torch
 
 from hf_xtc.backends.base import BACKENDS, Backend, Product
 from hf_xtc.errors import StateError
-from hf_xtc.native_library import variant
+from hf_xtc.native.library import variant
 
 logger = logging.getLogger(__name__)
 

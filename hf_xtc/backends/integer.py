@@ -9,13 +9,13 @@ float32 rounding only.
 import torch
 from torch import Tensor
 
-from hf_xtc.backends import native
 from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
 from hf_xtc.backends.reference import ReferenceBackend
-from hf_xtc.native_library import variant
-from hf_xtc.packing import unpack
-from hf_xtc.quantizers import get_quantizer
-from hf_xtc.specs import ActivationSpec
+from hf_xtc.native import encoder as native
+from hf_xtc.native.library import variant
+from hf_xtc.quantization.packing import unpack
+from hf_xtc.quantization.quantizers import get_quantizer
+from hf_xtc.quantization.specs import ActivationSpec
 
 # Up to this many rows, one-bit codes are read faster than bytes whatever the instruction set.
 FEW_ROWS = 8

@@ -11,12 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hf_xtc.backends import Product, native
+from hf_xtc.backends import Product
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
-from hf_xtc.layers import PackedEmbedding, PackedLinear, version_of
-from hf_xtc.native_library import is_readable, variant
-from hf_xtc.quantizers import get_quantizer
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, version_of
+from hf_xtc.native import encoder as native
+from hf_xtc.native.library import is_readable, variant
+from hf_xtc.quantization.quantizers import get_quantizer
 
 # transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
 RECORDING_HOOK = "output_capturing_hook"
