@@ -146,6 +146,25 @@ def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeyp
     assert torch.equal(found.double(), F.linear(quantizer(x).double(), weight.decode().double()))
 
 
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize(
+    "name, layouts",
+    [
+        ("binary", [native.BYTES, native.PAIRS, native.NIBBLES]),
+        ("ternary", [native.BYTES, native.PAIRS]),
+        ("int4", [native.BYTES]),
+    ],
+)
+def test_the_native_bits_depend_neither_on_other_rows_nor_on_the_layout(name, layouts, variant, monkeypatch):
+    """Each variant multiplies several rows at once, with other code for what is left over."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    weight, x = pack_weight(random(70, 200), QuantSpec(name)), random(13, 200, seed=1)
+    linears = [native.NativeWeight([weight], [None], layout).linear for layout in layouts]
+    alone = torch.cat([linears[0](row[None]) for row in x])
+    for linear, rows in product(linears, range(1, 14)):
+        assert torch.equal(linear(x[:rows]), alone[:rows])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("variant", NATIVE)
 @pytest.mark.parametrize("backend", INTEGER)
