@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_xtc import native_library
 from hf_xtc.activations import ActivationQuantizer
-from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, native
+from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, integer, native
 from hf_xtc.backends import choice as choice_module
 from hf_xtc.backends.integer import integer_product, padded_int_mm
 from hf_xtc.errors import StateError, XTCError
@@ -323,6 +323,20 @@ def test_packed_keeps_codes_packed(quantizer, layout):
     packed, expanded = (native.NativeWeight([weight], [None], kind) for kind in (layout, native.BYTES))
     assert packed.nbytes == 128 * 192 * (1 if quantizer == "binary" else 2) // 8
     assert expanded.nbytes == 128 * 192
+
+
+@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
+@pytest.mark.parametrize("variant", ["avx512_vnni", "avx2", "portable", None])
+def test_auto_looks_binary_codes_up_with_avx2_and_takes_bytes_otherwise(variant, quantizer, monkeypatch):
+    """Prepared once, in one layout: the number of rows makes no difference."""
+    taken = []
+    for module in (native, integer):
+        monkeypatch.setattr(module, "variant", lambda: variant)
+    monkeypatch.setattr(native.NativeWeight, "__init__", lambda self, weights, biases, layout: taken.append(layout))
+    weight = pack_weight(random(5, 21), QuantSpec(quantizer))
+    BACKENDS["auto"]().prepare(Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32))
+    expected = native.NIBBLES if quantizer == "binary" and variant == "avx2" else native.BYTES
+    assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 
 
 @pytest.mark.parametrize("rows, columns, depth", [(1, 5, 7), (16, 8, 8), (17, 9, 16), (40, 1, 1)])
