@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
+from hf_xtc.backends.layouts import fastest_layout, packed_layout
 from hf_xtc.backends.reference import ReferenceBackend
 from hf_xtc.native import encoder as native
 from hf_xtc.native.library import variant
@@ -116,7 +117,8 @@ class _IntegerBackend(Backend):
 def _native(product: Product, layout: int) -> Prepared:
     """The product by the native operator. An input that it cannot read (another width or device, a tracer) goes to the
     reference, and so has PyTorch's usual result or error."""
-    weight = native.NativeWeight([product.weight], [product.bias], layout)
+    levels = get_quantizer(product.weight.spec.quantizer).levels
+    weight = native.NativeWeight([product.weight], [product.bias], levels, layout)
     reference = ReferenceBackend().prepare(product)
     return lambda x: weight.linear(x) if weight.serves(x) else reference(x)
 
@@ -134,7 +136,7 @@ class PackedBackend(_IntegerBackend):
     """Codes stay packed in memory: a tile at a time is expanded inside the native operator; without it, one layer."""
 
     def prepare(self, product: Product) -> Prepared:
-        layout = native.packed_layout(product.weight.spec.quantizer)
+        layout = packed_layout(product.weight.spec.quantizer)
         if layout is not None and native_serves(product):
             return _native(product, layout)
         return lambda x: _Expanded(product)(x)
@@ -142,10 +144,9 @@ class PackedBackend(_IntegerBackend):
 
 @BACKENDS.register("auto")
 class AutoBackend(_IntegerBackend):
-    """The faster of `int8` and `packed`: the latter for binary codes where the native operator runs with AVX2 and
-    without VNNI, the former everywhere else."""
+    """The faster of `int8` and `packed`, as measured: see `fastest_layout`."""
 
     def prepare(self, product: Product) -> Prepared:
         if not native_serves(product):
             return _Expanded(product)
-        return _native(product, native.fastest_layout(product.weight.spec.quantizer))
+        return _native(product, fastest_layout(product.weight.spec.quantizer))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_xtc.backends import Product
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
+from hf_xtc.backends.layouts import fastest_layout, packed_layout
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, version_of
 from hf_xtc.native import encoder as native
 from hf_xtc.native.library import is_readable, variant
@@ -149,8 +150,8 @@ def _servable(linear: PackedLinear) -> bool:
 def _layout(linear: PackedLinear, backend: str) -> int | None:
     quantizer = linear.spec.quantizer
     if backend == "packed":
-        return native.packed_layout(quantizer)
-    return native.BYTES if backend == "int8" else native.fastest_layout(quantizer)
+        return packed_layout(quantizer)
+    return native.BYTES if backend == "int8" else fastest_layout(quantizer)
 
 
 def _linears(layer: Any) -> list[Any]:
@@ -166,7 +167,8 @@ def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
     for group in groups:
         layout = _layout(group[0], backend)
         assert layout is not None  # `serves` asked
-        weights.append(native.NativeWeight([m.packed_weight for m in group], [m.bias for m in group], layout))
+        levels = get_quantizer(group[0].spec.quantizer).levels
+        weights.append(native.NativeWeight([m.packed_weight for m in group], [m.bias for m in group], levels, layout))
     norms = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     return native.NativeLayer(weights, [part for norm in norms for part in (norm.weight, norm.bias)])
 

@@ -1,14 +1,13 @@
-"""Packed linears and whole encoders on the native operator, which `native_library` loads."""
+"""Packed linears and whole encoders on the native operator; knows codes and their levels, not quantizers."""
 
 import ctypes
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hf_xtc.native.library import Float, Int, Long, Pointer, call, is_readable, library, variant
-from hf_xtc.quantization.packing import PackedWeight
-from hf_xtc.quantization.quantizers import get_quantizer
+from hf_xtc.native.library import Float, Int, Long, Pointer, call, is_readable, library
 
 BYTES, PAIRS, NIBBLES = 0, 1, 2
 TILE = 64
@@ -45,18 +44,6 @@ class _Batch(ctypes.Structure):
     ]
 
 
-def packed_layout(quantizer: str) -> int | None:
-    """The layout that keeps codes of a quantizer packed, or `None` if there is none."""
-    return {"binary": NIBBLES, "ternary": PAIRS}.get(quantizer)
-
-
-def fastest_layout(quantizer: str) -> int:
-    """The layout that was measured to be the fastest: `BYTES`, except for binary codes with AVX2. Looking those up in
-    tables beats a byte product that takes two instructions and 16-bit sums (AVX2), but from 4 rows of activations on
-    not one that takes a single instruction (VNNI)."""
-    return NIBBLES if quantizer == "binary" and variant() == "avx2" else BYTES
-
-
 def _padded(values: Tensor, rows: int) -> Tensor:
     """Float32 values for `rows` rows, broadcast and padded to whole tiles."""
     padded = torch.zeros(-(-rows // TILE) * TILE)
@@ -64,21 +51,32 @@ def _padded(values: Tensor, rows: int) -> Tensor:
     return padded
 
 
+class PackedCodes(Protocol):
+    """What is read of a packed weight: its rows of codes, their number of columns, and the scales."""
+
+    @property
+    def packed(self) -> Tensor: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def scale(self) -> Tensor: ...
+
+
 class NativeWeight:
     """Codes laid out for the native operator; several weights of equal columns become one, row after row.
 
     Args:
-        weights (`Sequence[PackedWeight]`): On the CPU, one scale per tensor or row, up to 16 levels.
+        weights (`Sequence[PackedCodes]`): On the CPU, one scale per tensor or row.
         biases (`Sequence[torch.Tensor | None]`): One for each weight.
-        layout (`int`): `BYTES`, `PAIRS` (up to 4 levels) or `NIBBLES` (binary).
+        levels (`int`): Values that a code can have: 2, 3 or 16.
+        layout (`int`): `BYTES`, `PAIRS` (up to 4 levels) or `NIBBLES` (2 levels).
     """
 
-    def __init__(self, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None], layout: int):
+    def __init__(self, weights: Sequence[PackedCodes], biases: Sequence[Tensor | None], levels: int, layout: int):
         loaded = library()
         assert loaded is not None  # callers ask `variant()` first
         counts = [weight.packed.shape[0] for weight in weights]
         self.rows, self.columns = sum(counts), weights[0].columns
-        levels = get_quantizer(weights[0].spec.quantizer).levels
         packed = torch.cat([weight.packed for weight in weights]).contiguous()
         size = loaded.xtc_layout_bytes(layout, self.rows, self.columns)
         self._codes = torch.zeros(size, dtype=torch.uint8)

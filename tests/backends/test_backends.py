@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, integer
+from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, integer, layouts
 from hf_xtc.backends import choice as choice_module
 from hf_xtc.backends.integer import integer_product, padded_int_mm
 from hf_xtc.errors import StateError, XTCError
@@ -18,6 +18,7 @@ from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import pack_weight
+from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
 SHAPES = [(21,), (1, 21), (2, 3, 21), (0, 21)]
@@ -160,7 +161,8 @@ def test_the_native_bits_depend_neither_on_other_rows_nor_on_the_layout(name, la
     """Each variant multiplies several rows at once, with other code for what is left over."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     weight, x = pack_weight(random(70, 200), QuantSpec(name)), random(13, 200, seed=1)
-    linears = [native.NativeWeight([weight], [None], layout).linear for layout in layouts]
+    levels = get_quantizer(name).levels
+    linears = [native.NativeWeight([weight], [None], levels, layout).linear for layout in layouts]
     alone = torch.cat([linears[0](row[None]) for row in x])
     for linear, rows in product(linears, range(1, 14)):
         assert torch.equal(linear(x[:rows]), alone[:rows])
@@ -349,7 +351,7 @@ def test_an_input_that_is_no_float_is_refused(backend, dtype):
     ids=["width", "scalar", "dtype", "device"],
 )
 def test_the_native_operator_itself_reads_nothing_else(x):
-    weight = native.NativeWeight([pack_weight(random(5, 21), QuantSpec("binary"))], [None], native.NIBBLES)
+    weight = native.NativeWeight([pack_weight(random(5, 21), QuantSpec("binary"))], [None], 2, native.NIBBLES)
     with pytest.raises(RuntimeError, match=r"^The native operator multiplies float32 rows of 21 numbers on the CPU; "):
         weight.linear(x)
 
@@ -369,22 +371,24 @@ def test_packed_keeps_codes_packed(quantizer, layout):
     if not native_library.variants():
         pytest.skip("the native operator is not built")
     weight = pack_weight(random(128, 192), QuantSpec(quantizer))
-    packed, expanded = (native.NativeWeight([weight], [None], kind) for kind in (layout, native.BYTES))
+    packed, expanded = (
+        native.NativeWeight([weight], [None], get_quantizer(quantizer).levels, kind) for kind in (layout, native.BYTES)
+    )
     assert packed.nbytes == 128 * 192 * (1 if quantizer == "binary" else 2) // 8
     assert expanded.nbytes == 128 * 192
 
 
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
 @pytest.mark.parametrize("variant", ["avx512_vnni", "avx2", "portable", None])
-def test_auto_looks_binary_codes_up_with_avx2_and_takes_bytes_otherwise(variant, quantizer, monkeypatch):
+def test_auto_looks_binary_codes_up_and_multiplies_all_others_as_bytes(variant, quantizer, monkeypatch):
     """Prepared once, in one layout: the number of rows makes no difference."""
     taken = []
-    for module in (native, integer):
+    for module in (layouts, integer):
         monkeypatch.setattr(module, "variant", lambda: variant)
-    monkeypatch.setattr(native.NativeWeight, "__init__", lambda self, weights, biases, layout: taken.append(layout))
+    monkeypatch.setattr(native.NativeWeight, "__init__", lambda self, *operands: taken.append(operands[-1]))
     weight = pack_weight(random(5, 21), QuantSpec(quantizer))
     BACKENDS["auto"]().prepare(Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32))
-    expected = native.NIBBLES if quantizer == "binary" and variant == "avx2" else native.BYTES
+    expected = native.NIBBLES if quantizer == "binary" and variant != "portable" else native.BYTES
     assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 
 

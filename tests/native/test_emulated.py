@@ -24,7 +24,7 @@ import os, torch
 from hf_xtc.native import encoder as native
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import pack_weight
-from hf_xtc.quantization.quantizers import fake_quantize
+from hf_xtc.quantization.quantizers import fake_quantize, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 def outputs(variant):
@@ -36,7 +36,7 @@ def outputs(variant):
             x = torch.randn(tokens, columns, generator=generator)
             x[0] = -128
             for layout in layouts:
-                yield native.NativeWeight([weight], [None], layout).linear(x)
+                yield native.NativeWeight([weight], [None], get_quantizer(quantizer).levels, layout).linear(x)
     values = torch.randn(9, 77, generator=generator)
     for name in ("binary", "ternary"):
         yield fake_quantize(values, QuantSpec(name))
@@ -53,7 +53,7 @@ def test_sums_of_byte_products_stay_in_registers(tmp_path):
     """Unless the loops over rows are unrolled, g++ writes the sums of several rows to memory at every step."""
     listing = tmp_path / "avx512.s"
     options = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-w", "-S", "-o", str(listing)]
-    subprocess.run(["g++", *options, str(PACKAGE / "native" / "avx512.cpp")], check=True)
+    subprocess.run(["g++", *options, str(PACKAGE / "native" / "csrc" / "avx512.cpp")], check=True)
     blocks = re.split(r"^(?:[.\w]+:|\tj\w+\t).*$", listing.read_text(), flags=re.M)  # between labels and jumps
     loops = [block for block in blocks if "vpdpbusd" in block]
     assert sorted(loop.count("vpdpbusd") for loop in loops) == [4, 8, 12, 16, 20, 24], "one loop each for 1 to 6 rows"
@@ -78,11 +78,11 @@ def emulated(source: str) -> str:
 def test_avx512_vnni_by_emulation(tmp_path):
     package = tmp_path / "emulated" / "hf_xtc"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
-    for path in (package / "native").iterdir():
+    for path in (package / "native" / "csrc").iterdir():
         path.write_text(emulated(path.read_text(encoding="utf-8")), encoding="utf-8")
-    library = package / f"_native{EXTENSION_SUFFIXES[0]}"
+    library = package / "native" / f"_native{EXTENSION_SUFFIXES[0]}"
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fno-math-errno", "-w", "-o", str(library)]
-    sources = sorted(map(str, (package / "native").glob("*.cpp")))
+    sources = sorted(map(str, (package / "native" / "csrc").glob("*.cpp")))
     subprocess.run(["g++", *options, *sources], check=True)
     found = subprocess.run(
         [sys.executable, "-c", COMPARE], cwd=package.parent, capture_output=True, text=True, check=True

@@ -23,6 +23,57 @@ static inline void relax(int spins) {
 
 #include "lookup.inl"
 
+// As lookup.inl's, for 64 rows at once.
+template <int M>
+static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
+  const __m512i nibble = _mm512_set1_epi8(15), weights = _mm512_set1_epi16(1 + (32 << 8)), zero = _mm512_setzero_si512();
+  for (int64_t start = 0; start < groups; start += 64) {
+    const int64_t end = start + 64 < groups ? start + 64 : groups;
+    __m512i wide[M][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i) wide[i][0] = wide[i][1] = zero;
+    for (int64_t g = start; g < end; g += 8) {
+      __m512i low[M], high[M];
+#pragma GCC unroll 6
+      for (int i = 0; i < M; ++i) low[i] = high[i] = zero;
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; ++pair, codes += 64) {
+        const __m512i both = _mm512_loadu_si512(codes);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const __m512i c = _mm512_and_si512(half ? _mm512_srli_epi16(both, 4) : both, nibble);
+#pragma GCC unroll 6
+          for (int i = 0; i < M; ++i) {
+            const uint8_t* table = tables + i * stride + (g + 2 * pair + half) * 32;
+            const __m512i l = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+            const __m512i h = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(table + 16)));
+            low[i] = _mm512_add_epi8(low[i], _mm512_shuffle_epi8(l, c));
+            high[i] = _mm512_add_epi8(high[i], _mm512_shuffle_epi8(h, c));
+            HOLD(low[i], high[i]);
+          }
+        }
+      }
+#pragma GCC unroll 6
+      for (int i = 0; i < M; ++i) {
+        wide[i][0] = _mm512_add_epi16(wide[i][0], _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low[i], high[i]), weights));
+        wide[i][1] = _mm512_add_epi16(wide[i][1], _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low[i], high[i]), weights));
+      }
+    }
+    const __m512i offset = _mm512_set1_epi16((int16_t)((end - start) * 512));  // sums of 256 int8 values fit 16 bits
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i)
+      for (int k = 0; k < 2; ++k) {
+        int16_t exact[32];
+        _mm512_storeu_si512(exact, _mm512_sub_epi16(wide[i][k], offset));
+        for (int lane = 0; lane < 4; ++lane) {  // unpacking leaves rows 16 * lane + 8 * k and up to 7 more in a lane
+          __m256i* to = (__m256i*)(sums + i * TILE + lane * 16 + k * 8);
+          const __m256i rows = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)(exact + lane * 8)));
+          _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), rows));
+        }
+      }
+  }
+}
+
 // The loops over rows are unrolled on request: left alone, gcc keeps sums of 4 rows and more in memory.
 template <int M>
 static void dot_rows(int64_t m, const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t quads, int32_t* sums) {

@@ -36,6 +36,7 @@ static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables) {
   }
 }
 
+#if VECTOR_BYTES == 32
 // sums[M][64] += codes of 64 rows (NIBBLES) times M rows of activations given by their tables; groups of 4 columns, a
 // multiple of 16.
 template <int M>
@@ -90,3 +91,4 @@ static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, 
         }
   }
 }
+#endif
