@@ -6,7 +6,7 @@ from typing import Any
 
 from griffe import Attribute, Docstring, Extension, Object
 
-TYPE = re.compile(r"^(\s+\w+) \((`[^\n]*?)\):", flags=re.M)  # name (`type`, *optional*):
+TYPE = re.compile(r"^(\s+\**\w+) \((`[^\n]*?)\):", flags=re.M)  # name (`type`, *optional*):
 
 
 class HouseStyle(Extension):

@@ -18,6 +18,7 @@ from hf_xtc.registry import Registry
 from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
 
 ARCHITECTURES = Registry("architecture")
+"""`model_type` of a teacher -> `Architecture`; `ARCHITECTURES.register("name")(architecture)` adds one."""
 # What `push_to_hub` of a model calls. It packs and writes a card, which stand below the models: they fill it in.
 PUBLISHERS = Registry("publisher")
 STATES = ("latent", "packed")
