@@ -83,7 +83,7 @@ DOCS_PACKAGES := sed -n '/^docs =/,/^[a-z]* =$$/s/^    //p' setup.cfg
 
 docs: .venv-docs/installed
 	.venv-docs/bin/python tools/check_reference.py
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
 # Known vulnerabilities of the pinned versions; asks a public service.
 .venv-audit/installed:
