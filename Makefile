@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: audit checkpoints coverage demo docs notebooks test test-oldest stress lint clean
 
-.venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/*)
+.venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/csrc/*)
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --constraint constraints.txt --editable .
@@ -105,4 +105,4 @@ stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
-	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-oldest demo build site *.egg-info hf_xtc/_native*.so
+	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-oldest demo build site *.egg-info hf_xtc/native/_native*.so

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from setuptools import Extension, setup
 
-NATIVE = "hf_xtc/native/"
+NATIVE = "hf_xtc/native/csrc/"
 
 # Installations of one checkout take turns: setuptools builds all of them in one folder, and two at once spoil it (the
 # one fails, or its wheel holds nothing). The lock ends with the process; Windows has none.
@@ -17,7 +17,7 @@ with suppress(ImportError, OSError):
 setup(
     ext_modules=[
         Extension(
-            "hf_xtc._native",
+            "hf_xtc.native._native",
             [NATIVE + name for name in ("library.cpp", "portable.cpp", "avx2.cpp", "avx512.cpp")],
             depends=[NATIVE + name for name in ("kernels.hpp", "kernels.inl", "lookup.inl", "fake.inl")],
             language="c++",

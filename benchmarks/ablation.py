@@ -29,13 +29,13 @@ from transformers import (
 )
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress, pack_model
-from hf_xtc.augmentation import Augmentation, augment
-from hf_xtc.checkpoint import write_text
-from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
-from hf_xtc.ladder import Ladder
-from hf_xtc.metrics import build_compute_metrics, main_metric
-from hf_xtc.training_args import DEFAULT_TERMS
-from hf_xtc.word_table import WordTable
+from hf_xtc.data.augmentation import Augmentation, augment
+from hf_xtc.data.metrics import build_compute_metrics, main_metric
+from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.data.word_table import WordTable
+from hf_xtc.files.writing import write_text
+from hf_xtc.runs.schedule import Ladder
+from hf_xtc.training.arguments import DEFAULT_TERMS
 from machine import cpu_model, versions
 from tried.candidates import CANDIDATES, Candidate, registered
 from tried.report import draw, markdown

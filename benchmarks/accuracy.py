@@ -114,7 +114,7 @@ class Comparison:
     """The runs of one task: asks the results file first, then the worker."""
 
     def __init__(self, args: AccuracyArguments, task: str, results: Results, folder: Path):
-        from hf_xtc.data import DataArguments
+        from hf_xtc.data.task_data import DataArguments
         from reference.rows import prepare
 
         self.args, self.task, self.results = args, task, results

@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from hf_xtc import XTCTrainer, XTCTrainingArguments
-from hf_xtc.checkpoint import write_json, write_text
-from hf_xtc.data import DataArguments, TaskData, load_task, tokenize
-from hf_xtc.metrics import build_compute_metrics
+from hf_xtc.data.metrics import build_compute_metrics
+from hf_xtc.data.task_data import DataArguments, TaskData, load_task, tokenize
+from hf_xtc.files.writing import write_json, write_text
 from machine import facts
 
 SIDES = ("lora on the packed base", "full fine-tuning, float32")

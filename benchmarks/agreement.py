@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, HfArgumentParser
 
 import hf_xtc
-from hf_xtc import native_library
-from hf_xtc.arguments import EvaluateArguments, ExportDataArguments
-from hf_xtc.export.command import load_packed, validation_batches
 from hf_xtc.export.verify import with_noise
+from hf_xtc.native import library as native_library
+from hf_xtc.runs.arguments import EvaluateArguments, ExportDataArguments
+from hf_xtc.runs.export import load_packed, validation_batches
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Augmented rows per second of hf_xtc.augmentation and of TinyBERT's procedure written plainly, at equal settings.
+"""Augmented rows per second of `data.augmentation` and of TinyBERT's procedure written plainly, at equal settings.
 
 The plain one takes a sentence at a time and a word at a time: cosines of the word with the whole table and a sort of
 them, or one forward pass of the masked language model and a sort of its scores; then copies in Python loops. Both have
@@ -24,11 +24,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast, HfArgumentParser
 from transformers import set_seed as seed_everything
 
-from hf_xtc.augmentation import Augmentation, augment
-from hf_xtc.checkpoint import write_json
-from hf_xtc.masked_lm import MaskedLM
-from hf_xtc.tables import read_file
-from hf_xtc.word_table import WordTable, word_spans
+from hf_xtc.data.augmentation import Augmentation, augment
+from hf_xtc.data.masked_lm import MaskedLM
+from hf_xtc.data.tables import read_file
+from hf_xtc.data.word_table import WordTable, word_spans
+from hf_xtc.files.writing import write_json
 from machine import facts
 
 BAR = 20  # times the rows per second of the plain procedure

@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, HfArgumentPa
 from transformers.trainer_callback import PrinterCallback
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
-from hf_xtc.checkpoint import write_json
+from hf_xtc.files.writing import write_json
 from latency.shapes import count_lengths, read_lengths
 from machine import facts
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from hf_xtc.checkpoint import write_json
+from hf_xtc.files.writing import write_json
 from machine import facts
 
 STATEMENTS = {"hf_xtc": "import hf_xtc", "transformers": "from transformers import BertModel, Trainer"}

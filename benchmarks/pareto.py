@@ -31,9 +31,9 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from hf_xtc.checkpoint import write_json
-from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
-from hf_xtc.metrics import build_compute_metrics, main_metric
+from hf_xtc.data.metrics import build_compute_metrics, main_metric
+from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.files.writing import write_json
 from machine import cpu_model, versions
 
 

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser
 
 from hf_xtc import TERMS, XTCRecipe, compress
-from hf_xtc.attention import SCORES
-from hf_xtc.checkpoint import write_json
+from hf_xtc.files.writing import write_json
+from hf_xtc.modeling.attention import SCORES
 from machine import facts
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}

@@ -21,8 +21,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, set_seed
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
-from hf_xtc.callbacks import set_quantization
-from hf_xtc.checkpoint import write_json
+from hf_xtc.files.writing import write_json
+from hf_xtc.training.callbacks import set_quantization
 from machine import facts, peak_bytes
 
 

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 
 import results
 from hf_xtc.errors import XTCError
-from hf_xtc.model_card import Run, write_card
+from hf_xtc.hub.run_card import Run, write_card
 
 BITS = {"binary": "1bit", "ternary": "ternary"}
 

@@ -17,14 +17,14 @@ from rotten_tomatoes import BASE_LICENSE, base_encoder
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import results
-from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
-from hf_xtc.checkpoint import WEIGHT_FILES, whole_folder
 from hf_xtc.cli import DEFAULTS
-from hf_xtc.climb import run_compress, run_fine_tune
-from hf_xtc.data import DataArguments
+from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import XTCError
-from hf_xtc.model_card import Run
-from hf_xtc.training_args import XTCTrainingArguments
+from hf_xtc.files.writing import WEIGHT_FILES, whole_folder
+from hf_xtc.hub.run_card import Run
+from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.runs.compress_run import run_compress, run_fine_tune
+from hf_xtc.training.arguments import XTCTrainingArguments
 
 # Epochs of the teacher, by task: long enough for each to have passed its best on held-out rows.
 TEACHER_EPOCHS = {"sst2": 3, "cola": 6, "mrpc": 6, "rte": 8, "stsb": 6, "qnli": 3, "qqp": 3, "mnli": 3}

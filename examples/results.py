@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_xtc.checkpoint import write_text
-from hf_xtc.model_card import Run
+from hf_xtc.files.writing import write_text
+from hf_xtc.hub.run_card import Run
 
 
 def record(run: Run, seed: int) -> dict[str, Any]:

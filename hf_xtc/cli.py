@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from hf_xtc.arguments import (
+from hf_xtc.data.task_data import DataArguments
+from hf_xtc.errors import XTCError
+from hf_xtc.runs.arguments import (
     AugmentationArguments,
     EvaluateArguments,
     ExportArguments,
@@ -23,9 +25,7 @@ from hf_xtc.arguments import (
     ReportArguments,
     VerifyArguments,
 )
-from hf_xtc.data import DataArguments
-from hf_xtc.errors import XTCError
-from hf_xtc.training_args import XTCTrainingArguments
+from hf_xtc.training.arguments import XTCTrainingArguments
 
 # What suits short quantization-aware training better than Trainer's defaults.
 DEFAULTS = {
@@ -88,8 +88,8 @@ def _compress(arguments: list[str]) -> None:
     )
     parser.set_defaults(**DEFAULTS)
     options = _parse(parser, arguments)
-    from hf_xtc.climb import run_compress
-    from hf_xtc.model_card import results_table
+    from hf_xtc.hub.run_card import results_table
+    from hf_xtc.runs.compress_run import run_compress
 
     run = run_compress(*options)
     print(f"\n{results_table(run)}\n\n{run.ledger}\n\nWritten to {options[3].output_dir}")
@@ -97,7 +97,7 @@ def _compress(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parse(HfArgumentParser((EvaluateArguments, DataArguments), prog="hf-xtc evaluate"), arguments)
-    from hf_xtc.evaluation import run_evaluate
+    from hf_xtc.runs.evaluation import run_evaluate
 
     for name, value in run_evaluate(*options).items():
         print(f"{name}: {value:.6f}")
@@ -105,7 +105,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     options = _parse(HfArgumentParser((ExportArguments, ExportDataArguments), prog="hf-xtc export"), arguments)
-    from hf_xtc.export.command import run_export
+    from hf_xtc.runs.export import run_export
 
     exported = run_export(*options)
     rows = "rows of the validation split" if options[1].given else "rows of random tokens (no data was given)"
@@ -119,9 +119,9 @@ def _export(arguments: list[str]) -> None:
 def _push(arguments: list[str]) -> None:
     parser = HfArgumentParser(PushArguments, prog="hf-xtc push")
     (args,) = _parse(parser, named(arguments, *NAMELESS["push"]))
-    from hf_xtc.hub import push_folder
-    from hf_xtc.inspection import run_inspect
-    from hf_xtc.publish import write_plain_card
+    from hf_xtc.hub.publish import write_plain_card
+    from hf_xtc.hub.upload import push_folder
+    from hf_xtc.runs.inspection import run_inspect
 
     looked = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
     if not Path(args.folder, "README.md").exists():
@@ -132,7 +132,7 @@ def _push(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), named(arguments, *NAMELESS["inspect"]))
-    from hf_xtc.inspection import run_inspect
+    from hf_xtc.runs.inspection import run_inspect
 
     print(run_inspect(args))
 
@@ -140,7 +140,7 @@ def _inspect(arguments: list[str]) -> None:
 def _verify(arguments: list[str]) -> None:
     parser = HfArgumentParser((VerifyArguments, ExportDataArguments), prog="hf-xtc verify")
     args, data_args = _parse(parser, named(arguments, *NAMELESS["verify"]))
-    from hf_xtc.inspection import require_agreement, run_verify
+    from hf_xtc.runs.inspection import require_agreement, run_verify
 
     checks = run_verify(args, data_args)
     print(*checks, sep="\n")
@@ -149,7 +149,7 @@ def _verify(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     (args,) = _parse(HfArgumentParser(ReportArguments, prog="hf-xtc report"), named(arguments, *NAMELESS["report"]))
-    from hf_xtc.report import write_report
+    from hf_xtc.runs.report import write_report
 
     print(f"Written to {write_report(args.folder, args.output_file)}")
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from hf_xtc.arguments import (
+from hf_xtc.cli import NAMELESS, named
+from hf_xtc.data.task_data import DataArguments
+from hf_xtc.runs.arguments import (
     AugmentationArguments,
     EvaluateArguments,
     ExportArguments,
@@ -18,9 +20,7 @@ from hf_xtc.arguments import (
     ReportArguments,
     VerifyArguments,
 )
-from hf_xtc.cli import NAMELESS, named
-from hf_xtc.data import DataArguments
-from hf_xtc.training_args import XTCTrainingArguments
+from hf_xtc.training.arguments import XTCTrainingArguments
 
 CLASSES = {
     "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),

@@ -17,7 +17,7 @@ from test_trainer import assert_equal_states, make_trainer
 import hf_xtc
 from hf_xtc import BACKENDS, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
-from hf_xtc.native_library import library, variant
+from hf_xtc.native.library import library, variant
 
 
 def test_the_second_of_two_runs_at_a_folder_refuses_in_one_sentence(tmp_path, capsys):

@@ -1,6 +1,6 @@
 """A packed checkpoint written once by `fixtures/make_golden.py`: whatever changes, it must stay readable.
 
-Its bytes are also decoded by hand, in pure Python, from what `hf_xtc.packing` documents.
+Its bytes are also decoded by hand, in pure Python, from what `hf_xtc.quantization.packing` documents.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
-from hf_xtc.layers import PackedEmbedding, PackedLinear
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden_packed"
 INPUT_IDS = [[1, 7, 3, 12, 5], [4, 9, 2, 0, 0]]

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertForTokenClassification
 
 from hf_xtc import XTCRecipe, compress, pack_model
-from hf_xtc.packing import pack
+from hf_xtc.quantization.packing import pack
+from hf_xtc.quantization.specs import QUANTIZERS as REGISTERED
 from hf_xtc.reader import QUANTIZERS, PackedBert, ReadError, unpack
-from hf_xtc.specs import QUANTIZERS as REGISTERED
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "minilm-3l-1bit-sst2"
 READER = Path(__file__).parent.parent / "hf_xtc" / "reader.py"

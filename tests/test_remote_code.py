@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.testing_utils import CaptureLogger
 
 from hf_xtc import ARCHITECTURES, XTCBertForSequenceClassification, XTCRecipe, compress, pack_model, unpack_model
-from hf_xtc.export.command import plain_config
-from hf_xtc.modeling.bert_config import CODE, auto_map
+from hf_xtc.modeling.bert import CODE, auto_map
+from hf_xtc.runs.export import plain_config
 from remote_code import MODULES, ROOTS, WRITTEN, generate
 
 HEADS = ARCHITECTURES["bert"].model_classes

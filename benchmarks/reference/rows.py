@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_xtc.data import DataArguments, align_labels, load_task, tokenize
-from hf_xtc.specs import LayerMap
+from hf_xtc.data.task_data import DataArguments, align_labels, load_task, tokenize
+from hf_xtc.recipe.layer_map import LayerMap
 from reference.curve import Rows, predict
 from reference.scores import scores
 

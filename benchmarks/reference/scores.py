@@ -1,4 +1,4 @@
-"""The scores of GLUE in numpy alone, for both environments: equal to `hf_xtc.metrics`, which theirs cannot import."""
+"""The scores of GLUE in numpy alone, for both environments; equal to `hf_xtc.data.metrics`, which theirs lacks."""
 
 from typing import Any
 

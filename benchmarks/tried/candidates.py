@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_xtc.distillation import TERMS
-from hf_xtc.specs import QUANTIZERS
+from hf_xtc.distillation.terms import TERMS
+from hf_xtc.quantization.specs import QUANTIZERS
 from tried.quantization import CentredBinaryQuantizer, Freezing
 from tried.sub_norms import add_sub_norms
 from tried.terms import AttentionProbabilitiesTerm, RelationsAttention, RelationsTerm

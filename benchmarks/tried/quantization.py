@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from hf_xtc.layers import XTCLinear
-from hf_xtc.quantizers import BinaryQuantizer
+from hf_xtc.modeling.layers import XTCLinear
+from hf_xtc.quantization.quantizers import BinaryQuantizer
 
 
 class CentredBinaryQuantizer(BinaryQuantizer):

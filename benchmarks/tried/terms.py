@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from hf_xtc.attention import SCORES, scores_attention
-from hf_xtc.distillation import DistillationTerm, token_mask
-from hf_xtc.specs import LayerMap
+from hf_xtc.distillation.terms import DistillationTerm, token_mask
+from hf_xtc.modeling.attention import SCORES, scores_attention
+from hf_xtc.recipe.layer_map import LayerMap
 
 
 def masked_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

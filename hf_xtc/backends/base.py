@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hf_xtc.activations import ActivationQuantizer
-from hf_xtc.packing import PackedWeight
+from hf_xtc.quantization.activations import ActivationQuantizer
+from hf_xtc.quantization.packing import PackedWeight
 from hf_xtc.registry import Registry
 
 BACKENDS = Registry("backend")

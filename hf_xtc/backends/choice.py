@@ -8,7 +8,7 @@ import torch
 
 from hf_xtc.backends.base import BACKENDS, Backend, Product
 from hf_xtc.errors import StateError
-from hf_xtc.native_library import variant
+from hf_xtc.native.library import variant
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
 def _reason(product: Product) -> str:
     if product.activation is None:
         return "activations in float"
+    if not product.dtype.is_floating_point:
+        return f"inputs of {product.dtype}"
     if not product.activation.has_range():
         return "static activations whose range was never calibrated"
     weight = product.weight

@@ -9,12 +9,13 @@ float32 rounding only.
 import torch
 from torch import Tensor
 
-from hf_xtc.backends import native
 from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
-from hf_xtc.native_library import variant
-from hf_xtc.packing import unpack
-from hf_xtc.quantizers import get_quantizer
-from hf_xtc.specs import ActivationSpec
+from hf_xtc.backends.reference import ReferenceBackend
+from hf_xtc.native import encoder as native
+from hf_xtc.native.library import variant
+from hf_xtc.quantization.packing import unpack
+from hf_xtc.quantization.quantizers import get_quantizer
+from hf_xtc.quantization.specs import ActivationSpec
 
 # Up to this many rows, one-bit codes are read faster than bytes whatever the instruction set.
 FEW_ROWS = 8
@@ -108,6 +109,7 @@ class _IntegerBackend(Backend):
         return (
             activation is not None
             and activation.has_range()
+            and product.dtype.is_floating_point
             and not (activation.training and activation.spec.calibration == "static")
             and product.weight.packed.device.type in ("cpu", "cuda")
             and bound < 2**31
@@ -115,7 +117,11 @@ class _IntegerBackend(Backend):
 
 
 def _native(product: Product, layout: int) -> Prepared:
-    return native.NativeWeight([product.weight], [product.bias], layout).linear
+    """The product by the native operator. An input that it cannot read (another width or device, a tracer) goes to the
+    reference, and so has PyTorch's usual result or error."""
+    weight = native.NativeWeight([product.weight], [product.bias], layout)
+    reference = ReferenceBackend().prepare(product)
+    return lambda x: weight.linear(x) if weight.serves(x) else reference(x)
 
 
 @BACKENDS.register("int8")

@@ -11,12 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hf_xtc.checkpoint import whole_folder
-from hf_xtc.compress import is_packed
+from hf_xtc.checks import check_choice
+from hf_xtc.compression.convert import is_packed
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.export.bert import check_served
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, Batch, compare, random_batches
-from hf_xtc.specs import check_choice
+from hf_xtc.files.writing import whole_folder
 
 # Format -> the packages it needs, which are those of the extra of its name.
 FORMATS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}

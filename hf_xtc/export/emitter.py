@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hf_xtc.activations import ActivationQuantizer, activation_levels
-from hf_xtc.layers import PackedEmbedding, PackedLinear
-from hf_xtc.packing import codes_per_byte, unpack
-from hf_xtc.quantizers import get_quantizer, guard_zero
-from hf_xtc.specs import ActivationSpec
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
+from hf_xtc.quantization.activations import ActivationQuantizer, activation_levels
+from hf_xtc.quantization.packing import codes_per_byte, unpack
+from hf_xtc.quantization.quantizers import get_quantizer, guard_zero
+from hf_xtc.quantization.specs import ActivationSpec
 
 Array = NDArray[Any]
 Value = Any  # what a runtime calls the output of a node

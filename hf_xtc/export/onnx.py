@@ -19,12 +19,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.errors import XTCError
 from hf_xtc.export.bert import INPUTS, write_graph
 from hf_xtc.export.emitter import Array, Emitter, Quantized, Value, signed_codes
-from hf_xtc.layers import PackedLinear
-from hf_xtc.specs import ActivationSpec
+from hf_xtc.modeling.layers import PackedLinear
+from hf_xtc.quantization.activations import ActivationQuantizer
+from hf_xtc.quantization.specs import ActivationSpec
 from hf_xtc.version import __version__
 
 FILE = "model.onnx"

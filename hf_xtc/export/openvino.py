@@ -18,7 +18,7 @@ from torch import nn
 from hf_xtc.errors import XTCError
 from hf_xtc.export.bert import INPUTS, write_graph
 from hf_xtc.export.emitter import Array, Emitter, Value, raw_codes
-from hf_xtc.layers import PackedLinear
+from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.version import __version__
 
 FILE = "openvino_model.xml"

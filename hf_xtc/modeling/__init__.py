@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture
-from hf_xtc.modeling.states import XTCConfig, XTCModel
+from hf_xtc.modeling.base import XTCConfig, XTCModel
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
+from hf_xtc.checks import check_choice
 from hf_xtc.errors import PackedFileError, XTCError
-from hf_xtc.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
-from hf_xtc.packing import FORMAT_VERSION
-from hf_xtc.recipe import XTCRecipe
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, XTCEmbedding, XTCLinear
+from hf_xtc.quantization.packing import FORMAT_VERSION
+from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
+from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.registry import Registry
-from hf_xtc.specs import ActivationSpec, LayerMap, QuantSpec, check_choice
 
 ARCHITECTURES = Registry("architecture")
 """`model_type` of a teacher -> `Architecture`; `ARCHITECTURES.register("name")(architecture)` adds one."""
-# What `push_to_hub` of a model calls. It packs and writes a card, which stand below the models: they fill it in.
-PUBLISHERS = Registry("publisher")
 STATES = ("latent", "packed")
 
 

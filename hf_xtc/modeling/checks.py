@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_xtc.checkpoint import check_header, read_header
 from hf_xtc.errors import PackedFileError
-from hf_xtc.layers import PackedEmbedding, PackedLinear
-from hf_xtc.packing import LARGEST, check_packed
-from hf_xtc.plain_json import read_json
-from hf_xtc.quantizers import get_quantizer
+from hf_xtc.files.headers import check_header, read_header
+from hf_xtc.files.safe_json import read_json
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
+from hf_xtc.quantization.packing import LARGEST, check_packed
+from hf_xtc.quantization.quantizers import get_quantizer
 
 # Beyond these no model was ever made, and building one would take hours before its file is looked at.
 MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}

@@ -11,12 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from hf_xtc.backends import Product, native
+from hf_xtc.backends import Product
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
-from hf_xtc.layers import PackedEmbedding, PackedLinear, version_of
-from hf_xtc.native_library import variant
-from hf_xtc.quantizers import get_quantizer
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, version_of
+from hf_xtc.native import encoder as native
+from hf_xtc.native.library import is_readable, variant
+from hf_xtc.quantization.quantizers import get_quantizer
 
 # transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
 RECORDING_HOOK = "output_capturing_hook"
@@ -64,7 +65,8 @@ class FusedEncoder:
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or a row starts with padding.
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or not to be read here (on
+        another device, traced), or if a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
@@ -72,7 +74,8 @@ class FusedEncoder:
             token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
         """
         batch, length = input_ids.shape
-        if not input_ids.numel():
+        given = [ids for ids in (input_ids, mask, token_type_ids, position_ids) if ids is not None]
+        if not input_ids.numel() or not all(map(is_readable, given)):
             return None
         if position_ids is None:
             position_ids = torch.arange(length)[None]

@@ -25,7 +25,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from hf_xtc.checkpoint import last_checkpoint
+from hf_xtc.files.writing import last_checkpoint
 from intact import check, differences, leftovers, published
 from kills import Undisturbed, undisturbed
 from tiny_run import about, command, start, tell

@@ -24,7 +24,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, TrainerCallback, set_seed
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
-from hf_xtc.checkpoint import write_json
+from hf_xtc.files.writing import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from machine import facts

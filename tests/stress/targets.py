@@ -24,14 +24,14 @@ from transformers import (
 )
 
 from hf_xtc import XTCRecipe, compress, pack_model
-from hf_xtc.adapters import adapter_base, head_labels, with_adapter
-from hf_xtc.arguments import RecipeArguments
+from hf_xtc.distillation.cache import TeacherCache
+from hf_xtc.distillation.cache.format import Manifest, check_key, plan_shards, shard_file
+from hf_xtc.distillation.cache.shards import ShardWriter
 from hf_xtc.errors import XTCError
-from hf_xtc.modeling.states import XTCModel
+from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
+from hf_xtc.modeling.base import XTCModel
 from hf_xtc.reader import PackedBert, ReadError
-from hf_xtc.teacher_cache import TeacherCache
-from hf_xtc.teacher_cache.format import Manifest, check_key, plan_shards, shard_file
-from hf_xtc.teacher_cache.shards import ShardWriter
+from hf_xtc.runs.arguments import RecipeArguments
 from mutations import HOSTILE, PATTERNS, TEXTS, damage_folder, damage_json, damage_safetensors
 
 IDS = torch.tensor([[1, 5, 9, 2], [3, 4, 0, 0]])

@@ -26,15 +26,13 @@ import torch
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
-import hf_xtc.climb as climb
-import hf_xtc.evaluation
-import hf_xtc.model_card  # noqa: F401
-import hf_xtc.outcome as outcome
-import hf_xtc.stages as stages
+import hf_xtc.runs.compress_run as climb
+import hf_xtc.runs.finalize as outcome
+import hf_xtc.runs.stage as stages
 from hf_xtc.cli import main
-from hf_xtc.teacher_cache import Teaching
-from hf_xtc.teacher_cache import format as cache_format
-from hf_xtc.trainer import XTCTrainer
+from hf_xtc.distillation.cache import Teaching
+from hf_xtc.distillation.cache import format as cache_format
+from hf_xtc.training.trainer import XTCTrainer
 
 WORDS = ["good", "great", "nice", "bad", "awful", "sad", "movie", "film", "plot", "is"]
 VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}

@@ -1,0 +1,118 @@
+"""The byte ledger: what every part of a packed file takes, computable before any training.
+
+Built from the packed model on the meta device, so that it names and counts exactly the tensors the file will hold.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_xtc.modeling.architecture import architecture_of, xtc_block
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One tensor of the file: its name, the part of the model it belongs to, dtype, elements and bytes."""
+
+    name: str
+    part: str
+    dtype: str
+    numel: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All tensors of a packed file, and the bytes of the same model in float32.
+
+    `total_bytes` is the file's size less its header (a few kB of JSON: `8 + header length`).
+    """
+
+    entries: tuple[LedgerEntry, ...]
+    float32_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.bytes for entry in self.entries)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part, largest first."""
+        sums: dict[str, int] = {}
+        for entry in self.entries:
+            sums[entry.part] = sums.get(entry.part, 0) + entry.bytes
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ledger as a JSON object: parts, total and float32 bytes."""
+        return {"parts": self.parts, "total_bytes": self.total_bytes, "float32_bytes": self.float32_bytes}
+
+    def __str__(self) -> str:
+        width = max(map(len, (*self.parts, "total")))
+        rows = [f"{part:<{width}} {size:>12,} B {size / self.total_bytes:>6.1%}" for part, size in self.parts.items()]
+        ratio = self.float32_bytes / self.total_bytes
+        rows.append(f"{'total':<{width}} {self.total_bytes:>12,} B, {ratio:.1f} times smaller than in float32")
+        return "\n".join(rows)
+
+
+def ledger(
+    config: Any, recipe: XTCRecipe | None = None, *, model_class: type[PreTrainedModel] | None = None
+) -> Ledger:
+    """The ledger of the packed file that a teacher or student of `config` gives.
+
+    Args:
+        config (`PreTrainedConfig`): Of a teacher (then `recipe` says what becomes of it) or of an XTC model.
+        recipe (`XTCRecipe`, *optional*): What to make of a teacher; by default the default recipe, or the XTC model's.
+        model_class (`type`, *optional*): XTC class; by default the one in `config.architectures`, else the sequence
+            classifier.
+
+    Raises:
+        XTCError: if the architecture is unknown.
+        RecipeError: if the recipe's layers do not fit the teacher.
+
+    Example:
+        >>> from transformers import BertConfig
+        >>> ledger(BertConfig(), XTCRecipe(keep_layers=5)).total_bytes < 8.1e6
+        True
+    """
+    architecture = architecture_of(config)
+    if model_class is None:
+        name = (config.architectures or ["BertForSequenceClassification"])[0].removeprefix("XTC")
+        model_class = architecture.model_classes.get(name) or next(
+            cls for key, cls in architecture.model_classes.items() if key.endswith("ForSequenceClassification")
+        )
+    values = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "dtype")}
+    if recipe is not None or values.get("xtc") is None:
+        recipe = XTCRecipe() if recipe is None else recipe
+        layer_map = recipe.layer_map(config.num_hidden_layers)
+        values.update(num_hidden_layers=len(layer_map.layers), xtc=xtc_block(recipe, layer_map))
+    packed_config = architecture.config_class(**{**values, "state": "packed"})
+    with torch.device("meta"):
+        packed = model_class(packed_config)
+        latent = model_class(architecture.config_class(**{**values, "state": "latent"}))
+    float32_bytes = sum(4 * parameter.numel() for parameter in latent.parameters())
+    return Ledger(tuple(_entries(packed, getattr(torch, packed_config.recipe.rest_dtype))), float32_bytes)
+
+
+def _entries(model: PreTrainedModel, rest_dtype: torch.dtype) -> list[LedgerEntry]:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    entries = []
+    for name, tensor in model.state_dict().items():
+        if name not in model.all_tied_weights_keys:
+            dtype = rest_dtype if name in parameters else tensor.dtype
+            size = tensor.numel() * dtype.itemsize
+            entries.append(LedgerEntry(name, _part(name), str(dtype).removeprefix("torch."), tensor.numel(), size))
+    return entries
+
+
+def _part(name: str) -> str:
+    kind = {"weight_packed": "codes", "weight_scale": "scales", "weight": "float", "range": "ranges"}
+    what = kind.get(name.rpartition(".")[2])
+    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings", "encoder", "pooler"):
+        if f"{part}." in name and "LayerNorm" not in name and what:
+            return f"{part.replace('_', ' ')} {what}"
+    return "head" if name.startswith(("classifier", "cls", "qa_outputs")) else "biases and LayerNorm"

@@ -1,0 +1,1 @@
+"""Tables in, checked rows out: GLUE and files of one's own, augmentation, metrics."""

@@ -1,0 +1,210 @@
+"""Files as tables: the reading half of `hf_xtc.data.task_data`, without a command line and without GLUE.
+
+Owns the formats, the encoding, the presence of columns, texts and labels, and the numbering of labels. Whatever cannot
+be read so is refused with a `DataError`; nothing is dropped or guessed.
+"""
+
+import glob
+import math
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from hf_xtc.errors import DataError
+
+# pandas quoting=3 takes quotes as text, as the GLUE files mean them
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", {"sep": ",", "index_col": False, "keep_default_na": False}),
+    ".tsv": ("csv", {"sep": "\t", "index_col": False, "keep_default_na": False, "quoting": 3}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+class Columns(NamedTuple):
+    """Column names of a table, and its label names by class id if they are known beforehand; `label` may be `None`."""
+
+    text: str
+    text_pair: str | None = None
+    label_names: tuple[str, ...] | None = None
+    label: str | None = "label"
+
+
+class Table(NamedTuple):
+    """One split before its labels are numbered: columns by their new names, class ids of known names as names."""
+
+    source: str
+    columns: dict[str, list[Any]]
+    label_names: tuple[str, ...] | None
+
+    def refuse(self, bad: Sequence[bool], what: str, cure: str) -> None:
+        """Raises `DataError` with the number of `bad` rows and the first of them (from 1), if there are any."""
+        if rows := [row for row, is_bad in enumerate(bad, start=1) if is_bad]:
+            where = f"{len(rows)} of {len(bad)} rows (first: row {rows[0]})"
+            raise DataError(f"{self.source}: {what} in {where}. {cure}")
+
+
+def read_file(path: str) -> Dataset:
+    """The file as an in-memory table; csv and tsv cells all as text, so that "null" and "007" stay what they are.
+
+    Parsed anew in each call: the cache of datasets goes by modification time alone, and so may serve stale rows.
+
+    Raises:
+        DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
+    """
+    builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
+    if not builder:
+        raise DataError(f"{path} has an extension that is not supported. Use one of: {', '.join(FORMATS)}.")
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist, or is not a file.")
+    if builder != "parquet":
+        _check_text_file(path)
+    try:
+        with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
+            if builder == "csv":
+                options = options | {"converters": dict.fromkeys(pd.read_csv(path, nrows=0, **options), str)}
+            options = options | {"split": "train", "cache_dir": cache, "keep_in_memory": True}
+            table = load_dataset(builder, data_files=glob.escape(path), **options)  # brackets would be a pattern
+            table.data.table.validate(full=True)  # finds parquet strings that are not UTF-8
+    except (DatasetGenerationError, ValueError, StopIteration, pd.errors.ParserWarning) as error:
+        reason = str(error.__cause__ or error).strip()
+        if "corresponds to no data" in reason or "BatchSize must be greater" in reason:
+            raise DataError(f"{path} has no rows.") from error
+        raise DataError(f"{path} cannot be read as {builder}: {reason}") from error
+    return table
+
+
+def _check_text_file(path: str) -> None:
+    try:
+        blank = not Path(path).read_bytes().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise DataError(f"{path} is not UTF-8: {where}. Save it as UTF-8.") from None
+    if blank:
+        raise DataError(f"{path} has no rows.")
+
+
+def select(source: str, dataset: Dataset, names: Columns) -> Table:
+    """The columns that `names` points to, as `text`, `text_pair` and `label`, the last two if it names them.
+
+    Raises:
+        DataError: if `dataset`, called `source` in messages, lacks one of them.
+    """
+    columns = {"text": names.text, "text_pair": names.text_pair, "label": names.label}
+    used = {new: old for new, old in columns.items() if old is not None}
+    if missing := [old for old in used.values() if old not in dataset.column_names]:
+        raise DataError(
+            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For own "
+            f"files pass --text_column, --text_pair_column and --label_column."
+        )
+    values = {new: dataset[old][:] for new, old in used.items()}
+    if names.label is None:
+        return Table(source, values, None)
+    feature = dataset.features[names.label]
+    known = tuple(feature.names) if isinstance(feature, ClassLabel) else names.label_names
+    if known:
+        values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
+    return Table(source, values, known)
+
+
+def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
+    """Raises `DataError` if a text is absent or no string, or a label is absent or (unless `numbers`) -1."""
+    for column in sorted(table.columns.keys() - {"label"}):
+        texts = table.columns[column]
+        wrong = [not isinstance(text, str | None) for text in texts]
+        table.refuse(wrong, f"{column} that is not a string", "Write it as text, or name another column.")
+        blank = [text is None or not (blank_allowed or text.strip()) for text in texts]
+        table.refuse(blank, f"empty {column}", "Fill or remove them.")
+    if "label" not in table.columns:
+        return
+    labels = table.columns["label"]
+    table.refuse([_is_missing(label, numbers=numbers) for label in labels], "no label", "Fill or remove them.")
+    wrong = [not isinstance(label, str | int | float) for label in labels]
+    table.refuse(wrong, "labels that are neither strings nor numbers", "Name another column with --label_column.")
+    if not numbers:
+        cure = "Use a labelled split; if -1 is one of your classes, write it as a word."
+        table.refuse([_label_text(label) == "-1" for label in labels], "label -1 (unlabelled)", cure)
+
+
+def class_names(train: Table) -> tuple[str, ...]:
+    """Label names by class id: the known ones, else those found, strings alphabetically and integers by size.
+
+    Raises:
+        DataError: if the labels are fractional numbers.
+    """
+    if train.label_names:
+        return train.label_names
+    found = {_label_text(value) for value in train.columns["label"]}
+    if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found):
+        return tuple(sorted(found, key=int))
+    numbers = [_number(name) for name in found]
+    if None not in numbers and any(number % 1 for number in numbers if number is not None):
+        what = f"the labels are fractional numbers ({len(found)} different ones), not classes"
+        raise DataError(f"{train.source}: {what}. Pass --regression to fit them.")
+    return tuple(sorted(found))
+
+
+def numbered(table: Table, names: tuple[str, ...] | None, rows: int | None) -> Dataset:
+    """The first `rows` rows with `label` as class id (`int64`), or as number (`float32`) if `names` is `None`.
+
+    Raises:
+        DataError: if a label is not among `names`, or is no finite `float32`.
+    """
+    labels = _numbers(table) if names is None else _ids(table, names)
+    features = {column: Value("string") for column in table.columns} | {"label": Value(str(labels.dtype))}
+    columns = table.columns | {"label": labels}
+    return Dataset.from_dict({name: values[:rows] for name, values in columns.items()}, features=Features(features))
+
+
+def _numbers(table: Table) -> np.ndarray:
+    labels = table.columns["label"]
+    numbers = [_number(label) for label in labels]
+    wrong = [number is None for number in numbers]
+    example = next((label for label, is_wrong in zip(labels, wrong, strict=True) if is_wrong), None)
+    table.refuse(wrong, f"labels that are not numbers (such as {example!r})", "Correct or remove them.")
+    with np.errstate(over="ignore"):
+        rounded = np.array(numbers, dtype=np.float32)
+    table.refuse(list(~np.isfinite(rounded)), "labels that are no finite float32", "Correct or remove them.")
+    return rounded
+
+
+def _ids(table: Table, names: tuple[str, ...]) -> np.ndarray:
+    ids = {name: i for i, name in enumerate(names)}
+    texts = [_label_text(label) for label in table.columns["label"]]
+    unknown = [text not in ids for text in texts]
+    example = next((text for text, is_unknown in zip(texts, unknown, strict=True) if is_unknown), "")
+    what = f"labels that are not among {listed(names)} (such as {example!r})"
+    table.refuse(unknown, what, "Each class must occur in the train data.")
+    return np.array([ids[text] for text in texts], dtype=np.int64)
+
+
+def _is_missing(label: Any, *, numbers: bool) -> bool:
+    if isinstance(label, float):
+        return math.isnan(label) and not numbers  # among numbers nan is a wrong value, with a message of its own
+    return label is None or (isinstance(label, str) and not label.strip())
+
+
+def _label_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in a message; of many, the first ten and the count."""
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} ... ({len(names)} in all)"

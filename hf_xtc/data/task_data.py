@@ -1,0 +1,280 @@
+"""Data of the command line: GLUE or own files in, tables with `text`, `text_pair` (pairs only) and `label` out.
+
+Owns every check of data that needs no model. In a `TaskData` each row has its texts (blank ones in GLUE only: official
+QQP has two empty questions) and a label that is a class id below the number of names, or a finite number. Whatever
+cannot be read so is refused with a `DataError`; nothing is dropped or guessed.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
+from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
+from hf_xtc.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MAX_SELECTION_ROWS = 1000
+
+
+@dataclass
+class DataArguments:
+    """What to train and evaluate on, for `HfArgumentParser`: a GLUE task, or own files.
+
+    Raises:
+        DataError: if not exactly one of the two is given, the task is unknown, columns coincide, or a number is not
+            positive.
+    """
+
+    task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
+    data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
+    train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
+    validation_file: str | None = field(default=None, metadata={"help": "Own validation data, likewise."})
+    text_column: str = field(default="text", metadata={"help": "Column of own files with the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})
+    label_column: str = field(default="label", metadata={"help": "Column of own files with the class or number."})
+    regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers to fit."})
+    max_length: int = field(default=128, metadata={"help": "Tokens per row; what is longer is cut off."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
+    selection_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the train rows (1,000 at most) held out to choose rates and checkpoints on."},
+    )
+    unlabelled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More texts to distil on, labels unknown or ignored: files with the train data's text "
+            "columns, or GLUE tasks, whose train rows are taken."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        files = [self.train_file, self.validation_file]
+        if (files != [None, None]) if self.task_name is not None else (None in files):
+            raise DataError(
+                f"Pass either --task_name, or both --train_file and --validation_file; got task_name="
+                f"{self.task_name!r}, train_file={self.train_file!r}, validation_file={self.validation_file!r}."
+            )
+        if self.task_name is not None and self.task_name not in GLUE:
+            raise DataError(f"Unknown GLUE task {self.task_name!r}. Use one of: {', '.join(GLUE)}.")
+        if self.task_name is None and self.data_dir is not None:
+            raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
+        if self.regression and self.task_name not in (None, "stsb"):
+            raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        if not 0 <= self.selection_share < 1:
+            raise DataError(f"--selection_share must be at least 0 and below 1, but is {self.selection_share}.")
+        columns = [self.text_column, self.text_pair_column, self.label_column]
+        if len(set(columns)) < len(columns):
+            raise DataError(f"The text, text pair and label columns must differ, but are {columns}.")
+        for name in ("max_length", "max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the train data."""
+        own = Columns(self.text_column, self.text_pair_column, label=self.label_column)
+        return own if self.task_name is None else GLUE[self.task_name]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Train and validation data with the columns `text`, `text_pair` (pairs only) and `label`.
+
+    Args:
+        name (`str`): GLUE task, or the name of the train file (of its folder, if the file is called train).
+        task (`str` or `None`): GLUE task; `None` for own files.
+        train (`datasets.Dataset`): `label` is a class id (`int64`), or for regression a finite `float32`.
+        validation (`datasets.Dataset`): Likewise.
+        extra_validation (`dict[str, datasets.Dataset]`): `{"mismatched": ...}` for mnli, else empty.
+        label_names (`tuple[str, ...]` or `None`): Names by class id; `None` for regression.
+        fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
+            it): equal for equal contents, whatever the file, process or cache.
+        selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to choose rates and checkpoints on.
+    """
+
+    name: str
+    task: str | None
+    train: Dataset
+    validation: Dataset
+    extra_validation: dict[str, Dataset]
+    label_names: tuple[str, ...] | None
+    fingerprint: str
+    selection: Dataset | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether the labels are numbers."""
+        return self.label_names is None
+
+    @property
+    def reserved(self) -> list[Dataset]:
+        """The splits that choose or report, and so never train."""
+        held_out = [] if self.selection is None else [self.selection]
+        return [self.validation, *held_out, *self.extra_validation.values()]
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row has two texts."""
+        return "text_pair" in self.train.column_names
+
+
+def load_task(args: DataArguments) -> TaskData:
+    """The train and validation data that `args` names, checked, with class ids for labels.
+
+    Label names come from a `ClassLabel` column, else from GLUE, else from the train data: strings in alphabetical,
+    integers in numerical order. `max_train_samples` and `max_eval_samples` keep the first rows, after the checks.
+
+    Raises:
+        DataError: if a file is missing, unreadable, empty or not UTF-8; lacks a column, a text or a label; has a label
+            that the train data has not; if only one class is left to train on; or if the Hub cannot be reached.
+    """
+    regression = args.regression or args.task_name == "stsb"
+    tables = {split: select(*table) for split, table in _splits(args).items()}
+    for table in tables.values():
+        check_rows(table, blank_allowed=args.task_name is not None, numbers=regression and args.task_name is None)
+    names = None if regression else class_names(tables["train"])
+    limits = {"train": args.max_train_samples}
+    splits = {k: numbered(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
+    train, validation = splits.pop("train"), splits.pop("validation")
+    if names and len(set(train["label"])) == 1:
+        only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
+        raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
+    contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
+    fingerprint = hashlib.sha256(contents.encode()).hexdigest()
+    path = Path(args.train_file or "").resolve()
+    name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
+    train, selection = hold_out(train, args.selection_share)
+    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection)
+
+
+def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset | None]:
+    """Train rows without a random part, and that part, of `share` of the rows but at most `MAX_SELECTION_ROWS`.
+
+    The parts keep the order of the rows and depend on their number and the seed alone.
+
+    Raises:
+        DataError: if one of the two would have no rows.
+    """
+    if not share:
+        return train, None
+    count = min(round(share * len(train)), MAX_SELECTION_ROWS)
+    if not 0 < count < len(train):
+        raise DataError(f"selection_share={share} of {len(train)} train rows leaves one part without rows. Change it.")
+    held = set(np.random.RandomState(seed).permutation(len(train))[:count].tolist())
+    rest = [row for row in range(len(train)) if row not in held]
+    return train.select(rest), train.select(sorted(held))
+
+
+def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
+    """Per split the name for messages, the raw table and the columns to take."""
+    if args.task_name is not None:
+        return glue_tables(args.task_name, args.data_dir)
+    paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
+    return {split: (path, read_file(path), args.columns) for split, path in paths.items()}
+
+
+def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -> Dataset:
+    """Rows as the model takes them, cut to `max_length` tokens and not padded.
+
+    Args:
+        dataset (`datasets.Dataset`): A split of a `TaskData`.
+        tokenizer (`PreTrainedTokenizerBase`): Only called, with lists of texts.
+        max_length (`int`): Tokens, special ones included.
+
+    Returns:
+        `datasets.Dataset`: lists of integers `input_ids`, `attention_mask` (and `token_type_ids`) of a row's length;
+        `labels`, `int64` or `float32`.
+
+    Raises:
+        DataError: if `max_length` exceeds what the tokenizer's model takes, or is below its special tokens.
+    """
+    limit = getattr(tokenizer, "model_max_length", max_length)
+    if max_length > limit:
+        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
+    texts = [column for column in ("text", "text_pair") if column in dataset.column_names]
+    arguments = {"tokenizer": tokenizer, "texts": texts, "max_length": max_length}
+    return dataset.rename_column("label", "labels").map(
+        _encode, batched=True, fn_kwargs=arguments, remove_columns=texts
+    )
+
+
+def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
+    encoded = dict(tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length))
+    # fast tokenizers give up cutting, silently, where the special tokens alone are too many
+    if any(len(ids) > max_length for ids in encoded["input_ids"]):
+        raise DataError(f"max_length is {max_length}, less than the special tokens of a row. Raise it.")
+    return encoded
+
+
+def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> TaskData:
+    """`data` with the class ids of the teacher's head.
+
+    Names are matched ignoring case. If the teacher's are generic (`LABEL_0`), or the data's are integers, ids are
+    matched by position, with a warning. Regression data is returned as it is.
+
+    Args:
+        data (`TaskData`): As loaded.
+        label2id (`dict[str, int]`): Of the teacher's config.
+        teacher (`str`): Its name, for messages.
+
+    Raises:
+        DataError: if the labels do not match the head: another number of them, other names, or a classification and
+            the single output of a regression.
+    """
+    heads = tuple(sorted(label2id, key=label2id.__getitem__))
+    if [label2id[name] for name in heads] != list(range(len(heads))):
+        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    if data.label_names is None:
+        if len(heads) != 1:
+            raise DataError(
+                f"{data.name} is a regression, but the head of {teacher} has {len(heads)} outputs: {listed(heads)}. "
+                f"Use a teacher with num_labels=1."
+            )
+        return data
+    if len(heads) == 1:
+        raise DataError(
+            f"{data.name} has the labels {listed(data.label_names)}, but the head of {teacher} has one output, for "
+            f"regression. Use a teacher trained on these labels, or --regression if they are numbers."
+        )
+    ids, names = _match(data, heads, teacher)
+    moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
+    train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
+    held = None if data.selection is None else _relabel(data.selection, ids)
+    moved_splits = {"train": train, "validation": validation, "extra_validation": moved, "selection": held}
+    return replace(data, label_names=names, **moved_splits)
+
+
+def _match(data: TaskData, heads: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
+    """The new id of each old one, and the label names by new id."""
+    names = data.label_names or ()
+    positions = list(range(len(names)))
+    for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
+        by_name = {fold(name): i for i, name in enumerate(heads)}
+        ids = [by_name.get(fold(name), -1) for name in names]
+        if sorted(ids) == list(range(len(heads))):
+            return ids, heads
+    generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in heads)
+    if len(heads) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
+        pairs = ", ".join(f"{name} = {head}" for name, head in zip(names, heads, strict=True))
+        logger.warning("The labels of %s and %s are matched by position: %s.", data.name, teacher, pairs)
+        return positions, names if generic_head else heads
+    raise DataError(
+        f"{data.name} has labels that do not match the head: the data has {len(names)} ({listed(names)}), {teacher} "
+        f"has {len(heads)} ({listed(heads)}). Use a teacher trained on these labels."
+    )
+
+
+def _relabel(dataset: Dataset, ids: list[int]) -> Dataset:
+    moved = np.array(ids, dtype=np.int64)[dataset["label"][:]]
+    return Dataset.from_dict(dataset.to_dict() | {"label": moved}, features=dataset.features)

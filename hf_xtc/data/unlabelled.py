@@ -1,0 +1,117 @@
+"""Rows without labels, for distillation: read, freed of what must not train, and labelled by the teacher.
+
+Owns which rows are new (`new_rows`) and what the teacher answers (`teacher_labels`), for augmentation too.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, Features, Value, concatenate_datasets
+
+from hf_xtc.data.glue import GLUE, glue_tables
+from hf_xtc.data.tables import check_rows, read_file, select
+from hf_xtc.data.task_data import DataArguments, TaskData
+from hf_xtc.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TEXTS = ("text", "text_pair")
+LABEL_ROWS = 128  # of a forward pass of the teacher
+
+
+def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
+    """The texts of `args.unlabelled` that may train a student of `data`; `None` if there are no sources.
+
+    Left out are rows that occur before, here or among the train rows, and all that share a text with a row to choose
+    or to report on, whatever its case and blanks.
+
+    Returns:
+        `datasets.Dataset`: `text` and, of pairs, `text_pair`.
+
+    Raises:
+        DataError: if a source cannot be read or lacks a text, if it has pairs and the data has not or the other way
+            round, or if no row is left.
+    """
+    if not args.unlabelled:
+        return None
+    sides = [side for side in TEXTS if side in data.train.column_names]
+    rows = concatenate_datasets([_texts(source, args, sides) for source in args.unlabelled])
+    rows = rows.select(new_rows([data.train], rows, sides))
+    reserved = pd.concat([_folded(split, side) for split in data.reserved for side in sides])
+    shared = np.any([_folded(rows, side).isin(reserved).to_numpy() for side in sides], axis=0)
+    if shared.all():
+        raise DataError(
+            f"Of the unlabelled rows of {', '.join(args.unlabelled)} none is new: the train, validation or held-out "
+            "rows have them all. Leave them out."
+        )
+    logger.info(
+        "%d unlabelled rows; %d more share a text with a validation or held-out row.", (~shared).sum(), shared.sum()
+    )
+    return rows.select(np.flatnonzero(~shared))
+
+
+def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
+    if source in GLUE:
+        name, rows, columns = glue_tables(source, args.data_dir)["train"]
+    else:
+        name, rows, columns = source, read_file(source), args.columns
+    found = select(name, rows, columns._replace(label=None))
+    if list(found.columns) != list(sides):
+        theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))
+        raise DataError(f"{name} has {theirs} a row, the train data {ours}. Leave it out.")
+    check_rows(found, blank_allowed=source in GLUE, numbers=False)
+    return Dataset.from_dict(found.columns, features=Features({side: Value("string") for side in sides}))
+
+
+def with_teacher_labels(rows: Dataset, train: Dataset, teacher: Any, tokenizer: Any, max_length: int) -> Dataset:
+    """The train rows, then the unlabelled ones with the class or number that the teacher gives them.
+
+    Args:
+        rows (`datasets.Dataset`): As `load_unlabelled` returns them.
+        train (`datasets.Dataset`): Their texts and `label`.
+        teacher (`PreTrainedModel`), tokenizer (`PreTrainedTokenizerBase`): Its class ids are those of `train`.
+        max_length (`int`): Tokens of a row.
+    """
+    labels = teacher_labels(teacher, tokenizer, rows, rows.column_names, max_length)
+    columns = [*rows.column_names, "label"]
+    labelled = rows.add_column("label", labels, feature=train.features["label"])
+    return concatenate_datasets([train.select_columns(columns), labelled])
+
+
+def new_rows(old: Sequence[Dataset], varied: Dataset, sides: Sequence[str]) -> np.ndarray:
+    """Indices of the varied rows whose texts occur neither in the `old` ones nor in a varied row before."""
+    keys = pd.concat([pd.DataFrame({side: _folded(split, side) for side in sides}) for split in (*old, varied)])
+    seen: np.ndarray = keys.duplicated().to_numpy()
+    new: np.ndarray = np.flatnonzero(~seen[sum(map(len, old)) :])
+    return new
+
+
+def _folded(dataset: Dataset, side: str) -> pd.Series:
+    texts = pc.utf8_lower(dataset.select_columns([side]).with_format("arrow")[:][side])
+    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
+    return pd.Series(folded.to_numpy(zero_copy_only=False), dtype="str")
+
+
+@torch.no_grad()
+def teacher_labels(
+    teacher: Any, tokenizer: Any, dataset: Dataset, sides: Sequence[str], max_length: int
+) -> np.ndarray:
+    """The class the teacher gives each row, or its number where it has one output."""
+    texts = [dataset[side][:] for side in sides]
+    order = np.argsort([sum(map(len, row)) for row in zip(*texts, strict=True)], kind="stable")
+    outputs = np.zeros((len(dataset), teacher.config.num_labels), dtype=np.float32)
+    training = teacher.training
+    teacher.eval()
+    for start in range(0, len(order), LABEL_ROWS):
+        rows = order[start : start + LABEL_ROWS]
+        batch = [[column[row] for row in rows] for column in texts]
+        inputs = tokenizer(*batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        outputs[rows] = teacher(**inputs.to(teacher.device)).logits.float().cpu().numpy()
+    teacher.train(training)
+    labels: np.ndarray = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+    return labels

@@ -1,0 +1,298 @@
+"""Making a teacher cache, and saying why one cannot be used.
+
+A cache is made with the teacher and the collator of the training, whatever columns the data have. What the teacher
+says of a row must depend on that row alone: rows that change from one reading to the next (random masking in the
+collator) are refused; padding on the left is taken, with a warning where positions depend on the other rows.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor, nn
+
+from hf_xtc.distillation.cache.format import (
+    TOKENS,
+    Manifest,
+    Shape,
+    broken_shards,
+    check_key,
+    plan_shards,
+    read_manifest,
+)
+from hf_xtc.distillation.cache.rows import ROW, NumberedRows, token_mask
+from hf_xtc.distillation.cache.shards import ShardWriter, TeacherCache
+from hf_xtc.distillation.terms import DistillationTerm
+from hf_xtc.errors import DataError, StateError, XTCError
+from hf_xtc.files.lock import FolderLock
+from hf_xtc.files.writing import clear_unfinished
+from hf_xtc.recipe.layer_map import LayerMap
+
+logger = logging.getLogger(__name__)
+
+_SURVEYED_ROWS = 1000
+# What a configuration holds that no output depends on, or that changes by using the model.
+_IGNORED = re.compile(
+    "_.*|transformers_version|.*label.*|dtype|architectures|problem_type|.*dropout.*|.*_token_id|output_.*|use_cache"
+)
+
+
+def kept_layers(terms: Sequence[DistillationTerm], layer_map: LayerMap, depth: int) -> dict[str, tuple[int, ...]]:
+    """The hidden states and attention layers that terms read: the layer map's, or all for terms that are not `mapped`.
+
+    Args:
+        depth (`int`): Layers of the teacher.
+    """
+    kept = {}
+    for kind, count in (("hidden_states", depth + 1), ("attentions", depth)):
+        readers = [term for term in terms if kind in term.needs]
+        if readers:
+            mapped = all(term.mapped for term in readers)
+            kept[kind] = tuple(sorted(set(getattr(layer_map, kind))) if mapped else range(count))
+    return kept
+
+
+def teacher_fingerprint(teacher: nn.Module, config: Mapping[str, Any]) -> str:
+    """sha256 of the teacher's tensors and of the part of its configuration that its outputs depend on."""
+    relevant = {key: value for key, value in config.items() if not _IGNORED.fullmatch(key)}
+    digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
+    for name, tensor in sorted(teacher.state_dict().items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 of a tokenizer, whatever it was last asked to pad and cut to; "none" without one."""
+    if tokenizer is None:
+        return "none"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        text = json.dumps([type(tokenizer).__name__, vocabulary], sort_keys=True)
+    else:
+        text = json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _update(digest: Any, name: str, tensor: Tensor) -> None:
+    tensor = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+@dataclass
+class Teaching:
+    """A training's teacher and data, and the folder their cache goes to.
+
+    Args:
+        folder (`Path`): Of the cache.
+        dtype (`str`): "float16" or "int8".
+        rows (`NumberedRows`): The data.
+        collator (`Callable`): Makes batches of rows.
+        labels (`list[str]`): Keys of a batch that the teacher does not see.
+        terms (`list[DistillationTerm]`): What they need is kept.
+        layer_map (`LayerMap`): Of the student.
+        teacher_config (`PreTrainedConfig`): The teacher's configuration.
+        teacher (`nn.Module`, *optional*): Without one a whole cache must be there.
+        run (`Callable`): Batch without labels, and kinds of outputs beyond the logits -> the teacher's outputs, in the
+            precision of the training.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Part of the key.
+        precision (`str`): Of autocast; part of the key.
+        batch_size (`int`): Rows at a time.
+        quiet (`bool`): No progress bar.
+    """
+
+    folder: Path
+    dtype: str
+    rows: NumberedRows
+    collator: Callable[[list[Any]], Any]
+    labels: Sequence[str]
+    terms: Sequence[DistillationTerm]
+    layer_map: LayerMap
+    teacher_config: Any
+    teacher: nn.Module | None
+    run: Callable[[dict[str, Any], Iterable[str]], Any]
+    tokenizer: Any
+    precision: str
+    batch_size: int
+    quiet: bool
+
+    def __post_init__(self) -> None:
+        depth = self.teacher_config.num_hidden_layers
+        self.layers = kept_layers(self.terms, self.layer_map, depth)
+        self.depths = {kind: depth + (kind == "hidden_states") for kind in self.layers}
+        self.config: dict[str, Any] = json.loads(self.teacher_config.to_json_string(use_diff=False))
+
+    def cache(self, *, make: bool) -> TeacherCache:
+        """The whole cache, opened: reused, completed or made.
+
+        Args:
+            make (`bool`): Shards that are missing are made; else they are an error.
+
+        Raises:
+            StateError: if the folder holds the cache of something else, the disk is too small, or the cache cannot be
+                made or written.
+            XTCError: if the rows change from one reading to the next, or the teacher's outputs have no known layout.
+        """
+        self._check_rows()
+        lengths, key = self._survey()
+        manifest = read_manifest(self.folder)
+        if manifest is not None:
+            check_key(self.folder, manifest.key, key)
+        if make and self.teacher is not None and (manifest is None or broken_shards(self.folder, manifest)):
+            with FolderLock(self.folder, wait=True) as lock:
+                self._complete(lengths, key, lock)
+        return TeacherCache(self.folder)
+
+    def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
+        """Makes what no other process, if one was waited for, has made."""
+        clear_unfinished(self.folder)
+        manifest = read_manifest(self.folder) or self._plan(lengths, key)
+        check_key(self.folder, manifest.key, key)
+        if broken := broken_shards(self.folder, manifest):
+            self._check_space(manifest, list(broken))
+            lock.take()
+            manifest.write(self.folder)
+            self._make(manifest, broken, lengths)
+
+    def _batch(self, indices: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+        """What the teacher sees of rows, and their token mask."""
+        features = self.rows.__getitems__(indices)
+        for feature in features:
+            del feature[ROW]
+        batch = self.collator(features)
+        return {key: value for key, value in batch.items() if key not in self.labels}, token_mask(batch)
+
+    def _check_rows(self) -> None:
+        """Reads some rows twice, and one alone.
+
+        Raises:
+            XTCError: if they differ.
+        """
+        some = range(min(len(self.rows), 32))
+        (first, mask), (second, _) = self._batch(some), self._batch(some)
+        if any(isinstance(v, Tensor) and not torch.equal(v, second[key]) for key, v in first.items()):
+            raise XTCError(
+                "Rows of the train_dataset change from one reading to the next (random masking or augmentation): the "
+                "teacher's outputs for them cannot be cached. Train without teacher_cache."
+            )
+        shifted = (mask[:, 0] == 0).nonzero().flatten().tolist()
+        if shifted and self._batch(shifted[:1])[1][0, 0] != 0:
+            logger.warning(
+                "Rows are padded on the left to the longest of their batch: where positions are absolute, the "
+                "teacher's outputs depend on that padding, and the cache holds those of its own batches. "
+                "Pad on the right, or to one length."
+            )
+
+    def _survey(self) -> tuple[list[int], dict[str, Any]]:
+        """Tokens of each row, and the key of the cache."""
+        lengths: list[int] = []
+        digest = hashlib.sha256()
+        for start in range(0, len(self.rows), _SURVEYED_ROWS):
+            batch, mask = self._batch(range(start, min(start + _SURVEYED_ROWS, len(self.rows))))
+            counts = (mask != 0).sum(1)
+            if not counts.all():
+                raise DataError(f"Row {start + int(counts.argmin())} of the train_dataset has no token.")
+            lengths += counts.tolist()
+            _update(digest, TOKENS, counts)
+            for name in sorted(batch):
+                value = batch[name]
+                if isinstance(value, Tensor):
+                    _update(digest, name, value[mask != 0] if value.shape == mask.shape else value)
+        recipe: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
+        recipe |= {kind: list(self.layers.get(kind, ())) for kind in ("hidden_states", "attentions")}
+        return lengths, {
+            "teacher": None if self.teacher is None else teacher_fingerprint(self.teacher, self.config),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "data": digest.hexdigest(),
+            "recipe": recipe,
+        }
+
+    def _plan(self, lengths: Sequence[int], key: dict[str, Any]) -> Manifest:
+        """The manifest of a new cache; runs the teacher on one row to see what it gives."""
+        batch, mask = self._batch([0])
+        outputs = {n: _shape(n, tensor, mask.shape[1]) for n, tensor in self._outputs(batch).items()}
+        shards = plan_shards(outputs, self.dtype, lengths)
+        return Manifest(key, self.dtype, outputs, self.layers, self.depths, shards, self.config)
+
+    def _outputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What is kept of the teacher's outputs, float32 on the CPU; axis 0 is the batch, then come the layers."""
+        outputs = self.run(batch, self.layers)
+        kept = {name: outputs[name] for name in outputs if name.endswith("logits")}
+        for kind, layers in self.layers.items():
+            if len(outputs.get(kind) or ()) != self.depths[kind]:
+                raise XTCError(f"The teacher returns no {kind}; drop the terms that need them, or teacher_cache.")
+            kept[kind] = torch.stack([outputs[kind][layer] for layer in layers], 1)
+        return {name: tensor.detach().float().cpu() for name, tensor in kept.items()}
+
+    def _check_space(self, manifest: Manifest, missing: Sequence[int]) -> None:
+        """Tells the size, and refuses a disk that is too small before anything is written."""
+        needed = manifest.nbytes(missing)
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        logger.info(
+            "The teacher cache in %s takes %d bytes, %d of them to be written.", self.folder, manifest.nbytes(), needed
+        )
+        if needed > free:
+            smaller = "" if self.dtype == "int8" else ", or use teacher_cache_dtype='int8'"
+            raise StateError(
+                f"The teacher cache needs {needed} more bytes in {self.folder}, and {free} are free. Free some, give "
+                f"teacher_cache a folder on another disk{smaller}."
+            )
+
+    def _make(self, manifest: Manifest, broken: Mapping[int, str], lengths: Sequence[int]) -> None:
+        """Makes the shards that are missing or broken."""
+        for what in broken.values():
+            if not what.endswith("is missing"):
+                logger.warning("%s: %s; it is made again.", self.folder, what)
+        total = sum(manifest.shards[index].rows for index in broken)
+        size = f"Teacher cache ({manifest.nbytes(list(broken)) / 1e6:.1f} MB)"
+        with tqdm(total=total, desc=size, disable=self.quiet) as bar:
+            for index in broken:
+                self._make_shard(manifest, index, lengths, bar.update)
+
+    def _make_shard(
+        self, manifest: Manifest, index: int, lengths: Sequence[int], update: Callable[[int], Any]
+    ) -> None:
+        """Runs the teacher on a shard's rows, in batches of like length, and writes what it gave."""
+        first = sum(shard.rows for shard in manifest.shards[:index])
+        own = lengths[first : first + manifest.shards[index].rows]
+        order = sorted(range(len(own)), key=own.__getitem__)
+        writer = ShardWriter(manifest, index, own)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch, mask = self._batch([first + row for row in rows])
+            writer.put(rows, self._outputs(batch), mask)
+            update(len(rows))
+        writer.save(self.folder)
+
+
+def _shape(name: str, output: Tensor, width: int) -> Shape:
+    """Shape of a row's block of an output that is padded to `width` tokens.
+
+    Raises:
+        XTCError: if it is neither per row, nor per token, nor a span.
+    """
+    sizes = output.shape[1:]
+    if name == "hidden_states":
+        return sizes[0], TOKENS, sizes[2]
+    if name == "attentions":
+        return sizes[0], sizes[1], TOKENS, TOKENS
+    if name in ("start_logits", "end_logits") and sizes == (width,):
+        return (TOKENS,)
+    if len(sizes) == 1:
+        return (sizes[0],)
+    if len(sizes) == 2 and sizes[0] == width:
+        return TOKENS, sizes[1]
+    raise XTCError(
+        f"The teacher's {name} have shape {list(output.shape)} for 1 row of {width} tokens: teacher_cache knows "
+        "outputs per row, per token and spans. Train without it."
+    )

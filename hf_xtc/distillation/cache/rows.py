@@ -1,0 +1,70 @@
+"""Rows that know their number, and batches that hold the teacher's outputs for their rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_xtc.distillation.cache.shards import TeacherCache
+from hf_xtc.errors import DataError, XTCError
+
+ROW = "xtc_row"
+TARGETS = "xtc_targets"
+
+
+class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """A data set whose rows also hold their own number, as `xtc_row`."""
+
+    def __init__(self, source: Any):
+        if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+            raise XTCError(
+                f"teacher_cache needs a train_dataset with a length and numbered rows; a {type(source).__name__} has "
+                "none. Train without a cache, or load the data whole."
+            )
+        if len(source) == 0:
+            raise DataError("The train_dataset is empty: there is nothing to cache.")
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows at once: one reading of the table where the data set has tables."""
+        indices = [int(index) for index in indices]
+        together = getattr(self.source, "__getitems__", None)
+        rows = [self.source[index] for index in indices] if together is None else together(indices)
+        if not isinstance(rows[0], Mapping):
+            raise XTCError(
+                f"teacher_cache needs rows that are dictionaries; row {indices[0]} is a {type(rows[0]).__name__}."
+            )
+        return [{**row, ROW: index} for row, index in zip(rows, indices, strict=True)]
+
+
+class CachedTargets:
+    """A data collator that adds the teacher's outputs to what another makes, under `xtc_targets`."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any], cache: TeacherCache):
+        self.collator, self.cache = collator, cache
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        rows = [feature.pop(ROW) for feature in features]
+        batch = self.collator(features)
+        batch[TARGETS] = self.cache.read(rows, token_mask(batch))
+        return batch
+
+
+def token_mask(batch: Mapping[str, Any]) -> Tensor:
+    """The attention mask of a batch, ones where it has none.
+
+    Raises:
+        XTCError: if the batch is not one sequence of tokens per row.
+    """
+    mask = batch.get("attention_mask", batch.get("input_ids"))
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        shape = list(mask.shape) if isinstance(mask, Tensor) else "missing"
+        raise XTCError(f"teacher_cache needs an attention_mask of shape [rows, tokens]; it is {shape}.")
+    return mask if "attention_mask" in batch else torch.ones_like(mask)

@@ -1,0 +1,98 @@
+"""How a student fits its teacher: the terms, the order of their labels, the head, and which layer teaches which."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from hf_xtc.distillation.terms import TERMS, DistillationTerm, LogitsTerm
+from hf_xtc.errors import RecipeError, XTCError
+from hf_xtc.recipe.layer_map import LayerMap
+
+logger = logging.getLogger(__name__)
+
+
+def build_terms(weights: Mapping[str, float], temperature: float) -> dict[str, DistillationTerm]:
+    """The terms of these names."""
+    options: dict[str, dict[str, Any]] = {"logits": {"temperature": temperature}}
+    return {name: TERMS[name](**options.get(name, {})) for name in weights}
+
+
+def label_order(student: Any, teacher: Any) -> list[int] | None:
+    """Indices that bring the teacher's logits into the student's label order; `None` where nothing is to be done.
+
+    Args:
+        student, teacher (`PreTrainedConfig`): Their `label2id` are compared by name, ignoring case.
+
+    Raises:
+        XTCError: if both name their labels and the names differ.
+    """
+    if student.num_labels != teacher.num_labels or not getattr(teacher, "id2label", None):
+        return None
+    ours = [str(student.id2label[i]).lower() for i in range(student.num_labels)]
+    theirs = [str(teacher.id2label[i]).lower() for i in range(teacher.num_labels)]
+    generic = [f"label_{i}" for i in range(student.num_labels)]
+    if ours == theirs or generic in (ours, theirs):
+        return None
+    if sorted(ours) != sorted(theirs):
+        raise XTCError(
+            f"The student's labels are {ours}, the teacher's {theirs}: their logits mean different things. "
+            "Set label2id and id2label of both configs to the same names."
+        )
+    logger.warning("Teacher and student order their labels differently; the teacher's logits are reordered by name.")
+    return [theirs.index(name) for name in ours]
+
+
+def fit_logits(term: DistillationTerm | None, student: Any) -> None:
+    """Tells the term 'logits' what kind of head it compares.
+
+    Raises:
+        XTCError: for a multi-label head, whose outputs are no distribution.
+    """
+    if isinstance(term, LogitsTerm):
+        if student.problem_type == "multi_label_classification":
+            raise XTCError(
+                "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
+                "Use the terms hidden_states, attention_scores and labels."
+            )
+        term.regression = student.problem_type == "regression"
+
+
+def fit_layers(student: Any, teacher: Any) -> LayerMap:
+    """The student's layer map, an even one for a student that has none.
+
+    Args:
+        student, teacher (`PreTrainedConfig`): Of the two models.
+
+    Raises:
+        XTCError: if it is the map of a teacher of another depth.
+    """
+    layer_map = getattr(student, "layer_map", None)
+    if layer_map is None:
+        return LayerMap.skip(teacher.num_hidden_layers, student.num_hidden_layers)
+    if layer_map.num_teacher_layers != teacher.num_hidden_layers:
+        raise XTCError(
+            f"The student's layer map names layers {layer_map.layers} of a {layer_map.num_teacher_layers}-layer "
+            f"teacher, but this teacher has {teacher.num_hidden_layers}. Use the teacher it was compressed from."
+        )
+    found: LayerMap = layer_map
+    return found
+
+
+def stage_terms(names: list[str], stage: int, stages: int) -> list[str]:
+    """The terms that train in one stage: 2 stages are intermediate, head; 3 are intermediate, all, head.
+
+    Raises:
+        RecipeError: if the stage would have none.
+    """
+    first, last = stage == 0 and stages > 1, stage == stages - 1 and stages > 1
+    intermediate = {name for name in names if TERMS[name].intermediate}
+    active = [n for n in names if (not first or n in intermediate) and (not last or n not in intermediate)]
+    if not active:
+        kind = (
+            "intermediate terms (hidden_states, attention_scores)" if first else "terms of the head (logits, labels)"
+        )
+        raise RecipeError(
+            f"distillation_stages={stages} with terms {', '.join(names)}: stage {stage + 1} trains the {kind}, "
+            "and there are none. Add one, or use distillation_stages=1."
+        )
+    return active

@@ -1,0 +1,248 @@
+"""Distillation terms: functions of what student and teacher computed for one batch, each a scalar.
+
+All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and a
+batch split in two halves gives the mean of the two losses (gradient accumulation and data parallelism change nothing).
+Layers are summed, as in the reference code. Terms know tensors only; the trainer weighs, adds and logs them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_xtc.errors import XTCError
+from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.registry import Registry
+
+TERMS = Registry("distillation term")
+"""Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` names them."""
+
+TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
+XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
+
+
+class DistillationTerm(ABC):
+    """One part of the distillation loss. Registered in `TERMS` under the name it is logged by.
+
+    `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"), so that nobody computes
+    what no term uses. `mapped` terms read only the teacher layers that the layer map names, so that nobody stores the
+    others. `intermediate` terms teach the encoder, the others the head (stages train them in turn).
+    """
+
+    needs: frozenset[str] = frozenset()
+    mapped = False
+    intermediate = False
+    citations: tuple[str, ...] = (XTC,)
+
+    @abstractmethod
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student (`Mapping[str, Any]`): Outputs of the student, by name: "logits", "hidden_states", "attentions".
+            teacher (`Mapping[str, Any]`): Outputs of the teacher, likewise.
+            batch (`dict[str, torch.Tensor]`): Model inputs, `attention_mask` of shape `(batch, tokens)` among them.
+            layer_map (`LayerMap`): Which teacher layer answers for which student layer.
+
+        Returns:
+            `torch.Tensor` of shape `()`, float32.
+
+        Raises:
+            XTCError: if the outputs do not fit each other; names the term to drop.
+        """
+
+
+class _MaskedError(torch.autograd.Function):
+    """`sum(mask * (student - teacher)**2 / count)`; one tensor of that size is made and kept."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+        difference = (student.detach().float() - teacher.detach()).mul_(mask)
+        ctx.save_for_backward(difference, count)
+        ctx.dtype = student.dtype
+        rows = difference.flatten(1)
+        with torch.autocast(student.device.type, enabled=False):  # else sums of squares overflow float16
+            error: Tensor = (torch.linalg.vecdot(rows, rows) / count.flatten()).sum()
+        return error
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        difference, count = ctx.saved_tensors
+        return (difference * (2 * grads[0] / count)).to(ctx.dtype), None, None, None
+
+
+def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """1 for real tokens, 0 for padding: `(rows, tokens)`, float32; `rows` counts choices of multiple choice apart."""
+    mask = batch.get("attention_mask")
+    rows, tokens = like.shape[0], like.shape[-2]
+    if mask is None:
+        return torch.ones(rows, tokens, device=like.device)
+    return mask.reshape(-1, mask.shape[-1]).to(like.device, torch.float32)
+
+
+def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean over examples of the mean of `(student - teacher)**2` over what counts within each.
+
+    Args:
+        student, teacher (`torch.Tensor` of shape `(batch, ...)`, any float dtype): The gradient reaches the student.
+        mask (`torch.Tensor`, broadcastable to them, float32): 1 where an element counts, else 0.
+
+    Returns:
+        `torch.Tensor` of shape `()`, float32.
+    """
+    inner = tuple(range(1, student.dim()))
+    copies = student[0].numel() / mask[0].numel()
+    count = mask.sum(inner, keepdim=True).clamp(min=1) * (copies * student.shape[0])
+    error: Tensor = _MaskedError.apply(student, teacher, mask, count)
+    return error
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """`-sum_c softmax(teacher / T)_c log_softmax(student / T)_c * T**2`, over the last axis (Hinton et al. 2015).
+
+    Summed over classes, unlike the reference code, which averages over them too (1 / C of this).
+
+    Args:
+        student, teacher (`torch.Tensor` of shape `(..., classes)`): Logits.
+        temperature (`float`): Softens both distributions.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32.
+    """
+    target = F.softmax(teacher.detach().float() / temperature, dim=-1)
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    return -(target * log_student).sum(-1) * temperature**2
+
+
+def _pair(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor, Tensor]:
+    ours, theirs = student[key], teacher[key]
+    if ours.shape != theirs.shape:
+        raise XTCError(
+            f"Student and teacher give {key} of shapes {list(ours.shape)} and {list(theirs.shape)}. "
+            f"Use a teacher with the student's head, or drop the term {term!r}."
+        )
+    return ours, theirs
+
+
+@TERMS.register("logits")
+class LogitsTerm(DistillationTerm):
+    """Soft cross entropy between the heads' outputs; mean squared error where a head has one output (regression).
+
+    Token-wise heads count real tokens only (those with a label, where labels are given per token); span heads are
+    distributions over the real tokens.
+
+    Args:
+        temperature (`float`): Softens both distributions.
+        regression (`bool`): Mean squared error whatever the number of outputs.
+    """
+
+    citations = ("Hinton et al., Distilling the Knowledge in a Neural Network, 2015", XTC)
+
+    def __init__(self, temperature: float = 1.0, regression: bool = False):
+        if not temperature > 0:
+            raise XTCError(f"temperature={temperature} must be positive.")
+        self.temperature = temperature
+        self.regression = regression
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        keys = [key for key in student if key.endswith("logits") and key in teacher]
+        if not keys:
+            raise XTCError("Student and teacher have no logits in common; drop the term 'logits'.")
+        losses = [self._loss(key, *_pair(student, teacher, key, "logits"), batch) for key in keys]
+        return torch.stack(losses).sum()
+
+    def _loss(self, key: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        if key in ("start_logits", "end_logits"):
+            padding = token_mask(batch, student.unsqueeze(-1)) == 0
+            # -1e30 and not the lowest float, which a temperature below 1 would make infinite, and 0 * infinity NaN.
+            student, teacher = (x.float().masked_fill(padding, -1e30) for x in (student, teacher))
+        if self.regression or student.shape[-1] == 1:
+            loss = (student.float() - teacher.detach().float()).square().mean(-1)
+        else:
+            loss = soft_cross_entropy(student, teacher, self.temperature)
+        if student.dim() < 3:
+            return loss.mean()
+        mask = token_mask(batch, student)
+        labels = batch.get("labels")
+        if labels is not None and labels.shape == mask.shape:
+            mask = mask * (labels != -100)
+        return ((loss * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+@TERMS.register("hidden_states")
+class HiddenStatesTerm(DistillationTerm):
+    """Mean squared error of the hidden states, embedding output included, summed over layers.
+
+    Args:
+        projection (`nn.Module`, *optional*): Maps student states to the teacher's width where the two differ.
+    """
+
+    needs = frozenset({"hidden_states"})
+    mapped = True
+    intermediate = True
+    citations = (TINYBERT, XTC)
+
+    def __init__(self, projection: nn.Module | None = None):
+        self.projection = projection
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = student["hidden_states"], teacher["hidden_states"]
+        mask = token_mask(batch, ours[0]).unsqueeze(-1)
+        losses = []
+        for state, index in zip(ours, layer_map.hidden_states, strict=True):
+            projected = state if self.projection is None else self.projection(state)
+            if projected.shape != theirs[index].shape:
+                raise XTCError(
+                    f"Student states are {projected.shape[-1]} wide, the teacher's {theirs[index].shape[-1]}. "
+                    "Give the term 'hidden_states' a projection, or drop it."
+                )
+            losses.append(masked_mse(projected, theirs[index], mask))
+        return torch.stack(losses).sum()
+
+
+@TERMS.register("attention_scores")
+class AttentionScoresTerm(DistillationTerm):
+    """Mean squared error of the attention scores before softmax, over pairs of real tokens, summed over layers."""
+
+    needs = frozenset({"attentions"})
+    mapped = True
+    intermediate = True
+    citations = (TINYBERT, XTC)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = student["attentions"], teacher["attentions"]
+        if len(ours) != len(layer_map.layers) or len(theirs) != layer_map.num_teacher_layers:
+            raise XTCError(
+                f"Got attention scores of {len(ours)} student and {len(theirs)} teacher layers instead of "
+                f"{len(layer_map.layers)} and {layer_map.num_teacher_layers}: the attention implementation returns "
+                "none. Use set_attn_implementation('xtc_scores') on both, as XTCTrainer does, or drop the term "
+                "'attention_scores'."
+            )
+        mask = token_mask(batch, ours[0])
+        pairs = (mask.unsqueeze(1) * mask.unsqueeze(2)).unsqueeze(1)
+        losses = []
+        for scores, index in zip(ours, layer_map.attentions, strict=True):
+            if scores.shape != theirs[index].shape:
+                raise XTCError(
+                    f"Student layers have {scores.shape[1]} attention heads, the teacher's {theirs[index].shape[1]}. "
+                    "Drop the term 'attention_scores'."
+                )
+            losses.append(masked_mse(scores, theirs[index], pairs))
+        return torch.stack(losses).sum()
+
+
+@TERMS.register("labels")
+class LabelsTerm(DistillationTerm):
+    """The head's own loss against the data's labels (not part of XTC, whose students see the teacher only)."""
+
+    citations = ()
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        loss = student.get("loss")
+        if loss is None:
+            raise XTCError("The term 'labels' needs labels in every batch. Add a column 'labels', or drop the term.")
+        result: Tensor = loss.float()
+        return result

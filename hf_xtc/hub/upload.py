@@ -1,0 +1,231 @@
+"""The Hugging Face Hub: what of a packed folder is published, how, and what its failures mean.
+
+Knows folders, names of files and `huggingface_hub`; no models. Files are read first, so that nothing can change them
+underway, and are committed together once all have arrived: a repository never holds half a model. What is published is
+named in `SHIPPED`: no latent weight, optimizer state or pickle is among it.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
+from hf_xtc.files.safe_json import read_json
+from hf_xtc.files.writing import WEIGHT_FILES
+
+SHIPPED = (
+    *WEIGHT_FILES,
+    *("config.json", "generation_config.json", "README.md", "LICENSE*", "modeling_*.py"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
+)
+# What a card's example loads while the card lies in the model's folder; a push puts the repository's name there.
+HERE = '".")  # in the model\'s folder; elsewhere, its path'
+LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may"
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` of a model folder.
+
+    Raises:
+        PackedFileError: if there is none, or it is no JSON object.
+    """
+    file = Path(folder) / "config.json"
+    try:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise PackedFileError(f"{folder} holds no model: {file.name} cannot be read ({error}).") from error
+    if not isinstance(values, dict):
+        raise PackedFileError(f"{file} holds no JSON object; restore the config written with the model.")
+    return values
+
+
+def require_packed(values: dict[str, Any], name: str) -> None:
+    """Checks that a `config.json` is that of a packed model.
+
+    Raises:
+        StateError: if it is a latent one's.
+        XTCError: if it is another model's.
+    """
+    state = values.get("state")
+    if state == "latent":
+        raise StateError(
+            f"{name} holds a latent model: float weights, for training. Load it, and save pack_model(model) instead."
+        )
+    if state != "packed":
+        raise XTCError(
+            f"{name} holds a float model (model_type {values.get('model_type')!r}), not a packed one. "
+            f"Compress it first: hf-xtc compress --teacher {name}"
+        )
+
+
+def shipped_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
+    """Name -> content of what a packed folder publishes: model, tokenizer and card. Whatever else is there stays.
+
+    Raises:
+        PackedFileError: if the folder holds no configuration or no weights.
+        XTCError: if its model is not packed.
+    """
+    path = Path(folder)
+    require_packed(read_config(path), str(folder))
+    names = sorted(file.name for file in path.iterdir() if file.is_file() and _is_one_of(file.name, SHIPPED))
+    if not any(_is_one_of(name, WEIGHT_FILES[:2]) for name in names):
+        raise PackedFileError(f"{folder} holds no model.safetensors. Save the model there again.")
+    return {name: (path / name).read_bytes() for name in names}
+
+
+def _is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def open_repository(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Makes a repository if there is none, and returns its whole name, `user/name`.
+
+    Raises:
+        HubError: if the Hub cannot be reached or refuses.
+    """
+    with hub_errors(repo_id):
+        name: str = HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return name
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    run_as_future: bool = False,
+) -> CommitInfo | Future[CommitInfo]:
+    """Publishes a packed folder in one commit; makes the repository if there is none.
+
+    Files that the repository has already are not sent again; if it has them all, there is no commit. Weights of an
+    earlier model that this one does not replace by name (its shards) are removed in the same commit. The example of a
+    card made by this package loads the repository by its name; otherwise every file arrives as it is.
+
+    Args:
+        folder (`str` or `os.PathLike`): Read before this function returns; may be removed afterwards.
+        repo_id (`str`): `user/name`.
+        commit_message, commit_description, private, token, revision, create_pr: As in `HfApi.create_commit` and
+            `HfApi.create_repo`; a branch `revision` that does not exist is made.
+        run_as_future (`bool`): Send in the background.
+
+    Returns:
+        `CommitInfo`, or a `Future` of it: the new commit, or the newest if nothing has changed.
+
+    Raises:
+        XTCError: if the folder holds no packed model; nothing was sent.
+        HubError: if the Hub cannot be reached or refuses; nothing was published. In the background, the future's.
+    """
+    files = shipped_files(folder)
+    api = HfApi(token=token)
+
+    def send() -> CommitInfo:
+        name = open_repository(repo_id, private=private, token=token)
+        additions = [CommitOperationAdd(file, _addressed(file, content, name)) for file, content in files.items()]
+        with hub_errors(name, revision):
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(name, branch=revision, exist_ok=True)
+            return api.create_commit(
+                name,
+                [*additions, *_superseded(api.list_repo_files(name, revision=revision), files)],
+                commit_message=commit_message or "Upload packed model",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    # The library's own queue, of one worker: commits are made in the order of the calls.
+    return huggingface_hub.run_as_future(send) if run_as_future else send()
+
+
+def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
+    """A file's content; the example of a card loads the repository."""
+    return content.replace(HERE.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
+
+
+def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
+    """Weights that the repository holds and the new model has under other names."""
+    return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, WEIGHT_FILES)]
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what `huggingface_hub` raises into one message: the cause, and the next step.
+
+    Raises:
+        HubError: instead of an error of the Hub, the network or a name.
+    """
+    try:
+        yield
+    except XTCError:
+        raise
+    except (HFValidationError, HTTPError, EntryNotFoundError, OSError) as error:
+        raise HubError(_explained(error, repo_id, revision)) from error
+    except ValueError as error:  # the Hub's validation of a card
+        if not str(error).startswith("Invalid metadata"):
+            raise
+        why = "; ".join(line.strip("- ") for line in str(error).splitlines()[1:])
+        raise HubError(
+            f"The Hub refuses the metadata of README.md: {why}. Nothing was published; correct it and push again."
+        ) from error
+    except RuntimeError as error:  # a file that could not be uploaded: the cause is one of the above
+        if not isinstance(error.__cause__, HTTPError | OSError):
+            raise
+        raise HubError(_explained(error.__cause__, repo_id, revision)) from error.__cause__
+
+
+def _explained(error: Exception, repo_id: str, revision: str | None) -> str:
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if isinstance(error, HFValidationError):
+        return f"{repo_id!r} is neither a folder nor a name that a repository can have; such a name is user/name."
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"There is no token for the Hub. {LOGIN} write to {repo_id}."
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision or 'main'!r}. Name a branch, a tag or a commit of it."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"There is no repository {repo_id}, or it is private and the token cannot see it. {LOGIN} read it."
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{repo_id} cannot be reached: HF_HUB_OFFLINE is set. Unset it; local files are as they were."
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"{repo_id} cannot be reached, and is not in the cache. Try again when the network is back."
+    if isinstance(error, EntryNotFoundError):
+        return f"{repo_id} lacks a file: {_first_line(error)}. Is it a model of this package?"
+    if status in (401, 403):
+        why = "there is no valid token" if status == 401 else "the token lacks the permission"
+        return f"The Hub refused access to {repo_id}: {why} ({_first_line(error)}). {LOGIN} do it."
+    if isinstance(error, OSError) and error.filename is not None and response is None:
+        return f"{error.filename} cannot be read or written ({error.strerror}). Set HF_HUB_CACHE to a folder that can."
+    if isinstance(error, HfHubHTTPError):
+        return f"The Hub refused what was asked of {repo_id}: {_first_line(error)}. Nothing was published."
+    return (
+        f"The connection to the Hub failed for {repo_id}: {_first_line(error) or type(error).__name__}. Nothing was "
+        "published and local files are as they were; try again when the network is back."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else ""

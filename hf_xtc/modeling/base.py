@@ -1,0 +1,225 @@
+"""What the two states of a model are, for any architecture: `XTCModel`, and `XTCConfig` of its configuration.
+
+A packed model saves its float parameters in `recipe.rest_dtype` and computes in the dtype it is loaded with.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.integrations.accelerate import load_offloaded_parameter
+
+from hf_xtc.backends import check_backend, default_backend
+from hf_xtc.errors import PackedFileError, StateError
+from hf_xtc.files.writing import whole_folder
+from hf_xtc.modeling.architecture import check_xtc_block, layer_map_of, recipe_of, swap_modules, xtc_block
+from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_values
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
+from hf_xtc.quantization.activations import ActivationQuantizer
+from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+_HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
+
+
+class XTCConfig:
+    """What the configurations of models in two states share. Derive from it and an architecture's, in this order,
+    under transformers' `strict`, and give the two fields as there.
+
+    Args:
+        state (`str`): "latent" (float weights, for training) or "packed" (codes and scales, for everything else).
+        xtc (`dict`): Format version, recipe, layer map and provenance; by default the default recipe.
+
+    Raises:
+        PackedFileError: if the format version is unknown or the layer map disagrees with the depth.
+        XTCError: if the recipe names something that does not exist.
+    """
+
+    state: str
+    xtc: dict[str, Any] | None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.xtc is None:
+            self.xtc = xtc_block(XTCRecipe())
+        own = {name: getattr(self, name, None) for name in ("dtype", "architectures", "id2label")}
+        check_foreign({**kwargs, **own})
+        try:
+            super().__post_init__(**kwargs)  # type: ignore[misc]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PackedFileError(
+                f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
+                "Restore the config written with the file."
+            ) from error
+        check_xtc_block(self)
+
+    @property
+    def recipe(self) -> XTCRecipe:
+        """The recipe the model is made by."""
+        return recipe_of(self)
+
+    @property
+    def layer_map(self) -> LayerMap | None:
+        """The layer map onto the teacher, or `None` for a model that was not cut from one."""
+        return layer_map_of(self)
+
+
+class XTCModel(PreTrainedModel):
+    """What models in two states share, whatever their architecture: the swap of modules, saving and loading.
+
+    An architecture derives its own base class from this one and transformers', in this order, with its `config_class`
+    (an `XTCConfig`) and its `scopes`: recipe scope -> paths of modules under the base model; `*` is a layer index.
+    """
+
+    config: Any
+    scopes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # Packs the model and writes its card, so it stands in a room above and is set there: hub/publish.py.
+    push_to_hub: Callable[..., Any]
+    # Losses of encoders ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
+    accepts_loss_kwargs = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether the model holds codes (packed) or latent weights."""
+        return bool(self.config.state == "packed")
+
+    @property
+    def backend(self) -> str:
+        """The backend that packed linears are asked to run on; see `set_backend`."""
+        return getattr(self, "_backend", None) or default_backend()
+
+    def set_backend(self, name: str) -> None:
+        """Chooses what packed linears compute with.
+
+        Args:
+            name (`str`): "auto" (integers, the fastest way measured), "int8" (codes expanded to bytes at the first
+                forward), "packed" (codes stay packed in memory) or "reference" (decoded, in float: differentiable).
+                A linear that it does not serve runs on the reference, which is logged once.
+
+        Raises:
+            XTCError: if there is no such backend (names those there are).
+            StateError: if the model is latent: it computes in float.
+        """
+        check_backend(name)
+        if not self.packed:
+            raise StateError(
+                f"set_backend({name!r}) chooses how packed weights are multiplied, but this model is latent. "
+                "Call pack_model first."
+            )
+        for module in self.modules():
+            if isinstance(module, XTCModel):
+                module._backend = name
+            elif isinstance(module, PackedLinear):
+                module.backend = name
+
+    def post_init(self) -> None:
+        """Swaps the base model's modules, then initialises as any transformers model.
+
+        What a packed model has besides its head is frozen: codes cannot be trained, and biases beside them should not.
+        """
+        if not hasattr(self, self.base_model_prefix):
+            swap_modules(self, self.scopes, self.config)
+            if self.packed:
+                self.requires_grad_(False)
+        super().post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """As transformers' class that this one derives from, whose attention it has. transformers would read the
+        source of this class's module, and there is none where it was defined in a notebook."""
+        own: Any = next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
+        return bool(own._can_set_attn_implementation())
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers; a packed layer or a range that the file lacks gets zeros, not leftovers of memory."""
+        super()._init_weights(module)
+        if isinstance(module, PackedLinear | PackedEmbedding | ActivationQuantizer):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                init.zeros_(tensor)
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """As in transformers, which looks for tied parameters only: tied codes and scales are buffers."""
+        for name in self.all_tied_weights_keys:
+            self.get_parameter_or_buffer(name)._is_hf_initialized = True
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As in transformers for a latent model.
+
+        Raises:
+            StateError: for a packed model.
+        """
+        if self.packed:
+            raise StateError(
+                "A packed model cannot grow or shrink its vocabulary: rows of codes cannot be trained. "
+                "Call unpack_model first, resize and train the latent model, then pack_model."
+            )
+        resized: nn.Module = super().resize_token_embeddings(*args, **kwargs)
+        return resized
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], state_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As in transformers, but whole or not at all; a packed model stores its parameters in `recipe.rest_dtype`.
+
+        With `push_to_hub=True` the model is then published as `push_to_hub` does it: packed, whatever its state.
+
+        Raises:
+            StateError: if the folder cannot be written.
+        """
+        if kwargs.pop("push_to_hub", False):
+            published = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+            repo_id = published.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.save_pretrained(save_directory, state_dict, **kwargs)
+            self.push_to_hub(repo_id, **published)
+            return
+        if self.packed:
+            state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
+        variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+        shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
+        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
+            super().save_pretrained(folder, state_dict=state_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, after a check of the index of a local folder's shards.
+
+        Raises:
+            PackedFileError: if the index names files elsewhere, or the files hold something else than promised.
+            RecipeError: if the recipe in `config.json` has a value that does not exist.
+        """
+        if isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""
+        rest_dtype = getattr(torch, self.config.recipe.rest_dtype)
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        stored: dict[int, torch.Tensor] = {}
+        result = {}
+        for name, tensor in state_dict.items():
+            if name in parameters:
+                tensor = load_offloaded_parameter(self, name) if tensor.is_meta else tensor
+                tensor = stored.setdefault(id(parameters[name]), tensor.to(rest_dtype))
+            result[name] = tensor
+        return result
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
+    ) -> Any:
+        """As in transformers, after a check that the files hold what the config promises.
+
+        Raises:
+            PackedFileError: if they do not, or hold values that no packed file has.
+        """
+        if files is not None:
+            check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
+        if model.packed:
+            check_values(model)
+        return loaded

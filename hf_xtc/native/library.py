@@ -1,0 +1,123 @@
+"""The native operator: an optional C++ library without PyTorch headers, called through `ctypes` with data pointers.
+
+Built by `pip install` where there is a compiler and left out, without an error, where there is none. Nothing is ever
+built at run time. It holds one variant per instruction set and takes the best one that the processor runs; the
+environment variable `XTC_NATIVE` names another, or "off". Its threads are those of PyTorch's own OpenMP.
+"""
+
+import ctypes
+import logging
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_xtc.errors import XTCError
+
+logger = logging.getLogger(__name__)
+
+# Of the C interface, as in library.cpp: a library of another number was built from other sources and is left alone.
+INTERFACE = 2
+
+Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+
+class _Threads(ctypes.Structure):
+    _fields_ = [("parallel", Pointer), ("count", Pointer), ("number", Long)]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, or `None` where it was not built, was built from other sources, or cannot be loaded."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).parent / f"_native{suffix}"
+        if path.exists():
+            return _load(path)
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning("The native operator %s cannot be loaded: %s.", path.name, error)
+        return None
+    if not hasattr(loaded, "xtc_interface") or loaded.xtc_interface() != INTERFACE:
+        logger.warning("The native operator %s was built from other sources; install the package again.", path.name)
+        return None
+    loaded.xtc_variant.restype = ctypes.c_char_p
+    loaded.xtc_layout_bytes.restype = Long
+    loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
+    loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Pointer, Pointer]
+    loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]
+    loaded.xtc_encoder.argtypes = [Int, Pointer, Pointer, Pointer, Pointer]
+    loaded.xtc_fake.argtypes = [Int, Pointer, Pointer]
+    return loaded
+
+
+@cache
+def variants() -> dict[str, int]:
+    """Names of the variants that this processor runs, fastest first, and their number in the library."""
+    loaded, found = library(), {}
+    index = 0
+    while loaded is not None and (name := loaded.xtc_variant(index)) is not None:
+        if name:
+            found[name.decode()] = index
+        index += 1
+    return found
+
+
+def variant() -> str | None:
+    """The variant in use, or `None` without the native operator.
+
+    Raises:
+        XTCError: if `XTC_NATIVE` names a variant that is not here.
+    """
+    chosen = os.environ.get("XTC_NATIVE")
+    if chosen == "off":
+        return None
+    if chosen and chosen not in variants():
+        known = ", ".join([*variants(), "off"])
+        raise XTCError(f"XTC_NATIVE={chosen!r} is no variant of the native operator here; use one of: {known}.")
+    # The portable variant defines the result and is slower than PyTorch's own integer product: on request only.
+    return chosen or next((name for name in variants() if name != "portable"), None)
+
+
+def is_readable(values: torch.Tensor) -> bool:
+    """Whether the operator may read a tensor by its address: an ordinary one in the CPU's memory, and no tracer,
+    dispatch mode or functorch transform that has to see the operation."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(values) in (torch.Tensor, torch.nn.Parameter)
+        and values.device.type == "cpu"
+        and values.layout == torch.strided
+        and not values.is_neg()
+        and not values.is_conj()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+    )
+
+
+@cache
+def _openmp() -> tuple[int | None, int | None]:
+    """Addresses of `GOMP_parallel` and `omp_get_num_threads` among PyTorch's own dependencies, if it has them."""
+    try:
+        torch_library = ctypes.CDLL(torch._C.__file__)
+        found = [torch_library[name] for name in ("GOMP_parallel", "omp_get_num_threads")]
+    except (AttributeError, OSError):
+        return None, None
+    parallel, count = (ctypes.cast(function, Pointer).value for function in found)
+    return parallel, count
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Calls a function of the library for the variant in use, on PyTorch's threads; callers ask `variant()` first."""
+    loaded, name = library(), variant()
+    assert loaded is not None
+    assert name is not None
+    threads = _Threads(*_openmp(), torch.get_num_threads())
+    getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))

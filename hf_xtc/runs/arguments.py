@@ -1,0 +1,299 @@
+"""The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hf_xtc.checks import check_choice, check_count
+from hf_xtc.compression.origin import check_license
+from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation
+from hf_xtc.data.masked_lm import MaskedLM, candidate_source
+from hf_xtc.data.task_data import DataArguments
+from hf_xtc.data.word_table import WordTable
+from hf_xtc.errors import RecipeError
+from hf_xtc.files.safe_json import read_json
+from hf_xtc.recipe.deepspeed import schedule_offsets
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.runs.schedule import FLOAT, Ladder, Stage
+
+
+@dataclass
+class JobArguments:
+    """What to compress, and how long the stages before quantization train."""
+
+    teacher: str = field(
+        metadata={"help": "Folder or Hub id of a fine-tuned BERT, folder of an adapter, or a base with --fine_tune."}
+    )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
+    teacher_license: str | None = field(default=None, metadata={"help": "Its licence; default: what its card says."})
+    fine_tune: bool = field(default=False, metadata={"help": "Fine-tune the teacher on the task first."})
+    fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
+    fine_tune_learning_rates: list[float] = field(
+        default_factory=lambda: [5e-5],
+        metadata={"help": "Learning rate of that fine-tuning; of several the best on held-out rows stays."},
+    )
+    fine_tune_adversarial: float = field(
+        default=0.0, metadata={"help": "adversarial_epsilon of that fine-tuning; above 0 it takes twice as long."}
+    )
+    ladder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stages the student climbs: direct, reduced-first, ternary-first, or a JSON file. Without it: a "
+            "float stage of --reduction_epochs, then the recipe for --num_train_epochs."
+        },
+    )
+    budget: str | None = field(default=None, metadata={"help": "A, B, C: the paper's epochs for GLUE, if known."})
+    reduction_epochs: float = field(
+        default=1.0, metadata={"help": "Epochs of the float student, which the 1-bit student starts from."}
+    )
+    reduction_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that stage."})
+    learning_rates: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Rates to try in the last stage, best on held-out rows; default: --learning_rate."},
+    )
+    start_from: str | None = field(
+        default=None, metadata={"help": "Packed model of the student's shape to start from, not the teacher's layers."}
+    )
+    student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
+
+    def __post_init__(self) -> None:
+        for name in ("fine_tune_epochs", "fine_tune_adversarial", "reduction_epochs", "reduction_learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}={getattr(self, name)} must be 0 or more, and finite.")
+        if self.teacher_license is not None:
+            check_license(self.teacher_license)
+        if not 0 <= self.student_dropout < 1:
+            raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
+
+    def stages(self) -> Ladder:
+        """The `Ladder` of these options.
+
+        Raises:
+            RecipeError: if it does not exist, cannot be read, or an option does not fit it.
+        """
+        if self.ladder is None:
+            training = {"num_train_epochs": self.reduction_epochs, "learning_rate": self.reduction_learning_rate}
+            stages = [Stage("reduced", FLOAT, training, dropout=self.student_dropout)] if not self.start_from else []
+            stages += [Stage("student", dropout=self.student_dropout)]
+            ladder = Ladder("default", tuple(stages))
+        else:
+            ladder = Ladder.named(self.ladder)
+        if not self.learning_rates:
+            return ladder
+        last = replace(ladder.stages[-1], learning_rates=tuple(self.learning_rates))
+        return replace(ladder, stages=(*ladder.stages[:-1], last))
+
+
+@dataclass
+class RecipeArguments:
+    """The recipe on the command line; `none` keeps a part in float."""
+
+    weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
+    embedding_weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
+    position_weights: str = field(default="int8", metadata={"help": "Position and token-type rows; int8 or none."})
+    granularity: str = field(default="per_channel", metadata={"help": "per_tensor, per_channel or per_group scales."})
+    group_size: int | None = field(default=None, metadata={"help": "Input columns per scale, for per_group."})
+    activation_bits: str = field(default="8", metadata={"help": "8, 4 or none."})
+    activation_calibration: str = field(default="dynamic", metadata={"help": "dynamic (per token) or static."})
+    activation_asymmetric: bool = field(default=False, metadata={"help": "Asymmetric activation levels."})
+    keep_layers: int | None = field(default=None, metadata={"help": "Depth of the student, spread evenly."})
+    layers: str | None = field(default=None, metadata={"help": "Teacher layers to keep, from 0: 2,4,6,8,10."})
+    scale_dtype: str = field(default="float16", metadata={"help": "Type of the scales."})
+    rest_dtype: str = field(
+        default="float16", metadata={"help": "Type the file stores biases, LayerNorm and head in."}
+    )
+    recipe_file: str | None = field(
+        default=None,
+        metadata={"help": "JSON of a recipe, or a DeepSpeed JSON with compression_training, instead of the options."},
+    )
+
+    def recipe(self) -> XTCRecipe:
+        """The `XTCRecipe` of these options.
+
+        Raises:
+            XTCError: if an option has a value that does not exist, or the file cannot be read.
+        """
+        if self.recipe_file is not None:
+            values = _read_json(self.recipe_file)
+            return XTCRecipe.from_deepspeed(values) if _is_deepspeed(values) else XTCRecipe.from_dict(values)
+        check_choice("activation_bits", self.activation_bits, ("8", "4", "none"))
+        return XTCRecipe(
+            weights=_or_none(self.weights),
+            granularity=self.granularity,
+            group_size=self.group_size,
+            embedding_weights=_or_none(self.embedding_weights),
+            position_weights=_or_none(self.position_weights),
+            activation_bits=None if self.activation_bits == "none" else int(self.activation_bits),
+            activation_symmetric=not self.activation_asymmetric,
+            activation_calibration=self.activation_calibration,
+            keep_layers=self.keep_layers,
+            layers=None if self.layers is None else _layer_list(self.layers),
+            scale_dtype=self.scale_dtype,
+            rest_dtype=self.rest_dtype,
+        )
+
+    def schedule(self) -> dict[str, Any]:
+        """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
+        values = {} if self.recipe_file is None else _read_json(self.recipe_file)
+        return {**schedule_offsets(values), "weight_annealing": 0.0} if _is_deepspeed(values) else {}
+
+
+def _or_none(value: str) -> str | None:
+    return None if value.lower() == "none" else value
+
+
+def _layer_list(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"--layers {text!r} is no list of whole numbers. Write it like 2,4,6,8,10.") from None
+
+
+def _is_deepspeed(values: Any) -> bool:
+    return isinstance(values, dict) and "compression_training" in values
+
+
+def _read_json(path: str) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+
+
+@dataclass
+class AugmentationArguments:
+    """Whether and how to augment the train rows; see `hf_xtc.data.augmentation`.
+
+    Raises:
+        RecipeError: if a value is out of range, or an option is given without `--augment`.
+    """
+
+    augment: bool = field(default=False, metadata={"help": "Train on augmented rows too, labelled by the teacher."})
+    augmentation_copies: int | None = field(
+        default=None, metadata={"help": "Copies tried of each text; by default TinyBERT's of the GLUE task, else 20."}
+    )
+    augmentation_candidates: int = field(default=15, metadata={"help": "Words that may replace a word."})
+    augmentation_probability: float = field(default=0.4, metadata={"help": "Probability that a word is replaced."})
+    augmentation_masked_lm: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a masked language model to take candidates from."}
+    )
+    augmentation_together: int = field(
+        default=1, metadata={"help": "Words masked at once; 1 as published, more is faster (masked model only)."}
+    )
+    augmentation_glove: str | None = field(
+        default=None,
+        metadata={"help": "GloVe as a text file, folder or installed package, instead of the teacher's embeddings."},
+    )
+
+    def __post_init__(self) -> None:
+        self.settings(None)
+        check_count("augmentation_together", self.augmentation_together)
+        for option in fields(self):
+            if not self.augment and getattr(self, option.name) != option.default:
+                raise RecipeError(f"--{option.name} has no effect without --augment. Give both or neither.")
+
+    def settings(self, task: str | None, seed: int = 0) -> Augmentation:
+        """The settings for a GLUE task, or for own data if it is `None`."""
+        copies = self.augmentation_copies
+        if copies is None:
+            copies = PUBLISHED_COPIES.get(str(task), Augmentation.copies)
+        return Augmentation(copies, self.augmentation_candidates, self.augmentation_probability, seed)
+
+    def source(self, teacher: Any, tokenizer: Any) -> WordTable | MaskedLM:
+        """Where the candidates come from: the masked language model, else GloVe, else the teacher's embeddings.
+
+        Raises:
+            XTCError: if it cannot be read.
+        """
+        return candidate_source(
+            teacher,
+            tokenizer,
+            masked_lm=self.augmentation_masked_lm,
+            glove=self.augmentation_glove,
+            together=self.augmentation_together,
+        )
+
+
+@dataclass
+class EvaluateArguments:
+    """What to measure."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed or float sequence classifier."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write the metrics to."})
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
+
+
+@dataclass
+class PushArguments:
+    """What to publish, and where."""
+
+    folder: str = field(metadata={"help": "Folder of a packed model; may be given without its name, first."})
+    repo_id: str = field(metadata={"help": "Repository, user/name; may be given without its name, second."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if there is none."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+
+
+@dataclass
+class InspectArguments:
+    """What to look into."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed model; may be given without its name, first."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+
+
+@dataclass
+class VerifyArguments(InspectArguments):
+    """What to verify, and how closely a metric must agree with the card."""
+
+    tolerance: float = field(
+        default=0.002,
+        metadata={"help": "How far a metric may be from the card's: another processor rounds otherwise."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+
+
+@dataclass
+class ReportArguments:
+    """What to report on."""
+
+    folder: str = field(metadata={"help": "Output folder of hf-xtc compress; may be given without its name, first."})
+    output_file: str | None = field(default=None, metadata={"help": "HTML file; default: report.html in the folder."})
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and how."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a packed model."})
+    output_dir: str = field(metadata={"help": "Folder for the exported file, its configuration and tokenizer."})
+    format: str = field(default="onnx", metadata={"help": "onnx or openvino."})
+    weights: str | None = field(
+        default=None,
+        metadata={"help": "int8 (default of onnx) or 2bit (default of openvino; in onnx smaller, not quite equal)."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of the verification."})
+    overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+
+
+@dataclass
+class ExportDataArguments(DataArguments):
+    """What to verify a file on: as for training, but the train file may be left out, and so may everything."""
+
+    def __post_init__(self) -> None:
+        if self.train_file is None and self.task_name is None:
+            self.train_file = self.validation_file  # only the validation rows are used
+        if self.given:
+            super().__post_init__()
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any data."""
+        return any(value is not None for value in (self.task_name, self.train_file, self.validation_file))

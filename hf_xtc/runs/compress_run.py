@@ -1,0 +1,181 @@
+"""The main job: teacher -> the stages of a ladder -> packed file -> measured again from disk.
+
+Nothing here knows a command line. The same command started again goes on where it was: see `stages.py`.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from hf_xtc.compression.convert import compress
+from hf_xtc.data.task_data import DataArguments
+from hf_xtc.files.lock import FolderLock
+from hf_xtc.hub.run_card import Row, Run
+from hf_xtc.hub.upload import push_folder
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.runs.evaluation import measure
+from hf_xtc.runs.finalize import ship, teacher_name
+from hf_xtc.runs.fingerprint import digest
+from hf_xtc.runs.job import Job, prepare
+from hf_xtc.runs.schedule import Stage
+from hf_xtc.runs.stage import Receipt, StageRun, run_stage
+from hf_xtc.runs.teacher import load_model, teacher_title
+from hf_xtc.runs.warm_start import started
+from hf_xtc.training.arguments import XTCTrainingArguments
+from hf_xtc.training.callbacks import PackedSizeCallback, WeightStatisticsCallback
+from hf_xtc.training.trainer import XTCTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_compress(
+    args: JobArguments,
+    data_args: DataArguments,
+    recipe_args: RecipeArguments,
+    training_args: XTCTrainingArguments,
+    augmentation: AugmentationArguments | None = None,
+) -> Run:
+    """Runs the whole job and returns what it measured; see the command `hf-xtc compress`.
+
+    Raises:
+        XTCError: on bad input, before anything is written; if another process is at this run; or if a stage cannot
+            finish.
+    """
+    with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
+        job = prepare(args, data_args, recipe_args, training_args, augmentation, lock=lock)
+        run = _climb(job)
+        if training_args.push_to_hub:
+            publish(job)
+    return run
+
+
+def _climb(job: Job) -> Run:
+    teacher, row = teacher_stage(job)
+    job.add_rows(teacher)
+    rows, receipts = [row], []
+    student, key = None, digest(job.description)
+    for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):
+        key = digest([key, dataclasses.asdict(stage)])
+        student, receipt = student_stage(job, stage, recipe, key, teacher, student)
+        kind = recipe.weights or ("layer-reduced" if student.config.num_hidden_layers < row.layers else "float")
+        stored = "float32" if recipe.weights is None else "float32, latent"
+        rows.append(job.row(f"{kind} student", student, stage.name, receipt.metrics, stored))
+        receipts.append(receipt)
+    return ship(job, student, rows, receipts)
+
+
+def publish(job: Job) -> None:
+    """Publishes the finished folder in the repository that `prepare` opened.
+
+    Raises:
+        HubError: if the Hub cannot be reached or refuses; the folder stays, for `hf-xtc push`.
+    """
+    arguments = job.training_args
+    options: dict[str, Any] = {"private": arguments.hub_private_repo, "token": arguments.hub_token}
+    commit = push_folder(job.out, job.name, revision=arguments.hub_revision, **options)
+    logger.info("Published: %s", commit)
+
+
+def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: XTCTrainingArguments) -> Receipt:
+    """Fine-tunes the teacher alone, into `training/teacher` of the output folder; see `run_compress`.
+
+    Raises:
+        XTCError: on bad input, before anything is written; or if another process is at this run.
+    """
+    args = dataclasses.replace(args, fine_tune=True)
+    with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
+        job = prepare(args, data_args, RecipeArguments(), training_args, lock=lock, students=False)
+        return fine_tune(job)[1]
+
+
+def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
+    """The teacher fine-tuned on the train rows, its learning rate chosen as the arguments say."""
+
+    def build() -> PreTrainedModel:
+        set_seed(job.training_args.seed)  # the head is random
+        return load_teacher(job)
+
+    training: dict[str, Any] = {
+        "num_train_epochs": job.args.fine_tune_epochs,
+        "terms": {"labels": 1.0},
+        "distillation_stages": 1,
+        "adversarial_epsilon": job.args.fine_tune_adversarial,
+    }
+    if job.data.selection is not None:  # the best epoch on held-out rows, not the last
+        training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        training |= {"metric_for_best_model": f"eval_{job.metric}", "greater_is_better": True}
+    stage = Stage("teacher", {}, training, tuple(job.args.fine_tune_learning_rates))
+    return run_stage(stage, _stage_run(job, stage, digest(job.description), build, None, teacher_name(job)))
+
+
+def load_teacher(job: Job) -> PreTrainedModel:
+    """The teacher in float32, with a head for the data's labels, which are named.
+
+    The problem type is stated: transformers would add it to the configuration at the first loss, which a run that goes
+    on may never compute.
+    """
+    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if job.data.label_names is not None:
+        # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
+        names = dict(enumerate(job.data.label_names))
+        head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        head["problem_type"] = "single_label_classification"
+    return load_model(job.args.teacher, job.args.teacher_revision, **head)
+
+
+def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
+    """The teacher, fine-tuned here if asked, and its metrics."""
+    if job.args.fine_tune:
+        teacher, receipt = fine_tune(job)
+        return teacher, job.row("teacher", teacher, "teacher", receipt.metrics, "float32")
+    teacher = load_teacher(job)
+    changes: dict[str, Any] = {"terms": {"labels": 1.0}, "distillation_stages": 1, "push_to_hub": False}
+    arguments = dataclasses.replace(job.training_args, **changes)
+    trainer, splits = job.trainer(teacher, None, arguments), job.validation()
+    trainer.eval_dataset = splits.pop("validation")
+    return teacher, job.row("teacher", teacher, "teacher", measure(trainer, splits), "float32")
+
+
+def student_stage(
+    job: Job,
+    stage: Stage,
+    recipe: XTCRecipe,
+    key: str,
+    teacher: PreTrainedModel,
+    before: PreTrainedModel | None,
+) -> tuple[PreTrainedModel, Receipt]:
+    """A student of the teacher: from the stage before, the model to start from, or the teacher itself."""
+
+    name = job.args.start_from if before is None else None
+
+    def build() -> PreTrainedModel:
+        student = started(name, teacher, recipe) if name else compress(teacher, recipe, weights_from=before)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = stage.dropout
+        return student
+
+    layers = recipe.layer_map(teacher.config.num_hidden_layers).layers
+    start = "the stage before" if before is not None else f"layers {', '.join(map(str, layers))} of the teacher"
+    start = f"the encoder of {teacher_title(name)}" if name else start
+    return run_stage(stage, _stage_run(job, stage, key, build, teacher, start))
+
+
+def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrainedModel | None, start: str) -> StageRun:
+    def trainer(model: PreTrainedModel, folder: Path, rate: float | None) -> XTCTrainer:
+        changes: dict[str, Any] = {"output_dir": str(folder), "push_to_hub": False}
+        if rate is not None:
+            changes["learning_rate"] = rate
+        made = job.trainer(model, teacher, stage.arguments(job.training_args, **changes))
+        made.add_callback(PackedSizeCallback())
+        made.add_callback(WeightStatisticsCallback())
+        return made
+
+    held_out = job.data.selection is not None
+    folder = job.training / stage.name
+    return StageRun(folder, key, job.metric, build, trainer, job.validation(), held_out, job.tokenizer, start)

@@ -1,0 +1,62 @@
+"""Metrics of a model on the validation split, read from disk as any user reads it."""
+
+import tempfile
+from typing import Any
+
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
+
+import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
+from hf_xtc.data.metrics import build_compute_metrics
+from hf_xtc.data.task_data import DataArguments, align_labels, load_task, tokenize
+from hf_xtc.files.writing import write_json
+from hf_xtc.runs.arguments import EvaluateArguments
+
+
+def measure(trainer: Trainer, extra: dict[str, Any]) -> dict[str, float]:
+    """Metrics of a trainer's model on its validation split and, prefixed by name, on further splits."""
+    metrics = trainer.evaluate()
+    scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if not _is_timing(key)}
+    for name, dataset in extra.items():
+        more = trainer.evaluate(dataset)
+        scores |= {f"{name}_{key.removeprefix('eval_')}": value for key, value in more.items() if not _is_timing(key)}
+    return scores
+
+
+def _is_timing(key: str) -> bool:
+    return key == "epoch" or key.endswith(("_runtime", "_per_second", "_time"))
+
+
+def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str, float]:
+    """Metrics of a model, loaded as any user loads it, on the validation split.
+
+    Raises:
+        XTCError: if the data do not match the model's head, or the file is damaged.
+    """
+    data = load_task(data_args)
+    model = AutoModelForSequenceClassification.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    data = align_labels(data, model.config.label2id, args.model)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model,
+            TrainingArguments(
+                folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False
+            ),
+            eval_dataset=tokenize(data.validation, tokenizer, data_args.max_length),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=build_compute_metrics(data.task, regression=data.regression),
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output is for the metrics alone
+        extra = {n: tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
+        metrics = measure(trainer, extra)
+    if args.output_file is not None:
+        write_json(args.output_file, metrics)
+    return metrics

@@ -1,0 +1,100 @@
+"""`hf-xtc export`: a packed checkpoint becomes a folder for another runtime, with its configuration and tokenizer."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, BertConfig, DataCollatorWithPadding
+
+from hf_xtc.data.task_data import align_labels, load_task, tokenize
+from hf_xtc.errors import DataError, StateError
+from hf_xtc.export import Exported, check_export, write_verified
+from hf_xtc.export.verify import Batch
+from hf_xtc.files.writing import require_empty, whole_folder
+from hf_xtc.modeling.architecture import architecture_of
+from hf_xtc.runs.arguments import ExportArguments, ExportDataArguments
+
+logger = logging.getLogger(__name__)
+
+
+def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exported:
+    """Exports a packed checkpoint and verifies the file on the validation split, or on random tokens without data.
+
+    Raises:
+        XTCError: as `export_model`; also if the data do not match the model's head.
+    """
+    require_empty(args.output_dir, overwrite=args.overwrite)
+    model = load_packed(args.model)
+    check_export(model, args.format, args.weights)
+    tokenizer = _tokenizer(args.model)
+    batches = None
+    if data_args.given:
+        if tokenizer is None:
+            raise DataError(f"{args.model} holds no tokenizer, so an export cannot be verified on data. Save one.")
+        batches = validation_batches(model, tokenizer, args, data_args)
+    with whole_folder(args.output_dir) as folder:
+        exported = write_verified(model, folder, format=args.format, weights=args.weights, batches=batches)
+        plain_config(model.config).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return replace(exported, path=Path(args.output_dir) / exported.path.name)
+
+
+def load_packed(name: str) -> Any:
+    """A packed checkpoint, of the class that wrote it.
+
+    Raises:
+        StateError: if it is not packed, or no model of this package.
+    """
+    config = AutoConfig.from_pretrained(name)
+    if getattr(config, "state", None) != "packed":
+        raise StateError(f"{name} holds no packed model. Export what hf-xtc compress or pack_model wrote.")
+    classes: dict[str, Any] = {cls.__name__: cls for cls in architecture_of(config).model_classes.values()}
+    written_by = (config.architectures or ["XTCBertModel"])[0]
+    if written_by not in classes:
+        raise StateError(f"{name} was written by {written_by}, which does not exist here. Upgrade hf_xtc.")
+    return classes[written_by].from_pretrained(name)
+
+
+def _tokenizer(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        logger.info("No tokenizer is exported, as %s has none: %s", name, error)
+        return None
+
+
+def plain_config(config: Any) -> BertConfig:
+    """The configuration without what is particular to this package, so that a folder serves without it."""
+    values = config.to_dict()
+    for key in ("state", "xtc", "model_type", "transformers_version", "architectures", "auto_map"):
+        values.pop(key, None)
+    names = [name.removeprefix("XTC") for name in config.architectures or []]
+    return BertConfig(**values, architectures=names)
+
+
+def validation_batches(
+    model: Any, tokenizer: Any, args: ExportArguments, data_args: ExportDataArguments
+) -> Iterator[Batch]:
+    """The rows of the validation split, padded to the longest of their batch.
+
+    Raises:
+        DataError: if they do not match the head of a sequence classifier.
+    """
+    data = load_task(data_args)
+    if type(model).__name__.endswith("SequenceClassification"):
+        data = align_labels(data, model.config.label2id, args.model)
+    rows = tokenize(data.validation, tokenizer, data_args.max_length).remove_columns("labels")
+    collate = DataCollatorWithPadding(tokenizer)
+    return (
+        _completed(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
+        for start in range(0, len(rows), args.batch_size)
+    )
+
+
+def _completed(batch: Any) -> Batch:
+    types = batch.get("token_type_ids", torch.zeros_like(batch["input_ids"]))
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "token_type_ids": types}

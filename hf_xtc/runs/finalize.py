@@ -1,0 +1,144 @@
+"""From a trained student to what is shipped and said of it: the packed file, measured from disk, and its card."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_xtc.compression.size_ledger import ledger
+from hf_xtc.distillation.terms import TERMS
+from hf_xtc.errors import StateError
+from hf_xtc.files.headers import weights_sha256
+from hf_xtc.files.writing import WEIGHT_FILES, whole_folder, write_json
+from hf_xtc.hub.plain_card import quantizer_citations
+from hf_xtc.hub.publish import write_packed
+from hf_xtc.hub.run_card import Row, Run, write_card
+from hf_xtc.runs.job import Job, weight_bytes
+from hf_xtc.runs.stage import RECEIPT, Receipt
+from hf_xtc.runs.teacher import teacher_origin, teacher_title
+from hf_xtc.training.adversarial import MIYATO
+
+# Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
+_OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
+_OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_adversarial")
+
+PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
+
+
+def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Receipt]) -> Run:
+    """Packs a student into the output folder, measures the file in a new process, and writes its card.
+
+    Args:
+        student (`PreTrainedModel`): As the last stage left it.
+        rows (`list[Row]`), receipts (`list[Receipt]`): Of the stages; the rows begin with the teacher's.
+
+    Raises:
+        StateError: if the folder cannot be written, or the file cannot be measured.
+    """
+    config: Any = student.config
+    config.xtc = {**config.xtc, "provenance": {**config.xtc["provenance"], **_provenance(job, receipts)}}
+    with whole_folder(job.out, replaces=WEIGHT_FILES) as scratch:
+        write_packed(student, scratch, tokenizer=job.tokenizer)
+    run = Run(
+        name=job.name,
+        task=job.data.name,
+        metric=job.metric,
+        rows=[*rows, packed_row(job, rows[-1])],
+        ledger=ledger(config, model_class=type(student)),
+        provenance=config.xtc["provenance"],
+        recipe=job.recipe,
+        selection=receipts[-1].chosen_by,
+        citations=_citations(job),
+        sha256=weights_sha256(job.out),
+        log=receipts[-1].log,
+    )
+    write_json(job.out / "metrics.json", run.to_dict())
+    write_card(run, job.out / "README.md")
+    return run
+
+
+def packed_row(job: Job, student: Row) -> Row:
+    """The file just written, loaded and measured in a new process."""
+    request = {**dataclasses.asdict(job.data_args), "model": str(job.out), "batch_size": 64}
+    with tempfile.TemporaryDirectory() as folder:
+        request["output_file"] = os.path.join(folder, "metrics.json")
+        write_json(os.path.join(folder, "request.json"), request)
+        command = [sys.executable, "-m", "hf_xtc", "evaluate", os.path.join(folder, "request.json")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise StateError(f"Measuring the packed file in a new process failed:\n{done.stderr[-2000:]}")
+        metrics = json.loads(Path(request["output_file"]).read_text(encoding="utf-8"))
+    size = weight_bytes(job.out)
+    return Row("packed file, reloaded", metrics, size, student.layers, f"{job.recipe.weights or 'float'}, packed")
+
+
+def _citations(job: Job) -> list[str]:
+    """What the run used, each source once: its terms, the quantizers of its recipe, how its teacher was tuned."""
+    used = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
+    used |= quantizer_citations(job.recipe)
+    tuned = _teaching(job).get("fine_tuned", {})
+    if job.training_args.adversarial_epsilon or tuned.get("adversarial_epsilon"):
+        used.add(MIYATO)
+    return sorted(used - {""})
+
+
+def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
+    shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
+    shown += ["weight_annealing"]
+    shown += ["adversarial_epsilon"] if job.training_args.adversarial_epsilon else []
+    told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
+    unused = {"teacher", "teacher_license", "overwrite", "start_from"}
+    unused |= set() if job.args.fine_tune else set(_OF_FINE_TUNING)
+    unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
+    options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
+    return {
+        "teacher": teacher_name(job),
+        **_origin(job),
+        **_teaching(job),
+        "data": job.data.name,
+        "data_fingerprint": job.data.fingerprint,
+        **job.sizes(),
+        "job": {name: value for name, value in options.items() if value not in (None, [], False)},
+        "training": {name: getattr(job.training_args, name) for name in shown},
+        "stages": [{name: getattr(receipt, name) for name in told} for receipt in receipts],
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def teacher_name(job: Job) -> str:
+    """What the teacher is, without its place on this machine: Hub id, name of a folder, or what it was tuned from."""
+    receipt = _teacher_receipt(Path(job.args.teacher))
+    if receipt.get("start"):
+        return f"{receipt['start']}, fine-tuned on {job.data.name}"
+    return teacher_title(job.args.teacher)
+
+
+def _origin(job: Job) -> dict[str, Any]:
+    """The teacher's name on the Hub and its licence, where they are known."""
+    given = job.args.teacher_license
+    stated = {} if given is None else {"teacher_license": given}
+    return {**teacher_origin(job.args.teacher, job.args.teacher_revision), **stated}
+
+
+def _teaching(job: Job) -> dict[str, Any]:
+    """How the teacher was fine-tuned, where this package did it."""
+    folder = job.training / "teacher" if job.args.fine_tune else Path(job.args.teacher)
+    receipt = _teacher_receipt(folder)
+    told = ["learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection"]
+    told += ["adversarial_epsilon"] if receipt.get("adversarial_epsilon") else []
+    return {"fine_tuned": {name: receipt[name] for name in told}} if receipt else {}
+
+
+def _teacher_receipt(folder: Path) -> dict[str, Any]:
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return receipt if isinstance(receipt, dict) and receipt.get("stage") == "teacher" else {}

@@ -1,0 +1,251 @@
+"""What a compression run is given: its data, recipe, ladder and arguments, checked before anything is written."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from hf_xtc.compression.size_ledger import ledger
+from hf_xtc.data.augmentation import augment
+from hf_xtc.data.metrics import build_compute_metrics, main_metric
+from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
+from hf_xtc.errors import RecipeError, XTCError
+from hf_xtc.files.lock import FolderLock
+from hf_xtc.files.writing import clear_unfinished, require_empty
+from hf_xtc.hub.run_card import Row
+from hf_xtc.hub.upload import open_repository
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.runs.fingerprint import deciding, digest, model_digest, open_run, read_run, remove_run
+from hf_xtc.runs.schedule import Ladder, budget_epochs
+from hf_xtc.runs.teacher import load_config, load_tokenizer
+from hf_xtc.runs.warm_start import check_start
+from hf_xtc.training.arguments import XTCTrainingArguments
+from hf_xtc.training.trainer import XTCTrainer
+
+# Options of TrainingArguments that would be ignored, or do something else than they say.
+UNSUPPORTED = {
+    "resume_from_checkpoint": "started again with the same options it goes on by itself.",
+}
+
+
+@dataclass
+class Job:
+    """Everything the stages share; the data are tokenized once. `students`: some follow the teacher."""
+
+    args: JobArguments
+    data_args: DataArguments
+    recipe: XTCRecipe
+    ladder: Ladder
+    training_args: XTCTrainingArguments
+    augmentation: AugmentationArguments
+    data: TaskData
+    tokenizer: Any
+    unlabelled: Dataset | None = None
+    students: bool = True
+
+    def __post_init__(self) -> None:
+        splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
+        if self.data.selection is not None:
+            splits["selection"] = self.data.selection
+        length = self.data_args.max_length
+        self.tokenized = {name: tokenize(split, self.tokenizer, length) for name, split in splits.items()}
+
+    @property
+    def out(self) -> Path:
+        """The folder of the packed model."""
+        return Path(self.training_args.output_dir)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the repository it is published in, or its folder."""
+        return str(self.training_args.hub_model_id if self.training_args.push_to_hub else self.out.resolve().name)
+
+    @property
+    def training(self) -> Path:
+        """The folder of everything float: checkpoints and models of the stages."""
+        return self.out / "training"
+
+    @property
+    def metric(self) -> str:
+        """Key of the task's main score."""
+        return main_metric(self.data.task, self.data.regression)
+
+    def sizes(self) -> dict[str, Any]:
+        """Rows of the splits and the longest row."""
+        held_out = self.data.selection
+        unlabelled = 0 if self.unlabelled is None else len(self.unlabelled)
+        return {
+            "train_rows": len(self.data.train),
+            "augmented_rows": len(self.tokenized["train"]) - len(self.data.train) - unlabelled,
+            **({"unlabelled_rows": unlabelled, "unlabelled_from": self._sources()} if unlabelled else {}),
+            "held_out_rows": 0 if held_out is None else len(held_out),
+            "validation_rows": len(self.data.validation),
+            "max_length": self.data_args.max_length,
+        }
+
+    def _sources(self) -> list[str]:
+        """What the unlabelled rows are, without their places on this machine."""
+        return [Path(source).name for source in self.data_args.unlabelled]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """All that decides the run's outcome."""
+        shared = {
+            "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
+            "rows": [len(self.data.train), len(self.data.validation)],
+            "teacher": model_digest(self.args.teacher),
+            "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _NAMES},
+            "training": deciding(self.training_args, distils=self.students),
+        }
+        if not self.students:
+            return shared
+        more = {} if self.unlabelled is None else {"unlabelled": digest(self.unlabelled.to_dict())}
+        more |= {"start": model_digest(self.args.start_from)} if self.args.start_from else {}
+        return {
+            **shared,
+            **more,
+            "augmentation": dataclasses.asdict(self.augmentation),
+            "recipe": self.recipe.to_dict(),
+            "ladder": self.ladder.to_dict(),
+        }
+
+    def add_rows(self, teacher: PreTrainedModel) -> None:
+        """Adds augmented and unlabelled rows to the students' train rows, labelled by the teacher, where asked for."""
+        rows, length = self.data.train, self.data_args.max_length
+        if self.augmentation.augment:
+            rows = augment(
+                rows,
+                self.augmentation.settings(self.data.task, self.training_args.seed),
+                self.augmentation.source(teacher, self.tokenizer),
+                exclude=self.data.reserved,
+                teacher=teacher,
+                tokenizer=self.tokenizer,
+                max_length=length,
+            )
+        if self.unlabelled is not None:
+            rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
+        if rows is not self.data.train:
+            texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
+            self.tokenized["train"] = tokenize(rows.select_columns(texts), self.tokenizer, length)
+
+    def trainer(
+        self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
+    ) -> XTCTrainer:
+        """A trainer on the train rows that evaluates on those held out, or on the validation split if none are."""
+        return XTCTrainer(
+            model,
+            arguments,
+            teacher_model=teacher,
+            train_dataset=self.tokenized["train"],
+            eval_dataset=self.tokenized.get("selection", self.tokenized["validation"]),
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            compute_metrics=build_compute_metrics(self.data.task, regression=self.data.regression),
+        )
+
+    def validation(self) -> dict[str, Any]:
+        """The splits to report on, the main one first."""
+        return {name: split for name, split in self.tokenized.items() if name not in ("train", "selection")}
+
+    def row(self, name: str, model: Any, stage: str, metrics: dict[str, float], stored: str) -> Row:
+        """A model's metrics and what its float weights take on disk."""
+        in_memory = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        size = weight_bytes(self.training / stage) or in_memory  # a teacher that came fine-tuned is not saved again
+        return Row(name, metrics, size, model.config.num_hidden_layers, stored)
+
+
+# Told otherwise, or no matter.
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder", "start_from")
+
+
+def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
+    tried = {stage.name: stage.learning_rates for stage in ladder.stages}
+    if args.fine_tune:
+        tried["teacher"] = tuple(args.fine_tune_learning_rates)
+    for name, rates in tried.items():
+        if len(rates) > 1:
+            raise RecipeError(
+                f"Stage {name!r} tries learning rates {rates}, but no train rows are held out to choose on, and "
+                "validation rows only report. Hold some out with --selection_share 0.1, or give one rate."
+            )
+
+
+def prepare(
+    args: JobArguments,
+    data_args: DataArguments,
+    recipe_args: RecipeArguments,
+    training_args: XTCTrainingArguments,
+    augmentation: AugmentationArguments | None = None,
+    *,
+    lock: FolderLock,
+    students: bool = True,
+) -> Job:
+    """Checks everything that can be checked before training, and takes the output folder.
+
+    Args:
+        lock (`FolderLock`): Of the output folder; taken here at the latest.
+        students (`bool`, *optional*): Without them the run is the teacher's fine-tuning alone, and what only students
+            use makes no other run of it.
+
+    Raises:
+        XTCError: on bad input, before anything is written.
+    """
+    training = Path(training_args.output_dir) / "training"
+    if read_run(training) is None:
+        require_empty(training_args.output_dir, overwrite=args.overwrite)
+    for option, instead in UNSUPPORTED.items():
+        if getattr(training_args, option):
+            raise XTCError(f"hf-xtc compress has no --{option}: {instead}")
+    recipe, ladder = recipe_args.recipe(), args.stages()
+    if args.budget is not None:
+        changes: dict[str, Any] = {"num_train_epochs": budget_epochs(args.budget, data_args.task_name)}
+        training_args = dataclasses.replace(training_args, **changes)
+    if data_args.selection_share == 0:
+        _check_single_rates(args, ladder)
+    config = load_config(args.teacher, args.teacher_revision)
+    for stage_recipe in [recipe, *ladder.recipes(recipe, config.num_hidden_layers)]:
+        ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
+    data = load_task(data_args)
+    if not args.fine_tune:
+        data = align_labels(data, config.label2id, args.teacher)
+    unlabelled = load_unlabelled(data_args, data) if students else None
+    tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
+    if args.start_from and students:
+        layers = len(ladder.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
+        check_start(args.start_from, config, layers, tokenizer)
+    training_args = dataclasses.replace(training_args, **recipe_args.schedule())
+    augmentation = augmentation or AugmentationArguments()
+    if training_args.push_to_hub:
+        name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
+        access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
+        repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
+        training_args = dataclasses.replace(training_args, **repository)
+    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, unlabelled, students)
+    lock.take()
+    clear_unfinished(job.out, training)
+    if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):
+        _require_outside(args, data_args, job.out)
+        remove_run(job.out, training)
+    open_run(job.out, training, job.description, overwrite=args.overwrite)
+    return job
+
+
+def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
+    """Nothing that the run reads is among what it replaces."""
+    files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
+    for given in (args.teacher, args.start_from, *files):
+        place = Path(given or "/").resolve()
+        if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
+            raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weight files of a model folder; 0 if it has none."""
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors"))

@@ -1,0 +1,200 @@
+"""Ladders: the stages that a student climbs from float to its last recipe, as data.
+
+A stage says what the student is made of and how it trains; whatever it leaves out it takes from the run (the recipe
+and the training arguments that the user gave). Ladders are JSON: a name of those in `hf_xtc/runs/schedules`, or a
+file. How a stage is run stands in `stage.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_xtc.errors import RecipeError
+from hf_xtc.files.safe_json import read_json
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.training.arguments import XTCTrainingArguments
+
+FOLDER = Path(__file__).parent / "schedules"
+
+# A recipe whose student is in float.
+FLOAT = {"weights": None, "embedding_weights": None, "position_weights": None, "activation_bits": None}
+
+# Epochs of the paper's budgets (Wu et al. 2022) as they are remembered, over augmented data but for mnli and qqp. Only
+# budget C of these two is confirmed by the authors' scripts (18 epochs, 36 for float students).
+BUDGETS: dict[str, dict[str, float]] = {
+    "A": {"mnli": 3, "qqp": 3, "qnli": 1, "sst2": 1, "stsb": 1, "rte": 1, "cola": 1, "mrpc": 1},
+    "B": {"mnli": 9, "qqp": 9, "qnli": 3, "sst2": 3, "stsb": 3, "rte": 3, "cola": 3, "mrpc": 3},
+    "C": {"mnli": 18, "qqp": 18, "qnli": 6, "sst2": 12, "stsb": 12, "rte": 12, "cola": 12, "mrpc": 12},
+}
+
+
+def budget_epochs(budget: str, task: str | None) -> float:
+    """Epochs of a budget, "A" (short), "B" or "C" (long), for a GLUE task.
+
+    Raises:
+        RecipeError: if the budget or its entry for the task does not exist.
+    """
+    if budget not in BUDGETS:
+        raise RecipeError(f"There is no budget {budget!r}. Use one of: {', '.join(BUDGETS)}.")
+    epochs = BUDGETS[budget]
+    if task not in epochs:
+        raise RecipeError(
+            f"Budget {budget} is given for the GLUE tasks {', '.join(sorted(epochs))}, not for {task or 'own data'}. "
+            "Use --num_train_epochs."
+        )
+    return epochs[task]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a ladder.
+
+    Args:
+        name (`str`): Names its folder and its row: letters, digits, "-" and "_".
+        recipe (`dict`): Fields of `XTCRecipe` that differ from the run's: `{"weights": "ternary"}`.
+        training (`dict`): Fields of `XTCTrainingArguments` that differ from the run's: `{"learning_rate": 1e-4}`.
+        learning_rates (`tuple[float, ...]`): Rates to try, each for the whole stage; the best on held-out train rows
+            stays. Empty: the one rate of `training` or the run.
+        share (`float`, *optional*): Epochs of this stage, as a multiple of the run's `num_train_epochs`.
+        dropout (`float`): Dropout of the student in this stage.
+
+    Raises:
+        RecipeError: if a field does not exist, or two contradict each other.
+    """
+
+    name: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()
+    share: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise RecipeError(f"A stage is called {self.name!r}; use letters, digits, '-' and '_'.")
+        object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
+        _check_fields(self.name, "recipe", self.recipe, XTCRecipe)
+        _check_fields(self.name, "training", self.training, XTCTrainingArguments)
+        if self.learning_rates and "learning_rate" in self.training:
+            raise RecipeError(f"Stage {self.name!r} has both learning_rate and learning_rates. Give one.")
+        if self.share is not None and {"num_train_epochs", "max_steps"} & set(self.training):
+            raise RecipeError(f"Stage {self.name!r} has both a share of the epochs and a length of its own. Give one.")
+        if any(not _number(rate) or rate <= 0 for rate in self.learning_rates):
+            raise RecipeError(f"Stage {self.name!r}: learning_rates={self.learning_rates} must be positive numbers.")
+        if self.share is not None and (not _number(self.share) or self.share < 0):
+            raise RecipeError(f"Stage {self.name!r}: share={self.share!r} must be a number, at least 0.")
+        if not _number(self.dropout) or not 0 <= self.dropout < 1:
+            raise RecipeError(f"Stage {self.name!r}: dropout={self.dropout!r} must be at least 0 and below 1.")
+
+    def arguments(self, run: XTCTrainingArguments, **changes: Any) -> XTCTrainingArguments:
+        """The run's training arguments with this stage's, and then `changes`."""
+        own = dict(self.training)
+        if self.share is not None:
+            own["num_train_epochs"] = self.share * run.num_train_epochs
+            if run.max_steps > 0:
+                own["max_steps"] = max(round(self.share * run.max_steps), 1)
+        return dataclasses.replace(run, **{**own, **changes})
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_fields(stage: str, kind: str, values: Any, owner: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"Stage {stage!r}: {kind} is {values!r}; it must be an object of fields and values.")
+    known = {entry.name for entry in dataclasses.fields(owner) if entry.init}
+    for name in values:
+        if name not in known:
+            raise RecipeError(f"Stage {stage!r}: {kind} has no field {name!r} ({owner.__name__} has none).")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Stages in order, each starting from the weights of the one before, the first from the teacher's.
+
+    Raises:
+        RecipeError: if there are no stages, or two of one name.
+
+    Example:
+        >>> [stage.name for stage in Ladder.named("ternary-first").stages]
+        ['reduced', 'ternary', 'student']
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise RecipeError(f"The ladder {self.name!r} has no stages.")
+        if repeated := sorted({name for name in names if names.count(name) > 1} | ({"teacher"} & set(names))):
+            raise RecipeError(f"The ladder {self.name!r} has more than one stage called {', '.join(repeated)}.")
+
+    def recipes(self, recipe: XTCRecipe, depth: int) -> list[XTCRecipe]:
+        """The recipe of each stage, checked to follow from the one before.
+
+        Args:
+            recipe (`XTCRecipe`): The run's.
+            depth (`int`): Layers of the teacher.
+
+        Raises:
+            RecipeError: if a stage's recipe cannot be, or stages keep different layers of the teacher.
+        """
+        made: list[XTCRecipe] = []
+        for stage in self.stages:
+            try:
+                made.append(XTCRecipe.from_dict({**recipe.to_dict(), **stage.recipe}))
+                layers = made[-1].layer_map(depth).layers
+            except RecipeError as error:
+                raise RecipeError(f"Stage {stage.name!r} of the ladder {self.name!r}: {error}") from None
+            before = made[0].layer_map(depth).layers
+            if layers != before:
+                raise RecipeError(
+                    f"The ladder {self.name!r} does not fit together: stage {self.stages[0].name!r} keeps the "
+                    f"teacher's layers {before}, stage {stage.name!r} keeps {layers}, and would start from weights "
+                    "of other layers. Keep the same layers in all stages."
+                )
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ladder as a JSON object; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any, name: str = "ladder") -> "Ladder":
+        """Reads `{"stages": [{"name": ..., "recipe": {...}, "training": {...}, ...}, ...]}`.
+
+        Raises:
+            RecipeError: if it is something else, or a stage cannot be.
+        """
+        stages = values.get("stages") if isinstance(values, Mapping) else None
+        if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
+            raise RecipeError(f"The ladder {name!r} must be a JSON object with a list of stages, not {values!r:.80}.")
+        known = [entry.name for entry in dataclasses.fields(Stage)]
+        for stage in stages:
+            if unknown := sorted(set(stage) - set(known)):
+                raise RecipeError(f"A stage has no field {', '.join(unknown)}; its fields are: {', '.join(known)}.")
+            if "name" not in stage:
+                raise RecipeError(f"A stage of the ladder {name!r} has no name.")
+        return cls(str(values.get("name", name)), tuple(Stage(**stage) for stage in stages))
+
+    @classmethod
+    def named(cls, name: str) -> "Ladder":
+        """A ladder of the package by name, or of a JSON file by path.
+
+        Raises:
+            RecipeError: if there is none, or it cannot be read.
+        """
+        known = sorted(file.stem for file in FOLDER.glob("*.json"))
+        file = FOLDER / f"{name}.json" if name in known else Path(name)
+        if file.suffix != ".json":
+            raise RecipeError(f"There is no ladder {name!r}. Use one of: {', '.join(known)}; or a JSON file.")
+        try:
+            values = read_json(file)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"Cannot read the ladder {name}: {error}.") from error
+        return cls.from_dict(values, file.stem)

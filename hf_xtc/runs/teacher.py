@@ -1,0 +1,92 @@
+"""The teacher that a run names: a model's folder or Hub id, or the folder of a PEFT adapter, which names its base.
+
+Of an adapter the base is loaded and the adapter merged into it, in memory; the run then knows a plain model.
+"""
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from hf_xtc.compression.origin import hub_license, origin
+from hf_xtc.errors import XTCError
+from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
+
+
+def load_config(teacher: str, revision: str | None = None) -> Any:
+    """A teacher's configuration, with as many labels as its head has.
+
+    Raises:
+        XTCError: if an absolute path, or an adapter's base, cannot be found.
+        OSError: if there is no such model.
+    """
+    config = _loaded(AutoConfig, teacher, revision)
+    labels = head_labels(teacher)
+    if labels is not None and labels != config.num_labels:
+        config.num_labels = labels
+    return config
+
+
+def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
+    """A teacher's tokenizer; an adapter's own, if one lies in its folder, else that of its base.
+
+    Raises:
+        XTCError: if an absolute path, or an adapter's base, cannot be found.
+        OSError: if there is no such model.
+    """
+    if os.path.isfile(os.path.join(teacher, "tokenizer_config.json")):
+        return AutoTokenizer.from_pretrained(teacher)
+    return _loaded(AutoTokenizer, teacher, revision)
+
+
+def load_model(teacher: str, revision: str | None = None, **head: Any) -> PreTrainedModel:
+    """A teacher in float32, its adapter merged if it is one.
+
+    Args:
+        teacher (`str`), revision (`str`, *optional*): As given to the command line.
+        head: What the configuration shall say of the head: `num_labels`, `id2label` and so on.
+
+    Raises:
+        XTCError: if an adapter's base cannot be found, or the two do not fit together.
+        StateError: if an adapter's base is packed.
+        OSError: if there is no such model.
+    """
+    model: PreTrainedModel = _loaded(
+        AutoModelForSequenceClassification, teacher, revision, dtype=torch.float32, **head
+    )
+    return model if adapter_base(teacher) is None else with_adapter(model, teacher)
+
+
+def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:
+    """What an Auto class loads of a teacher, or of the base that an adapter names."""
+    adapter = adapter_base(teacher)
+    if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
+        raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
+    if adapter is None:
+        return auto.from_pretrained(teacher, revision=revision, **options)
+    base, base_revision = adapter
+    try:
+        return auto.from_pretrained(base, revision=base_revision, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise XTCError(
+            f"{teacher} holds an adapter of {base}, which cannot be loaded: {why} Give base_model_name_or_path in its "
+            "adapter_config.json the folder or the Hub id of the model that it was trained on."
+        ) from error
+
+
+def teacher_origin(teacher: str, revision: str | None = None) -> dict[str, Any]:
+    """What a card says of a teacher's origin: `base_model` and `teacher_license`, where known; of an adapter that
+    states no licence the base's."""
+    base, base_revision = adapter_base(teacher) or (teacher, revision)
+    facts = origin(base)
+    facts |= hub_license(facts, revision=base_revision)
+    return facts if base == teacher else {**facts, **origin(teacher)}
+
+
+def teacher_title(teacher: str) -> str:
+    """What a teacher is called, without its place on this machine."""
+    name = os.path.basename(os.path.abspath(teacher)) if os.path.isdir(teacher) else teacher
+    adapter = adapter_base(teacher)
+    return name if adapter is None else f"{teacher_title(adapter[0])} with the adapter {name}"

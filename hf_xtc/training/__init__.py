@@ -1,0 +1,1 @@
+"""`XTCTrainer`, its arguments and its callbacks."""

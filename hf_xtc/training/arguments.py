@@ -1,0 +1,108 @@
+"""The arguments of a compression run."""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_xtc.checks import check_choice
+from hf_xtc.distillation.terms import TERMS
+from hf_xtc.errors import RecipeError
+
+DEFAULT_TERMS = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
+
+
+@dataclass
+class XTCTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with distillation and quantization added; all of XTC's are listed here.
+
+    Raises:
+        XTCError: if a term is unknown (names those registered).
+        RecipeError: if another value does not exist.
+    """
+
+    terms: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Distillation terms and their weights, as JSON: {'logits': 1, 'hidden_states': 1, "
+            "'attention_scores': 1} (default). Also known: labels, the loss against the data's own labels."
+        },
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the term 'logits'."})
+    distillation_stages: int = field(
+        default=1,
+        metadata={
+            "help": "1: all terms at once (XTC's finding). 2: intermediate terms, then the head's. 3: intermediate "
+            "terms, all, then the head's. Stages share the steps evenly."
+        },
+    )
+    weight_quantization_start: float = field(
+        default=0.0,
+        metadata={"help": "Step from which weights are quantized; below 1 a share of all steps (schedule_offset)."},
+    )
+    activation_quantization_start: float = field(
+        default=0.0,
+        metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
+    )
+    weight_annealing: float = field(
+        default=0.3,
+        metadata={
+            "help": "Steps (below 1 a share of all) in which weights pass from float to quantized, as a growing part "
+            "of a blend of both, from weight_quantization_start on; 0 switches at once."
+        },
+    )
+    adversarial_epsilon: float = field(
+        default=0.0,
+        metadata={
+            "help": "Learn each batch a second time, with its word embeddings moved this far to where the loss grows "
+            "fastest (Miyato et al. 2017; measured with 1); a step takes twice as long. 0 does not."
+        },
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the teacher's outputs: written at the first training on these data, read at the next, "
+            "so that training costs the student alone. Rows must be the same at every reading (no random masking)."
+        },
+    )
+    teacher_cache_dtype: str = field(
+        default="float16",
+        metadata={"help": "Hidden states and scores in the cache: float16, or int8 (half the size, coarser)."},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.terms, str):
+            try:
+                self.terms = json.loads(self.terms.replace("'", '"'))
+            except json.JSONDecodeError as error:
+                raise RecipeError(
+                    f"terms={self.terms!r} is no JSON object ({error}). Example: '{{\"logits\": 1}}'."
+                ) from None
+        if self.terms is None:
+            self.terms = dict(DEFAULT_TERMS)
+        super().__post_init__()
+        if not isinstance(self.terms, dict) or not self.terms:
+            raise RecipeError(f"terms={self.terms!r} must name at least one term and its weight.")
+        for name, weight in self.terms.items():
+            TERMS[name]
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+                raise RecipeError(f"terms: the weight of {name!r} is {weight!r}; it must be a positive number.")
+        check_choice("distillation_stages", self.distillation_stages, (1, 2, 3))
+        check_choice("teacher_cache_dtype", self.teacher_cache_dtype, ("float16", "int8"))
+        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise RecipeError(
+                f"hub_strategy={self.hub_strategy.value!r} would publish checkpoints: float latent weights and "
+                "optimizer states. Use 'every_save' or 'end': what they publish is packed, and checkpoints stay here."
+            )
+        if not 0 <= self.adversarial_epsilon < math.inf:
+            raise RecipeError(f"adversarial_epsilon={self.adversarial_epsilon} must be a finite length, 0 or more.")
+        for name in ("weight_quantization_start", "activation_quantization_start", "weight_annealing"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Name and weight of each distillation term."""
+        assert isinstance(self.terms, dict)
+        return self.terms

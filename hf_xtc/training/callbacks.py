@@ -1,0 +1,157 @@
+"""Callbacks: when quantization starts, how large the packed file will be, and how the codes move.
+
+What decides a training is a pure function of `state.global_step` and `state.max_steps`; what must survive a restart
+lives in module buffers. So resuming from a checkpoint needs no state of a callback.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_xtc.compression.size_ledger import ledger
+from hf_xtc.modeling.adapters import has_adapters
+from hf_xtc.modeling.layers import XTCEmbedding, XTCLinear
+from hf_xtc.modeling.sharded_weights import is_sharded
+from hf_xtc.quantization.quantizers import decode_weight, encode_weight
+
+logger = logging.getLogger(__name__)
+
+
+def start_step(start: float, max_steps: int) -> int:
+    """The step that `start` names: a step if at least 1, else a share of `max_steps`."""
+    return int(start) if start >= 1 else int(start * max_steps)
+
+
+def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> None:
+    """Sets how far the weights of every latent layer are fake-quantized, 0 (not) to 1, and whether activations are."""
+    for module in model.modules():
+        if isinstance(module, XTCLinear | XTCEmbedding):
+            module.quantized_part = float(weights)
+        if isinstance(module, XTCLinear):
+            module.quantize_activation = activations
+
+
+class QuantizationCallback(TrainerCallback):
+    """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
+
+    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. At the end of training
+    the model is quantized whatever the schedule, as its packed file will be.
+
+    Args:
+        weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.
+        weight_annealing (`float`): Steps, likewise, from the start of the weights' quantization to all of it.
+    """
+
+    def __init__(self, weight_start: float = 0.0, activation_start: float = 0.0, weight_annealing: float = 0.0):
+        self.weight_start = weight_start
+        self.activation_start = activation_start
+        self.weight_annealing = weight_annealing
+
+    def _weight_part(self, state: TrainerState) -> float:
+        steps = state.global_step - start_step(self.weight_start, state.max_steps)
+        length = start_step(self.weight_annealing, state.max_steps)
+        return float(steps >= 0) if length == 0 else min(max(steps / length, 0.0), 1.0)
+
+    def _apply(self, state: TrainerState, model: nn.Module) -> None:
+        set_quantization(
+            model,
+            weights=self._weight_part(state),
+            activations=state.global_step >= start_step(self.activation_start, state.max_steps),
+        )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Sets the state of the step that training starts or resumes at."""
+        self._apply(state, model)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Sets the state of the step to come."""
+        if self.weight_start or self.activation_start or self.weight_annealing:
+            self._apply(state, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Quantizes everything: the trained model is what will be packed."""
+        set_quantization(model, weights=1.0, activations=True)
+
+
+class PackedSizeCallback(TrainerCallback):
+    """Logs, once at the start, the bytes that the packed file will take and the ratio to float32."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Logs the ledger's total; nothing for a model that is no latent one, whose file will not be packed."""
+        config: Any = getattr(model, "config", None)
+        packs = getattr(config, "state", None) == "latent" and not has_adapters(model)
+        if state.is_world_process_zero and packs:
+            packed = ledger(config, model_class=type(model))  # type: ignore[arg-type]
+            ratio = packed.float32_bytes / packed.total_bytes
+            logger.info("The packed file will take %d bytes, %.1f times less than float32.", packed.total_bytes, ratio)
+            state.log_history.append(
+                {"packed_bytes": packed.total_bytes, "packed_ratio": round(ratio, 2), "step": state.global_step}
+            )
+
+
+class WeightStatisticsCallback(TrainerCallback):
+    """Records, at each log, how the weights of a latent model quantize; read by `hf-xtc report`.
+
+    Adds an entry to `state.log_history` with, for each part of the encoder ("layer 0", "pooler", ...):
+
+    - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linears, q the fake-quantized weight;
+    - `flip_rate/<part>`: the share of its codes that differ from those of the log before (not in the first entry).
+
+    Costs one encoding of the linears per log, and a byte per weight in between. Sharded weights are left out.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the codes of another training."""
+        self._codes = {}
+
+    @torch.no_grad()
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Adds the entry, after each log of a loss."""
+        if not state.is_world_process_zero or "loss" not in (kwargs.get("logs") or {}) or is_sharded(model):
+            return
+        sums: dict[str, list[float]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, XTCLinear):
+                found = sums.setdefault(part_of(name), [0.0, 0.0, 0.0, 0.0])
+                for i, value in enumerate(self._measure(name, module)):
+                    found[i] += value
+        entry: dict[str, Any] = {}
+        for part, (error, norm, flips, compared) in sums.items():
+            entry[f"quantization_error/{part}"] = round(error / norm, 6) if norm else 0.0
+            if compared:
+                entry[f"flip_rate/{part}"] = round(flips / compared, 6)
+        if entry:
+            state.log_history.append({**entry, "step": state.global_step})
+
+    def _measure(self, name: str, module: XTCLinear) -> tuple[float, float, float, float]:
+        codes, scale = encode_weight(module.weight, module.spec)
+        weight = module.weight.float()
+        error = (weight - decode_weight(codes, scale, module.spec)).square().sum().item()
+        before, self._codes[name] = self._codes.get(name), codes
+        flips, compared = (0, 0) if before is None else (int((codes != before).sum()), codes.numel())
+        return error, weight.square().sum().item(), flips, compared
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a module belongs to, for people: "layer 0" of "bert.encoder.layer.0.output.dense"."""
+    pieces = name.split(".")
+    index = next((i for i, piece in enumerate(pieces) if piece.isdigit()), None)
+    return "pooler" if "pooler" in pieces else name if index is None else f"layer {pieces[index]}"

@@ -1,0 +1,300 @@
+"""`XTCTrainer`: the standard Trainer loop with a frozen teacher, distillation terms, and packed files as its product.
+
+Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
+`get_train_dataloader` (a teacher cache, where one is asked for) and the order of rows grouped by length. What it saves
+and publishes is `PackingTrainer`'s, and the second pass of adversarial training `AdversarialTrainer`'s.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
+
+from hf_xtc.compression.convert import is_packed
+from hf_xtc.distillation.cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
+from hf_xtc.distillation.matching import build_terms, fit_layers, fit_logits, label_order, stage_terms
+from hf_xtc.distillation.terms import HiddenStatesTerm
+from hf_xtc.errors import StateError, XTCError
+from hf_xtc.files.writing import whole_checkpoint
+from hf_xtc.modeling.adapters import has_adapters
+from hf_xtc.modeling.attention import SCORES
+from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.training.adversarial import AdversarialTrainer
+from hf_xtc.training.arguments import XTCTrainingArguments
+from hf_xtc.training.callbacks import QuantizationCallback
+from hf_xtc.training.finite_checks import require_finite_losses, require_finite_weights
+from hf_xtc.training.length_batches import LengthGroupedBatches
+from hf_xtc.training.sharding import prepared_teacher
+
+PROJECTION = "distillation_projection"
+
+
+class XTCTrainer(AdversarialTrainer):
+    """Trains a latent student against a teacher; saves and publishes it packed.
+
+    Args:
+        model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it, or a latent or packed one with
+            adapters (`PeftModel`), of which the adapters alone train and are saved; or give `model_init`.
+        args (`XTCTrainingArguments`, *optional*): Terms, stages and everything the Trainer knows.
+        teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype, with or without
+            adapters; frozen and put in eval mode. Not needed where the only term is "labels", or where
+            `args.teacher_cache` is whole.
+        kwargs: As in `transformers.Trainer`.
+
+    Raises:
+        StateError: if the student is packed; when training starts, if the teacher cache is that of something else or
+            the disk is too small for it.
+        XTCError: if a teacher is missing, or student and teacher do not fit each other; when training starts, if the
+            rows or the teacher cannot be cached.
+        RecipeError: if a stage of distillation would have no term.
+    """
+
+    # Terms are batch means; Trainer divides by the accumulation steps itself.
+    loss_is_scaled_for_ga = False
+    args: XTCTrainingArguments
+    train_dataset: Any
+    data_collator: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: XTCTrainingArguments | None = None,
+        *,
+        teacher_model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ):
+        args = XTCTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        if not isinstance(args, XTCTrainingArguments):
+            raise XTCError(
+                f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments (same fields, more)."
+            )
+        self._taught = [name for name in args.term_weights if name != "labels"]
+        self._teacher_config = self._find_teacher(args, teacher_model)
+        if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
+            raise XTCError(
+                "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
+                "Register a DistillationTerm of your own instead."
+            )
+        self.teacher = teacher_model
+        self.terms = build_terms(args.term_weights, args.temperature)
+        self._stages = [
+            stage_terms(list(self.terms), i, args.distillation_stages) for i in range(args.distillation_stages)
+        ]
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_steps = 0
+        self._attention_before: list[tuple[Any, str]] = []
+        super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        if kwargs.get("model_init") is None:
+            self._prepare_student(self.model)
+        if self.teacher is not None:
+            self.teacher.requires_grad_(False).eval()
+            self.teacher = prepared_teacher(self.teacher.to(args.device), self.accelerator, args.teacher_cache is None)
+        starts = args.weight_quantization_start, args.activation_quantization_start
+        self.add_callback(QuantizationCallback(*starts, args.weight_annealing))
+
+    def _find_teacher(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
+        """The configuration of the teacher, given or cached; `None` where no term needs one."""
+        if teacher is not None or not self._taught:
+            return None if teacher is None else teacher.config
+        if args.teacher_cache is None:
+            raise XTCError(
+                f"The terms {', '.join(self._taught)} need a teacher. Give teacher_model, or terms={{'labels': 1.0}} "
+                "to train on labels alone."
+            )
+        return PreTrainedConfig.from_dict(TeacherCache(args.teacher_cache).manifest.teacher_config)
+
+    def _prepare_student(self, student: Any) -> None:
+        """Checks a student, fits it to the teacher, and makes attention return its scores where a term needs them."""
+        if is_packed(student) and not has_adapters(student):
+            raise StateError(
+                f"{type(student).__name__} is packed: its codes cannot be trained. Call unpack_model(model) and train "
+                "the latent model it returns, or train an adapter on the packed one (get_peft_model)."
+            )
+        teacher = self._teacher_config
+        if teacher is None:
+            return
+        fit_logits(self.terms.get("logits"), student.config)
+        self._layer_map = fit_layers(student.config, teacher)
+        self._label_order = label_order(student.config, teacher)
+        hidden = self.terms.get("hidden_states")
+        if isinstance(hidden, HiddenStatesTerm) and student.config.hidden_size != teacher.hidden_size:
+            # A submodule of the student: so it is optimised, checkpointed and moved with it. pack_model leaves it out.
+            projection = nn.Linear(student.config.hidden_size, teacher.hidden_size, bias=False)
+            student.add_module(PROJECTION, projection.to(next(student.parameters()).device))
+            hidden.projection = student.get_submodule(PROJECTION)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As in Trainer; each new student is checked and fitted to the teacher."""
+        model: nn.Module = super().call_model_init(trial)
+        self._prepare_student(model)
+        return model
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """As in Trainer; at the end, however it ends, both models have their attention implementations back."""
+        self._term_sums, self._term_steps = {}, 0
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            while self._attention_before:
+                model, implementation = self._attention_before.pop()
+                model.set_attn_implementation(implementation)
+
+    def term_weights(self) -> dict[str, float]:
+        """Name and weight of the terms that train at the current step: a function of `state.global_step` alone."""
+        stages = self.args.distillation_stages
+        stage = min(self.state.global_step * stages // max(self.state.max_steps, 1), stages - 1)
+        return {name: float(self.args.term_weights[name]) for name in self._stages[stage]}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """While training, the weighted sum of the terms; in evaluation the head's own loss."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        weights = self.term_weights()
+        cached = inputs.get(TARGETS)
+        inputs = {key: value for key, value in inputs.items() if key != TARGETS}
+        student, teacher = self._run(model, inputs, list(weights), cached)
+        losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
+        step, rate = self.state.global_step + 1, self.args.learning_rate
+        require_finite_losses(losses, step, rate, self.args.output_dir)
+        if not self.moving:
+            self._record(losses)
+        loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
+        return (loss, student) if return_outputs else loss
+
+    def _run(self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], cached: Any) -> tuple[Any, Any]:
+        """Outputs of student and teacher, with just what the active terms read; the teacher's may be cached."""
+        needs = frozenset().union(*(self.terms[name].needs for name in names))
+        unlabelled = {key: value for key, value in inputs.items() if key not in self.label_names}
+        self._return_scores(model)
+        student = model(**(inputs if "labels" in names else unlabelled), **{f"output_{kind}": True for kind in needs})
+        teacher = cached
+        if teacher is None and self.teacher is not None:
+            teacher = self._teach(unlabelled, needs)
+        if self._label_order is not None and teacher is not None and "logits" in teacher:
+            teacher["logits"] = teacher["logits"][..., self._label_order]
+        return student, teacher
+
+    def _teach(self, inputs: Mapping[str, Any], needs: Iterable[str]) -> Any:
+        """The teacher's outputs."""
+        teacher: Any = self.teacher
+        self._return_scores(teacher)
+        with torch.no_grad():
+            return teacher(**inputs, **{f"output_{kind}": True for kind in needs})
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As in Trainer; in a training with `teacher_cache`, batches carry the teacher's outputs.
+
+        The cache is completed or made first, by one process while the others wait (`ddp_timeout` is their patience).
+        """
+        source, collator = self.train_dataset, self.data_collator
+        if source is None or not (self.args.teacher_cache and self._taught and self.is_in_train):
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        rows = NumberedRows(self._remove_unused_columns(source, "Training") if isinstance(source, Dataset) else source)
+        cache = self._open_cache(rows)
+        self._set_signature_columns_if_needed()
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
+        try:
+            self.train_dataset, self.data_collator = rows, CachedTargets(collator, cache)
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = source, collator
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As in Trainer, but `group_by_length` shuffles its batches; a teacher cache changes nothing in the order."""
+        sampler = super()._get_train_sampler(
+            train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
+        )
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedBatches(sampler.lengths, sampler.batch_size * self.args.world_size, seed)
+
+    def _open_cache(self, rows: NumberedRows) -> TeacherCache:
+        """The cache of this training."""
+        teaching = Teaching(
+            folder=Path(str(self.args.teacher_cache)),
+            dtype=self.args.teacher_cache_dtype,
+            rows=rows,
+            collator=self._get_collator_with_removed_columns(self.data_collator),
+            labels=self.label_names,
+            terms=list(self.terms.values()),
+            layer_map=self._layer_map,
+            teacher_config=self._teacher_config,
+            teacher=None if self.teacher is None else self.accelerator.unwrap_model(self.teacher),
+            run=lambda batch, needs: self._teach(self._prepare_inputs(batch), needs),
+            tokenizer=self.processing_class,
+            precision=self.accelerator.mixed_precision,
+            batch_size=self.args.train_batch_size,
+            quiet=self.args.disable_tqdm,
+        )
+        with self.args.main_process_first(local=self.args.save_on_each_node, desc="making the teacher cache"):
+            return teaching.cache(make=self.args.should_save)
+
+    def _return_scores(self, model: nn.Module) -> None:
+        """In all stages if any term reads scores: implementations round differently, and a run may resume in any."""
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        wanted = any("attentions" in term.needs for term in self.terms.values())
+        if wanted and unwrapped.config._attn_implementation != SCORES:
+            self._attention_before.append((unwrapped, unwrapped.config._attn_implementation))
+            unwrapped.set_attn_implementation(SCORES)
+
+    _layer_map = LayerMap((0,), 1)
+    _label_order: list[int] | None = None
+
+    def _record(self, losses: dict[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            self._term_sums[name] = self._term_sums.get(name, torch.zeros_like(loss)) + loss.detach()
+        self._term_steps += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer, with the mean of each term since the last log under its registered name."""
+        if "loss" in logs and self._term_steps:
+            for name, total in self._term_sums.items():
+                logs[name] = round(self.accelerator.gather(total / self._term_steps).mean().item(), 6)
+            self._term_sums, self._term_steps = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """As in Trainer; rows that fill up a last batch of several processes do not count in its loss either."""
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        state, size = self.accelerator.gradient_state, find_batch_size(inputs)
+        if loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            rows = min(max(state.remainder - self.args.process_index * size, 1), size)
+            real = {key: value[:rows] if find_batch_size(value) == size else value for key, value in inputs.items()}
+            loss = super().prediction_step(model, real, True, ignore_keys)[0]
+        return (loss, *rest)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As in Trainer, but whole or not at all, and weights that are no numbers are not saved: they would take the
+        place of good ones."""
+        step = self.state.global_step
+        require_finite_weights(self.model.parameters(), step, self.args.learning_rate)
+        with whole_checkpoint(Path(self._get_output_dir(trial=trial), f"checkpoint-{step}")):
+            super()._save_checkpoint(model, trial)

@@ -1,0 +1,122 @@
+"""One process a folder: who comes second is told who is there, and a lock dies with its process."""
+
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_xtc.errors import StateError
+from hf_xtc.files.lock import LOCK_FILE, FolderLock
+
+# hf_xtc/__init__.py would import transformers.
+HOLD = f"""
+import sys, time, types
+package = types.ModuleType("hf_xtc")
+package.__path__ = [{str(Path(__file__).parent.parent.parent / "hf_xtc")!r}]
+sys.modules["hf_xtc"] = package
+from hf_xtc.files.lock import FolderLock
+with FolderLock(sys.argv[1]) as lock:
+    print("held" if lock.held else "free", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(folder, seconds=60.0):
+    """Another process that holds a folder."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_the_second_is_refused_and_told_who_is_there(tmp_path):
+    with hold(tmp_path) as holder:
+        text = (
+            f"The folder {tmp_path} is in use by another run (process {holder.pid} on {platform.node()}); wait for "
+            "its end, or give another --output_dir."
+        )
+        with pytest.raises(StateError, match=f"^{re.escape(text)}$"), FolderLock(tmp_path):
+            pytest.fail("two processes hold the folder")
+        holder.kill()
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    with hold(tmp_path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (tmp_path / LOCK_FILE).exists()
+    with FolderLock(tmp_path) as lock:
+        assert lock.held
+        assert (tmp_path / LOCK_FILE).read_text() == f"process {os.getpid()} on {platform.node()}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_gets_the_folder_when_it_is_free(tmp_path, caplog):
+    with hold(tmp_path, 0.3) as holder, caplog.at_level("INFO", logger="hf_xtc.files.lock"):
+        with FolderLock(tmp_path, wait=True) as lock:
+            assert lock.held
+        assert f"process {holder.pid} on" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_made_when_it_is_taken_and_goes_if_it_stays_empty(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with FolderLock(folder) as lock:
+        assert not folder.exists()
+        assert not lock.held
+        lock.take()
+        lock.take()
+        assert lock.held
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+    assert not folder.exists()
+    with FolderLock(folder) as lock:
+        lock.take()
+        (folder / "notes").touch()
+    assert [path.name for path in folder.iterdir()] == ["notes"]
+
+
+def test_who_does_not_want_it_takes_nothing(tmp_path):
+    with FolderLock(tmp_path, wanted=False) as lock:
+        lock.take()
+        assert not lock.held
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_held_within_a_process_too(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(StateError, match=rf"\(process {os.getpid()} on"), FolderLock(tmp_path):
+        pytest.fail("held twice")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with FolderLock(tmp_path):
+        worker.start()
+    try:
+        (tmp_path / LOCK_FILE).touch()
+        with FolderLock(tmp_path) as lock:
+            assert lock.held
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_a_folder_that_cannot_be_made_or_locked_says_why(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(StateError, match=r"^Could not lock the folder .*: .*Is a directory"), FolderLock(tmp_path):
+        pytest.fail("a folder is no lock")
+    with (
+        pytest.raises(StateError, match=r"^Could not make the folder .*file/x: .*Not a directory"),
+        FolderLock(tmp_path / "file" / "x") as lock,
+    ):
+        lock.take()

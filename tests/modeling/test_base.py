@@ -1,0 +1,129 @@
+"""An architecture other than BERT, as docs/extending.md makes it: both states, files, training, publishing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import blocks
+from huggingface_hub import ModelCard
+from test_trainer import make_trainer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+    set_seed,
+)
+
+from hf_xtc import ARCHITECTURES, XTCRecipe, compress, ledger, pack_model, unpack_model
+from hf_xtc.cli import main
+from hf_xtc.errors import PackedFileError
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
+RECIPES = {
+    "binary": XTCRecipe(keep_layers=2),
+    "ternary": XTCRecipe("ternary", "per_group", 2, "ternary", activation_symmetric=False),
+    "int8": XTCRecipe("int8", embedding_weights="int4", activation_bits=None),
+}
+
+
+@pytest.fixture(autouse=True)
+def roberta():
+    """The architecture of the page, registered for the time of a test."""
+    known, names = dict(ARCHITECTURES), {}
+    for block in blocks(PAGE, "python"):
+        if "XTCRobertaConfig" in block:
+            exec(compile(block, "extending.md", "exec"), names)
+    yield
+    ARCHITECTURES.clear()
+    ARCHITECTURES.update(known)
+
+
+@pytest.fixture
+def config(tiny_config):
+    shape = {**tiny_config.to_dict(), "model_type": "roberta", "type_vocab_size": 1, "pad_token_id": 1}
+    return RobertaConfig(**shape)
+
+
+@pytest.fixture
+def teacher(config):
+    set_seed(0)
+    return RobertaForSequenceClassification(config).eval()
+
+
+@pytest.fixture
+def batch(tiny_batch):
+    return {**tiny_batch, "input_ids": tiny_batch["input_ids"].where(tiny_batch["attention_mask"].bool(), 1)}
+
+
+def outputs(model, batch):
+    with torch.no_grad():
+        return model.eval()(**batch).to_tuple()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("head", [RobertaModel, RobertaForSequenceClassification], ids=lambda head: head.__name__)
+def test_a_packed_model_comes_back_bit_for_bit(config, batch, tmp_path, head, recipe):
+    set_seed(0)
+    student = compress(head(config), recipe)
+    packed = pack_model(student, rest_dtype="float32")
+    packed.save_pretrained(tmp_path)
+    auto = AutoModel if head is RobertaModel else AutoModelForSequenceClassification
+    found = auto.from_pretrained(tmp_path)
+    assert type(found) is type(packed)
+    for ours, theirs, latent in zip(*(outputs(model, batch) for model in (packed, found, student)), strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, latent)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
+    assert size == ledger(packed.config).total_bytes + 8 + header
+    assert not list(tmp_path.glob("*.py")), "the code for trust_remote_code is BERT's"
+    again = pack_model(unpack_model(found)).state_dict()
+    codes = {name: tensor for name, tensor in found.state_dict().items() if "query.weight_packed" in name}
+    assert len(codes) == found.config.num_hidden_layers
+    assert recipe.weights == "int8" or all(torch.equal(again[name], tensor) for name, tensor in codes.items())
+
+
+def test_every_linear_and_embedding_of_the_encoder_is_in_one_scope(config):
+    model = RobertaModel(config)
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    architecture = ARCHITECTURES["roberta"]
+    paths = [path for scope in architecture.scopes for path in architecture.modules(scope, config.num_hidden_layers)]
+    assert sorted(paths) == sorted(name for name, module in model.named_modules() if isinstance(module, kinds))
+
+
+def test_a_classifiers_encoder_loads_alone_and_a_damaged_file_is_refused(teacher, batch, tmp_path):
+    packed = pack_model(compress(teacher, RECIPES["binary"]))
+    packed.save_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(outputs(encoder, batch)[0], outputs(packed.roberta, batch)[0])
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(content[:-100])
+    with pytest.raises(PackedFileError):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["int8", "packed"])
+def test_integer_backends_agree_with_the_reference(teacher, batch, backend):
+    packed = pack_model(compress(teacher, RECIPES["binary"]))
+    expected = outputs(packed, batch)[0]
+    packed.set_backend(backend)
+    assert packed.roberta.backend == backend
+    torch.testing.assert_close(outputs(packed, batch)[0], expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
+def test_it_is_distilled_by_all_terms_and_published(hub, teacher, batch, tmp_path, capsys):
+    student = compress(teacher, RECIPES["binary"])
+    before = student.roberta.encoder.layer[0].attention.self.query.weight.detach().clone()
+    trainer = make_trainer(tmp_path / "out", student=student, teacher_model=teacher, max_steps=2)
+    trainer.train()
+    assert not torch.equal(student.roberta.encoder.layer[0].attention.self.query.weight, before)
+    trainer.push_to_hub()
+    found = AutoModelForSequenceClassification.from_pretrained("user/out")
+    assert torch.equal(outputs(found, batch)[0], outputs(pack_model(trainer.model), batch)[0])
+    card = ModelCard.load("user/out")
+    assert "A 2-layer roberta with binary weights" in card.text
+    assert main(["inspect", "user/out"]) == 0
+    assert "XTCRobertaForSequenceClassification, packed" in capsys.readouterr().out

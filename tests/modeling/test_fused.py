@@ -1,0 +1,268 @@
+"""The fused encoder: the results of layer by layer, taken where it computes all there is to compute and not else."""
+
+import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, set_seed
+
+from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
+from hf_xtc.errors import StateError
+from hf_xtc.modeling.fused import FusedEncoder, fused_encoder
+from hf_xtc.modeling.layers import _PREPARED
+from hf_xtc.native import encoder as native
+from hf_xtc.native import library as native_library
+
+pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+BACKENDS = ["int8", "packed", "auto"]
+
+
+@pytest.fixture
+def packed(tiny_teacher):
+    return pack_model(compress(tiny_teacher, XTCRecipe(keep_layers=3)))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the fused encoder computed a batch."""
+    made, call = [], native.NativeEncoder.__call__
+    monkeypatch.setattr(native.NativeEncoder, "__call__", lambda *args: made.append(1) or call(*args))
+    return made
+
+
+def outputs(model, batch, backend, **kwargs):
+    model.set_backend(backend)
+    with torch.inference_mode():
+        return model(**batch, **kwargs)
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weights", ["binary", "ternary", "int4"])
+@pytest.mark.parametrize("embeddings", ["binary", "ternary", "int8", None])
+def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teacher, tiny_batch, calls, monkeypatch):
+    """On a ragged batch of odd widths. Float rounding only: no activation of this model lies on a rounding tie."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    recipe = XTCRecipe(weights=weights, embedding_weights=embeddings, position_weights=embeddings)
+    model = pack_model(compress(tiny_teacher, recipe))
+    types = torch.arange(11).expand(3, 11) // 5 % 2
+    batch = {**tiny_batch, "token_type_ids": types, "position_ids": torch.arange(11).flip(0)[None]}
+    expected = outputs(model, batch, "reference").logits
+    found = outputs(model, batch, backend).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == (0 if backend == "packed" and weights == "int4" else 1)
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize("hidden, heads, intermediate", [(64, 1, 1600), (96, 6, 40), (36, 36, 50), (800, 8, 16)])
+def test_widths_heads_and_lengths(hidden, heads, intermediate, variant, monkeypatch):
+    """One layer, against the reference in the mean: a tie that falls the other way moves one value a little."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=101,
+        hidden_size=hidden,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=150,
+    )
+    model = pack_model(compress(BertForSequenceClassification(config).eval())).bert
+    lengths = torch.tensor([1, 2, 37, 150, 16])
+    mask = (torch.arange(150) < lengths[:, None]).long()
+    batch = {"input_ids": torch.randint(1, 101, (5, 150)) * mask, "attention_mask": mask}
+    expected = outputs(model, batch, "reference").last_hidden_state[mask.bool()]
+    found = outputs(model, batch, "auto").last_hidden_state
+    assert bool((found[~mask.bool()] == 0).all()), "padding is not computed"
+    difference = (found[mask.bool()] - expected).abs()
+    assert difference.median() < 1e-5
+    assert difference.mean() < 2e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_do_not_depend_on_their_batch(packed, tiny_batch, backend):
+    """Alone, together, padded: bit for bit, since sums are exact and nothing crosses rows."""
+    together = outputs(packed.bert, tiny_batch, backend)
+    for row, length in enumerate((11, 6, 3)):
+        alone = outputs(packed.bert, {"input_ids": tiny_batch["input_ids"][row : row + 1, :length]}, backend)
+        assert torch.equal(alone.last_hidden_state[0], together.last_hidden_state[row, :length])
+        assert torch.equal(alone.pooler_output[0], together.pooler_output[row])
+
+
+def test_a_masked_language_model(tiny_config, tiny_batch):
+    set_seed(0)
+    model = pack_model(compress(BertForMaskedLM(tiny_config).eval()))
+    kept = tiny_batch["attention_mask"].bool()
+    expected = outputs(model, tiny_batch, "reference").logits[kept]
+    torch.testing.assert_close(outputs(model, tiny_batch, "auto").logits[kept], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tuples(packed, tiny_batch, calls):
+    whole = outputs(packed.bert, tiny_batch, "auto")
+    hidden, pooled = outputs(packed.bert, tiny_batch, "auto", return_dict=False)
+    assert torch.equal(hidden, whole.last_hidden_state)
+    assert torch.equal(pooled, whole.pooler_output)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions", "inputs_embeds", "mask of scores"])
+def test_what_needs_the_layers_runs_layer_by_layer(packed, tiny_batch, calls, asked):
+    kwargs = {}
+    if asked == "output_attentions":
+        packed.set_attn_implementation("eager")
+    if asked.startswith("output"):
+        kwargs[asked] = True
+    elif asked == "inputs_embeds":
+        tiny_batch["inputs_embeds"] = packed.bert.embeddings.word_embeddings(tiny_batch.pop("input_ids"))
+    else:
+        tiny_batch["attention_mask"] = tiny_batch["attention_mask"][:, None, None].expand(3, 1, 11, 11).bool()
+    expected = outputs(packed, tiny_batch, "reference", **kwargs)
+    found = outputs(packed, tiny_batch, "auto", **kwargs)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    if asked.startswith("output"):
+        assert len(found[asked.removeprefix("output_")]) == len(expected[asked.removeprefix("output_")]) > 0
+    assert calls == []
+
+
+def test_recording_once_does_not_turn_it_off(packed, tiny_batch, calls):
+    outputs(packed, tiny_batch, "auto", output_hidden_states=True)
+    outputs(packed, tiny_batch, "auto")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_are_called(packed, tiny_batch, calls, kind):
+    outputs(packed, tiny_batch, "auto")
+    seen = []
+    handle = getattr(packed.bert.encoder.layer[1].output.dense, kind)(lambda *args: seen.append(1))
+    outputs(packed, tiny_batch, "auto")
+    assert (len(seen), len(calls)) == (1, 1)
+    handle.remove()
+    outputs(packed, tiny_batch, "auto")
+    assert (len(seen), len(calls)) == (1, 2)
+
+
+def test_left_padding_is_computed(packed, tiny_batch, calls):
+    """The pooler reads the first token, so there it has to be what the reference makes of it."""
+    flipped = {name: values.flip(1) for name, values in tiny_batch.items()}
+    expected = outputs(packed, flipped, "reference").logits
+    torch.testing.assert_close(outputs(packed, flipped, "auto").logits, expected, rtol=1e-4, atol=1e-4)
+    assert calls == []
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([[101]]), torch.tensor([[-102]]), torch.ones(1, 41, dtype=torch.long)])
+def test_ids_out_of_range_raise_as_ever(packed, ids, calls):
+    with pytest.raises((IndexError, RuntimeError)):
+        outputs(packed, {"input_ids": ids}, "auto")
+    assert calls == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "token_type_ids"])
+def test_inputs_on_another_device_are_refused(packed, tiny_batch, name, backend, calls):
+    batch = {**tiny_batch, name: torch.zeros_like(tiny_batch["input_ids"], device="meta")}
+    with pytest.raises(RuntimeError, match="meta"):
+        outputs(packed, batch, backend)
+    assert calls == []
+
+
+def test_changes_of_the_model_are_seen(packed, tiny_batch):
+    before = outputs(packed, tiny_batch, "auto").logits
+    layer = packed.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.output.LayerNorm.bias.add_(1)
+    changed = outputs(packed, tiny_batch, "auto").logits
+    assert not torch.equal(changed, before)
+    other = PackedLinear(36, 36, spec=layer.attention.self.query.spec, activation=None)
+    layer.attention.self.query = other
+    assert fused_encoder(packed.bert) is None
+    other.activation = layer.attention.self.key.activation
+    other.bias.requires_grad_(False)
+    found = outputs(packed, tiny_batch, "auto").logits
+    torch.testing.assert_close(found, outputs(packed, tiny_batch, "reference").logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_model_that_is_not_run_expands_nothing(packed, tmp_path, monkeypatch):
+    """Moved, saved, loaded, copied or inspected."""
+    monkeypatch.setattr(native, "NativeWeight", None)
+    monkeypatch.setattr(FusedEncoder, "__init__", None)
+    packed.set_backend("int8")
+    packed.save_pretrained(tmp_path)
+    loaded = type(packed).from_pretrained(tmp_path)
+    copy.deepcopy(loaded).to("cpu").half().float()
+    assert "PackedLinear" in repr(loaded)
+    assert not any(module in _PREPARED for module in loaded.modules())
+
+
+def test_packed_models_are_frozen_but_for_their_heads(packed):
+    trainable = {name for name, parameter in packed.named_parameters() if parameter.requires_grad}
+    assert trainable == {"classifier.weight", "classifier.bias"}
+    assert all(parameter.requires_grad for parameter in unpack_model(packed).parameters())
+
+
+@pytest.mark.parametrize("backend", ["int8", "packed"])
+@pytest.mark.parametrize("part", ["embeddings.LayerNorm.bias", "encoder.layer.2.output.LayerNorm.weight"])
+def test_training_through_integers_is_refused(packed, tiny_batch, backend, part):
+    outputs(packed, tiny_batch, backend)  # the fused encoder exists when training starts
+    packed.bert.get_parameter(part).requires_grad_(True)
+    with pytest.raises(StateError, match=f"^The '{backend}' backend computes with integers, which have no gradient"):
+        packed(**tiny_batch)
+    packed.set_backend("auto")
+    packed(**tiny_batch).logits.sum().backward()
+    assert packed.bert.get_parameter(part).grad is not None
+
+
+def test_set_backend_refuses_what_makes_no_sense(packed, tiny_teacher):
+    with pytest.raises(XTCError, match=r"^Unknown backend 'int9'; registered: auto, int8, packed, reference\.$"):
+        packed.set_backend("int9")
+    message = (
+        r"^set_backend\('int8'\) chooses how packed weights are multiplied, but this model is latent\. "
+        r"Call pack_model first\.$"
+    )
+    with pytest.raises(StateError, match=message):
+        compress(tiny_teacher).set_backend("int8")
+
+
+def test_set_backend_reaches_every_packed_linear(packed):
+    packed.set_backend("packed")
+    assert {m.backend for m in packed.modules() if isinstance(m, PackedLinear)} == {"packed"}
+    assert packed.backend == packed.bert.backend == "packed"
+
+
+def test_threads_share_a_model(packed, tiny_batch):
+    """Several Python threads at once: each call has its own memory."""
+    expected = outputs(packed, tiny_batch, "auto").logits
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: outputs(packed, tiny_batch, "auto").logits, range(32)))
+    assert all(torch.equal(found, expected) for found in results)
+
+
+def test_other_dtypes_run_layer_by_layer(packed, tiny_batch, calls):
+    expected = outputs(packed, tiny_batch, "auto").logits
+    found = outputs(packed.bfloat16(), tiny_batch, "auto").logits
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    assert len(calls) == 1
+
+
+def test_a_model_that_ran_can_be_forgotten(packed, tiny_batch):
+    """What was made of it does not keep it, or its codes, alive."""
+    outputs(packed, tiny_batch, "auto")
+    copied = copy.deepcopy(packed)
+    outputs(copied, tiny_batch, "auto")
+    alive = [weakref.ref(copied.bert), weakref.ref(copied.bert.encoder.layer[0].output.dense)]
+    del copied
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_model_made_in_inference_mode(packed, tiny_batch, backend):
+    """Its tensors count no versions."""
+    expected = outputs(packed, tiny_batch, backend).logits
+    with torch.inference_mode():
+        again = copy.deepcopy(packed)
+    assert torch.equal(outputs(again, tiny_batch, backend).logits, expected)

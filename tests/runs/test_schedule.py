@@ -1,0 +1,145 @@
+"""Ladders: stages as data, what they may change, and how they must fit together."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_xtc import XTCRecipe, XTCTrainingArguments
+from hf_xtc.errors import RecipeError
+from hf_xtc.runs.schedule import BUDGETS, FOLDER, Ladder, Stage, budget_epochs
+
+NAMED = sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def refuses(text):
+    return pytest.raises(RecipeError, match=f"^{re.escape(text)}$")
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("weights", ["binary", "ternary"])
+def test_ladders_of_the_package_end_with_the_runs_recipe_and_its_steps(name, weights, tmp_path):
+    ladder, recipe = Ladder.named(name), XTCRecipe(weights=weights, keep_layers=3)
+    recipes = ladder.recipes(recipe, 6)
+    assert recipes[-1] == recipe
+    assert ladder.stages[-1].name == "student"
+    run = XTCTrainingArguments(str(tmp_path), max_steps=100, num_train_epochs=3, use_cpu=True)
+    assert sum(stage.arguments(run).max_steps for stage in ladder.stages) == 100
+    assert ladder == Ladder.from_dict(json.loads(json.dumps(ladder.to_dict())), name)
+
+
+def test_ternary_first_goes_from_float_over_ternary():
+    recipes = Ladder.named("ternary-first").recipes(XTCRecipe(keep_layers=2), 4)
+    assert [(recipe.weights, recipe.embedding_weights, recipe.activation_bits) for recipe in recipes] == [
+        (None, None, None),
+        ("ternary", "ternary", 8),
+        ("binary", "binary", 8),
+    ]
+
+
+def test_stage_changes_what_it_names_and_nothing_else(tmp_path):
+    run = XTCTrainingArguments(str(tmp_path), learning_rate=1e-3, num_train_epochs=4, seed=7, use_cpu=True)
+    own = Stage("a", training={"distillation_stages": 3, "terms": {"logits": 2.0}}, share=0.5).arguments(run, seed=8)
+    assert (own.distillation_stages, own.terms, own.num_train_epochs, own.learning_rate, own.seed) == (
+        *(3, {"logits": 2.0}, 2.0, 1e-3),
+        8,
+    )
+    assert (run.distillation_stages, run.num_train_epochs) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"name": "a b"}, "A stage is called 'a b'; use letters, digits, '-' and '_'."),
+        ({"recipe": {"wieghts": "binary"}}, "Stage 'x': recipe has no field 'wieghts' (XTCRecipe has none)."),
+        ({"training": {"lr": 1}}, "Stage 'x': training has no field 'lr' (XTCTrainingArguments has none)."),
+        ({"recipe": "binary"}, "Stage 'x': recipe is 'binary'; it must be an object of fields and values."),
+        (
+            {"training": {"learning_rate": 1e-4}, "learning_rates": [1e-4]},
+            "Stage 'x' has both learning_rate and learning_rates. Give one.",
+        ),
+        (
+            {"training": {"max_steps": 5}, "share": 0.5},
+            "Stage 'x' has both a share of the epochs and a length of its own. Give one.",
+        ),
+        ({"learning_rates": [0.0]}, "Stage 'x': learning_rates=(0.0,) must be positive numbers."),
+        ({"share": -1}, "Stage 'x': share=-1 must be a number, at least 0."),
+        ({"dropout": 1}, "Stage 'x': dropout=1 must be at least 0 and below 1."),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_stage_gets_one_clear_error(values, message):
+    with refuses(message):
+        Stage(**{"name": "x", **values})
+
+
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        ([], "The ladder 'l' has no stages."),
+        ([{"name": "a"}, {"name": "a"}], "The ladder 'l' has more than one stage called a."),
+        ([{"name": "teacher"}], "The ladder 'l' has more than one stage called teacher."),
+        ([{"recipe": {}}], "A stage of the ladder 'l' has no name."),
+        (
+            [{"name": "a", "epochs": 3}],
+            "A stage has no field epochs; its fields are: name, recipe, training, learning_rates, share, dropout.",
+        ),
+    ],
+    ids=["none", "twice", "teacher", "no name", "unknown field"],
+)
+def test_bad_ladder_gets_one_clear_error(stages, message):
+    with refuses(message):
+        Ladder.from_dict({"stages": stages}, "l")
+
+
+def test_stages_that_do_not_fit_together_are_refused():
+    stages = [{"name": "reduced", "recipe": {"weights": None, "keep_layers": 2}}, {"name": "student"}]
+    with refuses(
+        "The ladder 'l' does not fit together: stage 'reduced' keeps the teacher's layers (2, 5), stage 'student' "
+        "keeps (1, 3, 5), and would start from weights of other layers. Keep the same layers in all stages."
+    ):
+        Ladder.from_dict({"stages": stages}, "l").recipes(XTCRecipe(keep_layers=3), 6)
+
+
+def test_stage_whose_recipe_cannot_be_is_named():
+    ladder = Ladder.from_dict({"stages": [{"name": "odd", "recipe": {"activation_bits": 5}}]}, "l")
+    with pytest.raises(RecipeError, match=r"^Stage 'odd' of the ladder 'l': activation bits=5 does not exist\."):
+        ladder.recipes(XTCRecipe(), 6)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"stages": 3}', '{"stages": ["a"]}', "null"])
+def test_json_that_is_no_ladder_is_refused(text, tmp_path):
+    (tmp_path / "l.json").write_text(text)
+    with pytest.raises(RecipeError, match=r"^The ladder 'l' must be a JSON object with a list of stages"):
+        Ladder.named(str(tmp_path / "l.json"))
+
+
+def test_unknown_and_unreadable_ladders_are_refused(tmp_path):
+    with refuses(f"There is no ladder 'up'. Use one of: {', '.join(NAMED)}; or a JSON file."):
+        Ladder.named("up")
+    (tmp_path / "l.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"^Cannot read the ladder .*l\.json: "):
+        Ladder.named(str(tmp_path / "l.json"))
+
+
+@given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=5), max_size=4))
+def test_any_json_object_is_read_or_refused_with_a_recipe_error(stage):
+    try:
+        Ladder.from_dict({"stages": [stage]}, "l")
+    except RecipeError:
+        return
+    assert set(stage) <= {"name", "recipe", "training", "learning_rates", "share", "dropout"}
+
+
+def test_budgets_grow_and_know_their_tasks():
+    for task in BUDGETS["A"]:
+        assert budget_epochs("A", task) <= budget_epochs("B", task) <= budget_epochs("C", task)
+    with refuses("There is no budget 'D'. Use one of: A, B, C."):
+        budget_epochs("D", "cola")
+    with refuses(
+        "Budget A is given for the GLUE tasks cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, not for own data. "
+        "Use --num_train_epochs."
+    ):
+        budget_epochs("A", None)

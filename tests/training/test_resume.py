@@ -1,0 +1,91 @@
+"""A training that goes on from a checkpoint ends in the bytes of one that was never interrupted."""
+
+import os
+
+import pytest
+import torch
+from test_trainer import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
+
+from hf_xtc.compression.convert import compress
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STATIC = XTCRecipe(keep_layers=2, activation_calibration="static")
+BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
+GROUPED = {"train_sampling_strategy": "group_by_length", "num_train_epochs": 2, "max_steps": -1}
+EVERYTHING = {
+    "recipe": STATIC,
+    "gradient_accumulation_steps": 2,
+    "bf16": True,
+    "distillation_stages": 2,
+    "weight_annealing": 0.9,
+    "activation_quantization_start": 3,
+    "teacher_cache": "cache",
+}
+CASES = {
+    "plain": {},
+    "accumulated": {"gradient_accumulation_steps": 3},
+    "bf16": {"bf16": True},
+    "static": {"recipe": STATIC},
+    "static_late": {"recipe": STATIC, "activation_quantization_start": 0.5},
+    "two_stages": {"distillation_stages": 2},
+    "three_stages": {"distillation_stages": 3, "gradient_accumulation_steps": 2},
+    "late": {"weight_quantization_start": 0.25, "activation_quantization_start": 6},
+    "annealed": {"weight_annealing": 1.0},
+    "ternary": {"recipe": XTCRecipe(keep_layers=2, weights="ternary")},
+    "adafactor": {"terms": {"logits": 1.0, "labels": 0.3}, "optim": "adafactor"},
+    "cached": {"teacher_cache": "cache"},
+    "best": BEST,
+    "grouped": GROUPED,
+    "workers": {"dataloader_num_workers": 2},
+    "everything": EVERYTHING,
+    "everything_best": {**EVERYTHING, **BEST, "weight_annealing": 0.2, "activation_quantization_start": 0.0},
+}
+
+
+def assert_resumes(folder, steps, save_steps=2, **changes):
+    """The same file, weights and log from each checkpoint in `steps` as at once; the teacher has dropout."""
+    recipe = changes.pop("recipe", XTCRecipe(keep_layers=2))
+    teacher = make_teacher(dropout=0.1)
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": save_steps, **changes}
+    if "teacher_cache" in options:
+        options["teacher_cache"] = str(folder / options["teacher_cache"])
+
+    def finish(name, resume=None):
+        student = compress(teacher, recipe)
+        if resume:
+            for parameter in student.parameters():
+                torch.nn.init.ones_(parameter)  # so nothing of the result is left over from the start
+        trainer = make_trainer(folder / name, teacher, student, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model(str(folder / name / "packed"))
+        return trainer, (folder / name / "packed" / "model.safetensors").read_bytes()
+
+    whole, file = finish("whole")
+    for step in steps:
+        resumed, again = finish(f"resumed-{step}", str(folder / "whole" / f"checkpoint-{step}"))
+        keys = ("loss", "grad_norm", "step", *DEFAULT)
+        assert resumed._initial_global_step == step
+        assert logged(resumed, *keys) == logged(whole, *keys)
+        expected = snapshot(whole.model)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in snapshot(resumed.model).items())
+        assert again == file
+    return whole
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_is_exact(tmp_path, case):
+    """From another checkpoint in each case; `make stress` takes all of them."""
+    step = 2 * (1 + list(CASES).index(case) % 3)
+    steps = [2, 4, 6] if os.environ.get("HF_XTC_STRESS") else [step]
+    if case == "grouped":
+        steps = [18] if steps == [step] else [6, 16, 18]
+    whole = assert_resumes(tmp_path, steps, **CASES[case])
+    ranges = [tensor for name, tensor in whole.model.named_buffers() if name.endswith("activation.range")]
+    assert len(ranges) == (13 if CASES[case].get("recipe") is STATIC else 0)
+    assert all(low < high for low, high in ranges)
+
+
+def test_every_checkpoint_is_one_to_go_on_from(tmp_path):
+    assert_resumes(tmp_path, range(1, 8), save_steps=1, data=DATA[:20])
