@@ -39,7 +39,7 @@ OTHERWISE = {"DEFAULT": "'reference'", "STATES": "('packed',)", "XTCBertConfig.s
 RENAMED = {"_FusedQuantizer": "Quantizer"}
 LEFT_OUT = [
     *["*Quantizer.scale", "*Quantizer.encode", "Quantizer.fake", "Quantizer.bits", "*Quantizer._fake_into"],
-    *["TernaryQuantizer._*", "ActivationQuantizer._observe", "ActivationQuantizer.momentum"],
+    *["TernaryQuantizer._*", "ActivationQuantizer.*observe", "ActivationQuantizer.momentum"],
     *["LayerMap.skip", "LayerMap.hidden_states", "LayerMap.attentions"],
     *["XTCRecipe.paper", "XTCRecipe.from_deepspeed", "XTCRecipe.layer_map", "XTCRecipe.*_json"],
     *["Backend.linear", "_Packed.set_packed_weight", "XTCBertConfig.save_pretrained"],

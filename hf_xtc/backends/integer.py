@@ -17,9 +17,6 @@ from hf_xtc.quantization.packing import unpack
 from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
-# Up to this many rows, one-bit codes are read faster than bytes whatever the instruction set.
-FEW_ROWS = 8
-
 
 def native_serves(product: Product) -> bool:
     """Whether the native operator computes this product: the default recipe's activations, in float32 on the CPU."""
@@ -126,7 +123,7 @@ def _native(product: Product, layout: int) -> Prepared:
 
 @BACKENDS.register("int8")
 class Int8Backend(_IntegerBackend):
-    """Codes expanded to one byte each at the first forward: the default for ternary weights, and with VNNI."""
+    """Codes expanded to one byte each at the first forward."""
 
     def prepare(self, product: Product) -> Prepared:
         return _native(product, native.BYTES) if native_serves(product) else _Expanded(product)
@@ -145,13 +142,10 @@ class PackedBackend(_IntegerBackend):
 
 @BACKENDS.register("auto")
 class AutoBackend(_IntegerBackend):
-    """Whichever integer backend is the faster: binary codes are looked up packed where there is no VNNI, and for few
-    rows; all else runs as bytes."""
+    """The faster of `int8` and `packed`: the latter for binary codes where the native operator runs with AVX2 and
+    without VNNI, the former everywhere else."""
 
     def prepare(self, product: Product) -> Prepared:
-        if not native_serves(product) or product.weight.spec.quantizer != "binary":
-            return Int8Backend().prepare(product)
-        if native.fastest_layout("binary") == native.NIBBLES:
-            return PackedBackend().prepare(product)
-        few, many = PackedBackend().prepare(product), Int8Backend().prepare(product)
-        return lambda x: (few if x.shape[:-1].numel() <= FEW_ROWS else many)(x)
+        if not native_serves(product):
+            return _Expanded(product)
+        return _native(product, native.fastest_layout(product.weight.spec.quantizer))

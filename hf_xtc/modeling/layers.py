@@ -36,12 +36,15 @@ def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
 
 
 def _part(layer: "XTCLinear | XTCEmbedding") -> float:
-    """How far a layer's weight is quantized. Blends are for training: what is evaluated is what would be packed."""
-    return layer.quantized_part if layer.training or layer.quantized_part <= 0 else 1.0
+    """How far a layer's weight is quantized: `quantized_part` in train mode; in eval mode 1, as it would be packed."""
+    return layer.quantized_part if layer.training else 1.0
 
 
 class XTCLinear(nn.Linear):
     """A linear whose forward sees `fake_quantize(weight)` and a fake-quantized input; `weight` is the latent weight.
+
+    `quantized_part` (0 to 1) and `quantize_activation` are the schedule of training (`set_quantization`). They hold in
+    train mode only: in eval mode the layer always computes what its packed form would.
 
     Args:
         in_features, out_features (`int`), bias (`bool`): As in `nn.Linear`.
@@ -71,8 +74,11 @@ class XTCLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` to `(..., out_features)`."""
-        if self.activation is not None and self.quantize_activation:
-            input = self.activation(input)
+        if self.activation is not None:
+            if self.quantize_activation or not self.training:
+                input = self.activation(input)
+            else:
+                self.activation.observe(input)
         return F.linear(input, partly_quantized(self.weight, self.spec, _part(self)), self.bias)
 
     def extra_repr(self) -> str:
@@ -86,6 +92,8 @@ def _per_row(spec: QuantSpec) -> QuantSpec:
 
 class XTCEmbedding(nn.Embedding):
     """An embedding whose rows are fake-quantized as they are looked up; `weight` is the latent weight.
+
+    `quantized_part` (0 to 1) holds in train mode only; in eval mode rows are what they would be packed as.
 
     Args:
         num_embeddings, embedding_dim, padding_idx (`int`): As in `nn.Embedding`.

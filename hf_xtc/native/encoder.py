@@ -51,8 +51,9 @@ def packed_layout(quantizer: str) -> int | None:
 
 
 def fastest_layout(quantizer: str) -> int:
-    """The layout that was measured to be the fastest for whole batches: lookups of binary codes beat byte products
-    where a byte product takes two instructions and 16-bit sums (AVX2), and not where it takes one (VNNI)."""
+    """The layout that was measured to be the fastest: `BYTES`, except for binary codes with AVX2. Looking those up in
+    tables beats a byte product that takes two instructions and 16-bit sums (AVX2), but from 4 rows of activations on
+    not one that takes a single instruction (VNNI)."""
     return NIBBLES if quantizer == "binary" and variant() == "avx2" else BYTES
 
 

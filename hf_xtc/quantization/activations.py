@@ -86,8 +86,9 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantizes the input of a linear; a static range lives in the buffer `range`, `(2,)` float32: low, high.
 
     A static range follows the batches of training as an exponential average with momentum 0.95, starts at the first
-    batch, and is frozen in eval mode (DeepSpeed `QuantAct`). A range never seen yet leaves activations in float. The
-    range stays float32 under `.half()` and `.to(dtype)`: in bfloat16 the average would stand still.
+    batch, and is frozen in eval mode (DeepSpeed `QuantAct`). Before a delayed start of quantization it follows them
+    too (`observe`). A range never seen yet leaves activations in float, here as in the packed file. The range stays
+    float32 under `.half()` and `.to(dtype)`: in bfloat16 the average would stand still.
 
     Where `torch.distributed` runs, the range follows the batches of all processes in the order of their ranks, and
     each process quantizes with the range as it was after its own: as if one process had seen them one after the other.
@@ -116,6 +117,15 @@ class ActivationQuantizer(nn.Module):
         if seen is not None and self.range.dtype != seen.dtype:
             self.range = seen.to(self.range.device)
         return self
+
+    def observe(self, values: Tensor) -> None:
+        """Updates a static range with `values` of shape `(..., features)`, without quantizing them.
+
+        Called while training does not quantize activations yet: evaluation does, and so does a file packed at that
+        step, and both need the range. Quantizing per token until there is one would score a model that no file holds.
+        """
+        if self.spec.calibration == "static" and values.numel():
+            self._observe(values)
 
     def _observe(self, values: Tensor) -> Tensor:
         """Follows a batch of each process; the range to quantize this process's with."""

@@ -764,7 +764,7 @@ class _IntegerBackend(Backend):
 
 @BACKENDS.register("int8")
 class Int8Backend(_IntegerBackend):
-    """Codes expanded to one byte each at the first forward: the default for ternary weights, and with VNNI."""
+    """Codes expanded to one byte each at the first forward."""
 
     def prepare(self, product: Product) -> Prepared:
         return _Expanded(product)

@@ -26,7 +26,10 @@ def start_step(start: float, max_steps: int) -> int:
 
 
 def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> None:
-    """Sets how far the weights of every latent layer are fake-quantized, 0 (not) to 1, and whether activations are."""
+    """Sets how far training fake-quantizes the weights of every latent layer, 0 (not) to 1, and whether activations.
+
+    In eval mode latent layers quantize both whatever is set here.
+    """
     for module in model.modules():
         if isinstance(module, XTCLinear | XTCEmbedding):
             module.quantized_part = float(weights)
@@ -37,8 +40,9 @@ def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> 
 class QuantizationCallback(TrainerCallback):
     """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
 
-    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. At the end of training
-    the model is quantized whatever the schedule, as its packed file will be.
+    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. The schedule is for
+    train mode: each evaluation sees the model quantized, as its packed file would be, so scores of all steps compare.
+    At the end of training the model is quantized in train mode too.
 
     Args:
         weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.

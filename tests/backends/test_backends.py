@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend
+from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, integer
 from hf_xtc.backends import choice as choice_module
 from hf_xtc.backends.integer import integer_product, padded_int_mm
 from hf_xtc.errors import StateError, XTCError
@@ -145,6 +145,25 @@ def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeyp
     quantizer = ActivationQuantizer(ActivationSpec())
     found = BACKENDS[backend]().linear(x, weight, None, quantizer)
     assert torch.equal(found.double(), F.linear(quantizer(x).double(), weight.decode().double()))
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize(
+    "name, layouts",
+    [
+        ("binary", [native.BYTES, native.PAIRS, native.NIBBLES]),
+        ("ternary", [native.BYTES, native.PAIRS]),
+        ("int4", [native.BYTES]),
+    ],
+)
+def test_the_native_bits_depend_neither_on_other_rows_nor_on_the_layout(name, layouts, variant, monkeypatch):
+    """Each variant multiplies several rows at once, with other code for what is left over."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    weight, x = pack_weight(random(70, 200), QuantSpec(name)), random(13, 200, seed=1)
+    linears = [native.NativeWeight([weight], [None], layout).linear for layout in layouts]
+    alone = torch.cat([linears[0](row[None]) for row in x])
+    for linear, rows in product(linears, range(1, 14)):
+        assert torch.equal(linear(x[:rows]), alone[:rows])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -353,6 +372,20 @@ def test_packed_keeps_codes_packed(quantizer, layout):
     packed, expanded = (native.NativeWeight([weight], [None], kind) for kind in (layout, native.BYTES))
     assert packed.nbytes == 128 * 192 * (1 if quantizer == "binary" else 2) // 8
     assert expanded.nbytes == 128 * 192
+
+
+@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
+@pytest.mark.parametrize("variant", ["avx512_vnni", "avx2", "portable", None])
+def test_auto_looks_binary_codes_up_with_avx2_and_takes_bytes_otherwise(variant, quantizer, monkeypatch):
+    """Prepared once, in one layout: the number of rows makes no difference."""
+    taken = []
+    for module in (native, integer):
+        monkeypatch.setattr(module, "variant", lambda: variant)
+    monkeypatch.setattr(native.NativeWeight, "__init__", lambda self, weights, biases, layout: taken.append(layout))
+    weight = pack_weight(random(5, 21), QuantSpec(quantizer))
+    BACKENDS["auto"]().prepare(Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32))
+    expected = native.NIBBLES if quantizer == "binary" and variant == "avx2" else native.BYTES
+    assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 
 
 @pytest.mark.parametrize("rows, columns, depth", [(1, 5, 7), (16, 8, 8), (17, 9, 16), (40, 1, 1)])

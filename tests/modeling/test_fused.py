@@ -57,6 +57,28 @@ def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teache
 
 
 @pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize("weights", ["binary", "ternary", "int4"])
+def test_the_layout_of_every_weight(weights, variant, tiny_teacher, monkeypatch):
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    model = pack_model(compress(tiny_teacher, XTCRecipe(weights=weights))).bert
+    looked_up = weights == "binary" and variant == "avx2"
+    expected = {
+        "int8": native.BYTES,
+        "packed": {"binary": native.NIBBLES, "ternary": native.PAIRS}.get(weights),
+        "auto": native.NIBBLES if looked_up else native.BYTES,
+    }
+    for backend, layout in expected.items():
+        model.set_backend(backend)
+        fused = fused_encoder(model)
+        if layout is None:
+            assert fused is None
+            continue
+        layers = [layer.struct for layer in fused._encoder._layers]
+        found = [w.layout for x in layers for w in (x.qkv, x.attention_output, x.intermediate, x.output)]
+        assert found == [layout] * 4 * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("hidden, heads, intermediate", [(64, 1, 1600), (96, 6, 40), (36, 36, 50), (800, 8, 16)])
 def test_widths_heads_and_lengths(hidden, heads, intermediate, variant, monkeypatch):
     """One layer, against the reference in the mean: a tie that falls the other way moves one value a little."""

@@ -1,5 +1,6 @@
 """The layers in their two states: equal bit for bit, there and back, in every dtype and under `torch.compile`."""
 
+import copy
 import re
 
 import pytest
@@ -254,9 +255,9 @@ def test_unpacking_gives_the_decoded_values(name, granularity, group_size, activ
     assert torch.equal(latent.weight, packed.dequantize())
     assert torch.equal(latent.bias, packed.bias)
     assert latent.weight.requires_grad
-    latent.quantized_part = 0.0
     values = random(3, 21)
-    assert torch.equal(latent(values), packed(values))
+    inputs = values if activation is None else latent.activation(values)
+    assert torch.equal(F.linear(inputs, latent.weight, latent.bias), packed(values))
 
 
 @pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16"])
@@ -279,8 +280,7 @@ def test_embeddings_there_and_back(name):
     _, packed = embeddings(spec)
     latent = XTCEmbedding(11, 21, spec=spec)
     unpack_layer(packed, latent)
-    latent.quantized_part = 0.0
-    assert torch.equal(latent(torch.arange(11)), packed(torch.arange(11)))
+    assert torch.equal(latent.weight, packed(torch.arange(11)))
 
 
 def test_packing_names_the_layer_that_is_not_finite():
@@ -329,8 +329,9 @@ def test_gradients_of_an_embedding_are_summed_over_lookups():
 
 
 def test_flags_of_a_latent_linear():
-    """Schedules switch each quantizer on and off."""
+    """Schedules switch each quantizer on and off, in training."""
     latent, packed = linears(QuantSpec("binary"), ActivationSpec(4))
+    latent.train()
     values = random(3, 21)
     weight, quantized = packed.dequantize(), ActivationQuantizer(ActivationSpec(4))(values)
     for latent.quantized_part in (1.0, 0.0):
@@ -345,17 +346,30 @@ def test_flags_of_a_latent_linear():
     assert not torch.equal(quantized, values)
 
 
-def test_what_is_evaluated_while_weights_are_annealed_is_what_would_be_packed():
-    torch.manual_seed(0)
-    linear, embedding = XTCLinear(6, 4, spec=QuantSpec("binary")), XTCEmbedding(5, 6, spec=QuantSpec("binary"))
-    ids, x = torch.arange(5), torch.randn(3, 6)
-    whole = linear(x), embedding(ids)
-    for layer in (linear, embedding):
-        layer.quantized_part = 0.5
-    blended = linear(x), embedding(ids)
-    evaluated = linear.eval()(x), embedding.eval()(ids)
-    assert all(torch.equal(found, full) for found, full in zip(evaluated, whole, strict=True))
-    assert not any(torch.equal(found, full) for found, full in zip(blended, whole, strict=True))
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("quantize_activation", [True, False], ids=["quantized", "float"])
+@activations
+def test_a_latent_linear_evaluates_as_it_packs(activation, quantize_activation, part):
+    """Whatever the schedule; in training the schedule holds."""
+    latent, packed = linears(QuantSpec("binary"), activation)
+    latent.quantized_part, latent.quantize_activation = part, quantize_activation
+    values = random(3, 21)
+    assert torch.equal(latent(values), packed(values))
+    inputs = values
+    if activation is not None and quantize_activation:
+        inputs = copy.deepcopy(latent.activation).train()(values)
+    weight = torch.lerp(latent.weight, packed.dequantize(), part)
+    assert torch.equal(latent.train()(values), F.linear(inputs, weight, latent.bias))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_latent_embedding_evaluates_as_it_packs(part):
+    latent, packed = embeddings(QuantSpec("binary"))
+    ids = torch.arange(11)
+    latent.quantized_part = part
+    assert torch.equal(latent.eval()(ids), packed(ids))
+    assert torch.equal(latent.train()(ids), torch.lerp(latent.weight, packed(ids), part))
+    assert torch.equal(latent(ids), packed(ids)) == (part == 1)
 
 
 @pytest.mark.parametrize("quantizer", ["binary", "ternary"])
@@ -373,17 +387,39 @@ def test_partly_quantized_blends_and_keeps_the_gradient(quantizer):
     assert torch.equal(partly_quantized(weight, spec, 1.0), fake)
 
 
-def test_a_static_range_is_not_followed_while_activations_are_float():
-    latent = XTCLinear(21, 5, spec=QuantSpec("binary"), activation=ActivationSpec(8, True, "static"))
-    latent.quantize_activation = False
-    latent(random(3, 21))
-    assert latent.activation.range.tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_static_range_follows_training_before_activations_are_quantized(symmetric):
+    """So that there is a range to evaluate and to pack with at every step."""
+    spec, activation = QuantSpec("binary"), ActivationSpec(8, symmetric, "static")
+    late, always = (XTCLinear(21, 5, spec=spec, activation=activation) for _ in range(2))
+    late.quantize_activation = False
+    for seed in range(3):
+        values = random(3, 21, seed=seed)
+        assert torch.equal(late(values), F.linear(values, fake_quantize(late.weight, spec), late.bias))
+        always(values)
+    seen = late.activation.range.clone()
+    assert torch.equal(seen, always.activation.range)
+    assert seen[0] < seen[1]
+    late(values[:0])
+    late.eval()(10 * values)
+    assert torch.equal(late.activation.range, seen)
+
+
+@pytest.mark.parametrize("quantize_activation", [True, False])
+def test_without_a_static_range_a_latent_linear_evaluates_as_it_packs(quantize_activation):
+    spec, activation = QuantSpec("binary"), ActivationSpec(8, False, "static")
+    latent, packed = (layer(21, 5, spec=spec, activation=activation).eval() for layer in (XTCLinear, PackedLinear))
+    latent.quantized_part, latent.quantize_activation = 0.0, quantize_activation
+    pack_layer(latent, packed, "dense")
+    values = random(3, 21)
+    assert torch.equal(latent(values), packed(values))
+    assert torch.equal(latent(values), F.linear(values, packed.dequantize(), latent.bias))
 
 
 def test_flag_of_a_latent_embedding():
     latent, packed = embeddings(QuantSpec("binary"))
     assert torch.equal(latent(torch.arange(11)), packed(torch.arange(11)))
-    latent.quantized_part = 0.0
+    latent.train().quantized_part = 0.0
     assert torch.equal(latent(torch.arange(11)), latent.weight)
 
 

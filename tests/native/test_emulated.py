@@ -1,9 +1,10 @@
-"""The native operator's variant for a processor that is not here: AVX512-VNNI, computed by emulated instructions.
+"""The native operator's AVX512-VNNI variant on any x86-64 processor: its bits by emulation, and its machine code.
 
 SIMDe (Debian: libsimde-dev) writes each AVX512 intrinsic in plain C. The library built so, in a copy of the package,
 must give the bits that the AVX2 variant gives. Where the processor has AVX512-VNNI, test_backends.py runs it as it is.
 """
 
+import platform
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ PACKAGE = Path(hf_xtc.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
 COMPARE = """
 import os, torch
-from hf_xtc.backends import native
+from hf_xtc.native import encoder as native
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import pack_weight
 from hf_xtc.quantization.quantizers import fake_quantize
@@ -45,6 +46,21 @@ def outputs(variant):
 assert "emulated" in native.__file__
 print([torch.equal(a, b) for a, b in zip(outputs("avx512_vnni"), outputs("avx2"), strict=True)])
 """
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="needs g++ for x86-64")
+def test_sums_of_byte_products_stay_in_registers(tmp_path):
+    """Unless the loops over rows are unrolled, g++ writes the sums of several rows to memory at every step."""
+    listing = tmp_path / "avx512.s"
+    options = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-w", "-S", "-o", str(listing)]
+    subprocess.run(["g++", *options, str(PACKAGE / "native" / "avx512.cpp")], check=True)
+    blocks = re.split(r"^(?:[.\w]+:|\tj\w+\t).*$", listing.read_text(), flags=re.M)  # between labels and jumps
+    loops = [block for block in blocks if "vpdpbusd" in block]
+    assert sorted(loop.count("vpdpbusd") for loop in loops) == [4, 8, 12, 16, 20, 24], "one loop each for 1 to 6 rows"
+    on_stack = [
+        line for loop in loops for line in loop.splitlines() if "zmm" in line and re.search(r"%r[sb]p\)", line)
+    ]
+    assert on_stack == []
 
 
 def emulated(source: str) -> str:

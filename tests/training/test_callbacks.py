@@ -34,6 +34,12 @@ def quantized(model):
     return weights.pop(), activations.pop()
 
 
+def train_layers(model):
+    """Puts latent layers in train mode and the rest, dropout among it, in eval mode."""
+    for module in model.modules():
+        module.training = isinstance(module, XTCLinear | XTCEmbedding)
+
+
 def fire(callback, event, model, step, max_steps=10):
     state = TrainerState(global_step=step, max_steps=max_steps)
     getattr(callback, event)(None, state, TrainerControl(), model=model)
@@ -53,16 +59,21 @@ def test_start_step(start, max_steps, step):
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("activations", [True, False])
 def test_set_quantization(student, tiny_batch, weights, activations):
+    """It is for training; an evaluation sees everything quantized."""
     with torch.no_grad():
         full = student(**tiny_batch).logits
         set_quantization(student, weights=weights, activations=activations)
+        evaluated = student(**tiny_batch).logits
+        train_layers(student)
         found = student(**tiny_batch).logits
     assert quantized(student) == (weights, activations)
     assert torch.equal(found, full) == (weights and activations)
+    assert torch.equal(evaluated, full)
 
 
 def test_nothing_quantized_is_the_float_model(student, tiny_teacher, tiny_batch):
     set_quantization(student, weights=False, activations=False)
+    train_layers(student)
     recipe = XTCRecipe(
         weights=None, embedding_weights=None, position_weights=None, activation_bits=None, keep_layers=2
     )

@@ -26,7 +26,7 @@ from hf_xtc.distillation.matching import label_order, stage_terms
 from hf_xtc.distillation.terms import TERMS, HiddenStatesTerm, soft_cross_entropy
 from hf_xtc.errors import RecipeError, StateError, XTCError
 from hf_xtc.modeling.attention import SCORES
-from hf_xtc.modeling.layers import XTCLinear
+from hf_xtc.modeling.layers import PackedLinear, XTCLinear
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.training.arguments import XTCTrainingArguments
@@ -763,6 +763,67 @@ def test_training_quantizes_at_its_end(tmp_path):
     layer = trainer.model.bert.pooler.dense
     assert layer.quantized_part == 1.0
     assert layer.quantize_activation
+
+
+class PackedScores(TrainerCallback):
+    """At each evaluation, the loss that the packed model of that moment has on the same rows."""
+
+    def __init__(self):
+        self.packed, self.evaluated, self.ranges = {}, {}, {}
+
+    def on_evaluate(self, args, state, control, model, metrics, **kwargs):
+        packed = pack_model(model)
+        packed.set_attn_implementation(model.config._attn_implementation)  # implementations round differently
+        with torch.no_grad():
+            self.packed[state.global_step] = packed(**collate(DATA[:8])).loss.item()
+        self.evaluated[state.global_step] = metrics["eval_loss"]
+        linears = [module for module in packed.modules() if isinstance(module, PackedLinear)]
+        self.ranges[state.global_step] = all(linear.activation.has_range() for linear in linears)
+
+
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1}
+SCHEDULES = {
+    "default": {},
+    "annealed": {"weight_annealing": 1.0},
+    "late_weights": {"weight_quantization_start": 3, "weight_annealing": 0.0},
+    "late_activations": {"activation_quantization_start": 3, "weight_annealing": 0.0},
+    "both_late": {"activation_quantization_start": 3, "weight_quantization_start": 0.5},
+}
+
+
+@pytest.mark.parametrize("calibration", ["dynamic", "static"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_an_evaluation_scores_what_would_be_packed(tmp_path, schedule, calibration):
+    """At every step, before the first one too; there static ranges are not known yet, and activations in float."""
+    scores = PackedScores()
+    recipe = XTCRecipe(keep_layers=2, rest_dtype="float32", activation_bits=4, activation_calibration=calibration)
+    options = {**EVERY_STEP, **SCHEDULES[schedule], "eval_on_start": True}
+    make_trainer(tmp_path, recipe=recipe, callbacks=[scores], **options).train()
+    assert sorted(scores.packed) == [0, 1, 2, 3, 4]
+    assert scores.evaluated == pytest.approx(scores.packed, rel=1e-5)
+    assert scores.ranges == {step: step > 0 or calibration == "dynamic" for step in range(5)}
+
+
+@pytest.mark.parametrize("schedule", ["default", "late_weights", "late_activations"])
+def test_the_best_step_is_the_one_whose_packed_score_is_best(tmp_path, schedule):
+    scores = PackedScores()
+    trainer = make_trainer(
+        tmp_path,
+        recipe=XTCRecipe(keep_layers=2, rest_dtype="float32", activation_bits=4),
+        callbacks=[scores],
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        save_strategy="steps",
+        save_steps=1,
+        **EVERY_STEP,
+        **SCHEDULES[schedule],
+    )
+    trainer.train()
+    best = min(scores.packed, key=scores.packed.__getitem__)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    with torch.no_grad():
+        kept = pack_model(trainer.model)(**collate(DATA[:8])).loss.item()
+    assert trainer.state.best_metric == pytest.approx(kept, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
