@@ -1,6 +1,7 @@
 """What the pages of docs/ show, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from commands import blocks, commands
 
 import check_reference
 import hf_xtc
+import rooms
 from hf_xtc import ARCHITECTURES, BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
@@ -81,6 +83,13 @@ def test_page_states_what_the_package_packs():
         value = f"{codes.step if codes.step > 1 else ''}*c* - {-codes.first}"
         bits = f"{8 / codes.per_byte:g}"
         assert f"| `{name}` | {codes.levels} | {codes.per_byte} | {value} | {bits} |" in page
+
+
+def test_contributing_lists_the_rooms_in_their_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| room |") : page.index("Tests lie in")]
+    names = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)", row)]
+    assert names == [*rooms.ORDER, *rooms.ALONE]
 
 
 def test_the_reference_has_every_public_name():
