@@ -87,7 +87,7 @@ def test_page_states_what_the_package_packs():
 
 def test_contributing_lists_the_rooms_in_their_order():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    table = page[page.index("| room |") : page.index("Tests lie in")]
+    table = page[page.index("| room |") : page.index("Tests are in")]
     names = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)", row)]
     assert names == [*rooms.ORDER, *rooms.ALONE]
 
