@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo notebooks test test-oldest stress lint clean
+.PHONY: audit checkpoints coverage demo docs notebooks test test-oldest stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/csrc/*)
 	$(PYTHON) -m venv .venv
@@ -72,6 +72,19 @@ coverage: .venv/installed-test .venv/installed-demo
 test-oldest: .venv-oldest/installed
 	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --ignore tests/test_notebooks.py tests
 
+# The documentation, in site/; a broken link or an undocumented public name fails. It is built without importing the
+# package, so only the packages of the extra `docs` are installed.
+DOCS_PACKAGES := sed -n '/^docs =/,/^[a-z]* =$$/s/^    //p' setup.cfg
+
+.venv-docs/installed: setup.cfg
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS_PACKAGES) | .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	touch $@
+
+docs: .venv-docs/installed
+	.venv-docs/bin/python tools/check_reference.py
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
 # Known vulnerabilities of the pinned versions; asks a public service.
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
@@ -92,4 +105,4 @@ stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
-	rm -rf .venv .venv-audit .venv-deepspeed .venv-oldest demo build *.egg-info hf_xtc/native/_native*.so
+	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-oldest demo build site *.egg-info hf_xtc/native/_native*.so

@@ -44,6 +44,7 @@ class ParetoArguments:
     runs_dir: str = field(metadata={"help": "Output folder of examples/checkpoints.py, with results.jsonl."})
     data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet and banking77/*.parquet."})
     tasks: list[str] = field(default_factory=lambda: ["sst2"], metadata={"help": "Tasks."})
+    redraw: bool = field(default=False, metadata={"help": "Only draw the points that the output file holds."})
     features: list[int] = field(default_factory=lambda: [12, 14, 16, 18], metadata={"help": "log2 of features."})
     output_file: str = field(default="benchmarks/results/pareto.json", metadata={"help": "JSON; a plot beside it."})
 
@@ -158,6 +159,25 @@ def _splits(data: TaskData) -> dict[str, Any]:
     return {"train": data.train, "selection": data.selection, "validation": data.validation}
 
 
+# What each family is called in the plot, its colour and style; and each task's name and metric.
+FAMILIES = {
+    "binary": ("hf_xtc, 1 bit", "C3", "o-"),
+    "ternary": ("hf_xtc, ternary", "C1", "s-"),
+    "teacher": ("teacher, float32", "C0", "D"),
+    "float": ("three float32 layers", "C9", "D"),
+    "int8": ("teacher, PyTorch int8", "C2", "^"),
+    "linear": ("linear on hashed words", "C7", "v--"),
+}
+TITLES = {
+    "sst2": "SST-2, accuracy",
+    "mrpc": "MRPC, F1",
+    "cola": "CoLA, Matthews correlation",
+    "stsb": "STS-B, Pearson correlation",
+    "rte": "RTE, accuracy",
+    "banking77": "BANKING77, accuracy",
+}
+
+
 def draw(points: list[Point], file: Path) -> None:
     """Writes the PNG: a panel per task, bytes on a log scale."""
     import matplotlib
@@ -166,30 +186,29 @@ def draw(points: list[Point], file: Path) -> None:
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(point.task for point in points))
-    families = list(dict.fromkeys(point.family for point in points))
     columns = min(len(tasks), 3)
     rows = -(-len(tasks) // columns)
     figure, axes = pyplot.subplots(
-        rows, columns, figsize=(5.2 * columns, 4 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False, layout="constrained"
     )
     handles: dict[str, Any] = {}
     for panel, task in zip(axes.flat, tasks, strict=False):
-        for index, family in enumerate(families):
+        for family, (label, color, style) in FAMILIES.items():
             own = sorted((p for p in points if (p.task, p.family) == (task, family)), key=lambda point: point.bytes)
             if own:
-                style = "o--" if family == "linear" else "o-"
-                (handles[family],) = panel.plot(
-                    [p.bytes / 1e6 for p in own], [p.score for p in own], style, color=f"C{index}"
-                )
+                megabytes, scores = [p.bytes / 1e6 for p in own], [p.score for p in own]
+                (handles[label],) = panel.plot(megabytes, scores, style, color=color, markersize=5)
         panel.set_xscale("log")
-        panel.set_title(task)
-        panel.set_xlabel("MB on disk")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_title(TITLES.get(task, task), fontsize=10)
+        panel.set_xlabel("MB on disk", fontsize=8)
+        panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(tasks) :]:
         panel.remove()
-    axes[0][0].set_ylabel("score, validation")
-    axes[0][0].legend(handles.values(), handles, fontsize=8)  # the first task need not have every family
-    figure.savefig(file, dpi=120)
+    figure.supylabel("score on the validation split", fontsize=9)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9)
+    figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
 
@@ -206,6 +225,10 @@ def main() -> None:
     """Measures, writes JSON and plot."""
     args = HfArgumentParser(ParetoArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(level=logging.WARNING)
+    file = Path(args.output_file)
+    if args.redraw:
+        draw(with_others([], file), file.with_suffix(".png"))
+        return
     points: list[Point] = []
     for task in args.tasks:
         folder = Path(args.data_dir) / task
@@ -216,7 +239,6 @@ def main() -> None:
         if teacher_folder(Path(args.runs_dir), task).is_dir():
             points.append(dynamic_int8(Path(args.runs_dir), task, data))
         points += [linear(task, data, bits) for bits in args.features]
-    file = Path(args.output_file)
     every = with_others(points, file)
     facts = {"cpu": cpu_model(), "date": time.strftime("%Y-%m-%d"), "versions": versions("torch", "scikit-learn")}
     write_json(file, {"points": [point.__dict__ for point in every], **facts})

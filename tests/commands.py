@@ -42,7 +42,7 @@ def blocks(page: Path | str, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The words of each command of a page."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
-    return [shlex.split(line, comments=True) for line in lines]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def parse(words: list[str]) -> None:

@@ -1,14 +1,18 @@
 """What the pages of docs/ show, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import blocks, commands, parse
+from commands import blocks, commands
 
+import check_reference
+import hf_xtc
+import rooms
 from hf_xtc import ARCHITECTURES, BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
@@ -65,12 +69,6 @@ def test_commands_run(words):
     assert done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("words", [words for words in commands(HOW_TO) if words[0] != "torchrun"], ids=" ".join)
-def test_commands_of_the_how_to_parse(words):
-    assert words[0] == "hf-xtc"
-    parse(words)
-
-
 def test_python_of_the_how_to_runs(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_teacher.save_pretrained("my-fine-tuned-bert")
@@ -85,3 +83,14 @@ def test_page_states_what_the_package_packs():
         value = f"{codes.step if codes.step > 1 else ''}*c* - {-codes.first}"
         bits = f"{8 / codes.per_byte:g}"
         assert f"| `{name}` | {codes.levels} | {codes.per_byte} | {value} | {bits} |" in page
+
+
+def test_contributing_lists_the_rooms_in_their_order():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| room |") : page.index("Tests are in")]
+    names = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)", row)]
+    assert names == [*rooms.ORDER, *rooms.ALONE]
+
+
+def test_the_reference_has_every_public_name():
+    assert {f"hf_xtc.{name}" for name in hf_xtc.__all__} <= check_reference.shown()

@@ -1,10 +1,10 @@
-"""The README's Python runs as written, its commands parse, its sizes are the ledger's, its scores the results'."""
+"""The README's Python runs as written, its commands parse, and its figures are those of the committed results."""
 
-import importlib
 import json
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 from commands import blocks, commands, parse
 from datasets import Dataset
@@ -12,49 +12,59 @@ from transformers import BertConfig, BertTokenizerFast
 
 from hf_xtc import XTCRecipe, ledger
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-PAGE = Path(__file__).parent.parent / "README.md"
-README = PAGE.read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"].read_text(encoding="utf-8")
+SIZES = PAGES["docs/sizes-and-speed.md"].read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, capsys):
-    """With a tiny teacher under the README's name, and one step instead of three epochs."""
+    """The README's, then those of the pages that go on from it; a tiny teacher, a few rows and one step."""
     monkeypatch.chdir(tmp_path)
-    tiny_teacher.save_pretrained("my-fine-tuned-bert")
+    tiny_teacher.save_pretrained("your-name/bert-sst2")
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"])}
-    BertTokenizerFast(vocab=vocab).save_pretrained("my-fine-tuned-bert")
-    rows = {"input_ids": [[2, 5, 6, 3]] * 4, "attention_mask": [[1] * 4] * 4, "labels": [0, 1, 2, 0]}
-    names = {"tokenized": Dataset.from_dict(rows)}
-    for block in blocks(PAGE, "python"):
-        quick = block.replace("keep_layers=5", "keep_layers=2").replace(
-            "num_train_epochs=3", "max_steps=1, use_cpu=True"
-        )
-        quick = quick.replace('"examples/', f'"{EXAMPLES}/')
-        exec(compile(quick, "README.md", "exec"), names)
-    assert names["classify"]("good film")[0]["label"] == "positive", "the example of the repository"
-    printed = capsys.readouterr().out
-    assert "'label': 'positive'" in printed
-    assert "times smaller than in float32" in printed
+    BertTokenizerFast(vocab=vocab).save_pretrained("your-name/bert-sst2")
+    rows = Dataset.from_dict({"sentence": ["good film", "film"] * 2, "label": [0, 1, 2, 0], "idx": [0, 1, 2, 3]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, task, split: rows)
+    names = {}
+    for name in ("README.md", "docs/sizes-and-speed.md", "docs/publishing.md", "docs/adapters.md"):
+        for block in blocks(PAGES[name], "python"):
+            quick = block.replace("keep_layers=5)\n", "keep_layers=2)\n").replace(
+                "keep_layers=5))\n", "keep_layers=2))\n"
+            )
+            quick = quick.replace(
+                'XTCTrainingArguments("student")', 'XTCTrainingArguments("student", max_steps=1, use_cpu=True)'
+            )
+            quick = quick.replace('"examples/', f'"{ROOT}/examples/')
+            exec(compile(quick, name, "exec"), names)
+        if name == "README.md":
+            assert names["trainer"].state.global_step == 1
+            assert names["classify"]("good film")[0]["label"] == "positive", "the example of the repository"
+            assert "'label': 'positive'" in capsys.readouterr().out
+    assert "times smaller than in float32" in capsys.readouterr().out
     assert names["anywhere"]("good film")[0]["label"].startswith("LABEL_")
     assert set(hub.repos) == {"user/student"}
 
 
-@pytest.mark.parametrize("words", commands(PAGE), ids=" ".join)
-def test_commands_parse(words, monkeypatch):
-    if words[0] == "make":
-        makefile = (PAGE.parent / "Makefile").read_text(encoding="utf-8")
-        assert re.search(rf"^{words[1]}:", makefile, flags=re.M)
-    elif words[0] == "python":
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        glue = importlib.import_module("glue")
-        monkeypatch.setattr(glue, "base_encoder", lambda folder: "base")
-        assert words[1] == "examples/glue.py"
-        assert glue.parse([*words[2:], "--use_cpu"])[1].fine_tune
-    else:
-        assert words[0] == "hf-xtc"
+@pytest.mark.parametrize(
+    "words", [words for page in PAGES.values() for words in commands(page)], ids=lambda words: " ".join(words)
+)
+def test_commands_exist(words):
+    """Those of `hf-xtc` parse, targets of make are in the Makefile, and scripts are in their folders."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[0] == "hf-xtc":
         parse(words)
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    elif words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file() or words[1] == "train.py", "a script of the reader's own"
+    else:
+        assert words[0] in ("pip", "python", "torchrun", "accelerate")
 
 
 @pytest.mark.parametrize(
@@ -71,27 +81,45 @@ def test_commands_parse(words, monkeypatch):
 def test_size_table_states_the_ledger(row, recipe):
     """To the table's two decimals, the header (14 to 32 kB) included."""
     found = ledger(BertConfig(), recipe)
-    line = next(line for line in README.splitlines() if line.startswith(row.split("{}")[0]))
+    line = next(line for line in SIZES.splitlines() if line.startswith(row.split("{}")[0]))
     megabytes = float(line.split("|")[4])
     assert found.total_bytes + 13_000 <= megabytes * 1e6 + 5_000
     assert megabytes * 1e6 - 5_000 <= found.total_bytes + 33_000
     assert line.split("|")[5].strip() == f"{437_935_112 / (megabytes * 1e6):.0f}x"
 
 
-TASKS = {
-    "sst2": "SST-2, accuracy",
-    "mrpc": "MRPC, F1",
-    "cola": "CoLA, Matthews",
-    "stsb": "STS-B, Pearson",
-    "rte": "RTE, accuracy",
-    "banking77": "BANKING77, accuracy",
-}
+RUNTIMES = {"PyTorch float32": "torch_fp32", "ONNX Runtime int8": "ort_int8", "hf_xtc 1 bit": "ours_auto"}
+
+
+def milliseconds(seconds):
+    """As benchmarks/latency/report.py rounds."""
+    return f"{seconds * 1e3:.{1 if seconds < 1 else 0}f} ms"
+
+
+def test_speed_table_states_the_results():
+    measured = json.loads((RESULTS / "inference.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (\d+) layers, ([^|]+) \| (.+) \|$", README, flags=re.M)
+    assert len(rows) == 5
+    for layers, name, cells in rows:
+        own = {"model": f"bert-base-{layers}", "runtime": RUNTIMES[name]}
+        (process,) = (entry for entry in measured["processes"] if own.items() <= entry.items())
+        times = {
+            entry["shape"]: entry["median_seconds"] for entry in measured["latency"] if own.items() <= entry.items()
+        }
+        assert cells.split(" | ") == [
+            f"{process['file_bytes'] / 1e6:.1f} MB",
+            f"{(process['peak_bytes'] - process['imports_bytes']) / 1e6:.0f} MB",
+            milliseconds(times["1x16"]),
+            milliseconds(times["8x128"]),
+        ]
+    assert measured["cpu"] in README
+    assert f"{measured['threads']} threads" == "2 threads"
 
 
 @pytest.fixture(scope="module")
 def scores():
     """Of each task, kind and depth the teacher's and the packed file's score."""
-    lines = (EXAMPLES.parent / "benchmarks" / "results" / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (RESULTS / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert {record["seed"] for record in records} == {1}, "with more seeds the page shows means"
     return {
@@ -100,21 +128,11 @@ def scores():
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_score_table_states_the_results(task, scores):
-    cells = []
-    for kind in (("binary", 6), ("binary", 3), ("ternary", 6)):
-        teacher, packed = scores.get((task, *kind), (1.0, None))
-        cells.append("-" if packed is None else f"{packed:.3f} ({packed / teacher:.1%})")
-    assert f"| {TASKS[task]} | {scores[task, 'binary', 6][0]:.3f} | {' | '.join(cells)} |" in README
-
-
-def test_the_last_row_is_what_is_kept_of_the_teachers_mean(scores):
-    kept = []
-    for kind in (("binary", 6), ("binary", 3), ("ternary", 6)):
-        found = [scores[task, *kind] for task in TASKS if task != "banking77" and (task, *kind) in scores]
-        kept.append(f"{sum(packed for _, packed in found) / sum(teacher for teacher, _ in found):.1%}")
-    assert f"| mean of the GLUE tasks, kept | | {' | '.join(kept)} |" in README
+@pytest.mark.parametrize("layers, words", [(6, "(3.2 MB) keep {} of"), (3, "(2.5 MB) {};")])
+def test_what_is_kept_of_the_teachers_mean(scores, layers, words):
+    found = [scores[task, "binary", layers] for task in ("sst2", "mrpc", "cola", "stsb", "rte")]
+    kept = sum(packed for _, packed in found) / sum(teacher for teacher, _ in found)
+    assert words.format(f"{kept:.1%}") in README
 
 
 def test_the_example_is_scored_as_its_results_say(scores):

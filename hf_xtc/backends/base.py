@@ -12,6 +12,7 @@ from hf_xtc.quantization.packing import PackedWeight
 from hf_xtc.registry import Registry
 
 BACKENDS = Registry("backend")
+"""Name -> `Backend`; `@BACKENDS.register("name")` adds one. `set_backend` and `XTC_BACKEND` name them."""
 
 Prepared = Callable[[Tensor], Tensor]
 

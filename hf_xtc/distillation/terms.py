@@ -18,6 +18,7 @@ from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.registry import Registry
 
 TERMS = Registry("distillation term")
+"""Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` names them."""
 
 TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
 XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
@@ -41,7 +42,8 @@ class DistillationTerm(ABC):
         """The loss of a batch.
 
         Args:
-            student, teacher: Model outputs; indexable by name ("logits", "hidden_states", "attentions").
+            student (`Mapping[str, Any]`): Outputs of the student, by name: "logits", "hidden_states", "attentions".
+            teacher (`Mapping[str, Any]`): Outputs of the teacher, likewise.
             batch (`dict[str, torch.Tensor]`): Model inputs, `attention_mask` of shape `(batch, tokens)` among them.
             layer_map (`LayerMap`): Which teacher layer answers for which student layer.
 

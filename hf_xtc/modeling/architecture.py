@@ -20,6 +20,7 @@ from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.registry import Registry
 
 ARCHITECTURES = Registry("architecture")
+"""`model_type` of a teacher -> `Architecture`; `ARCHITECTURES.register("name")(architecture)` adds one."""
 STATES = ("latent", "packed")
 
 

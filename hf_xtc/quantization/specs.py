@@ -10,6 +10,7 @@ from hf_xtc.errors import RecipeError
 from hf_xtc.registry import Registry
 
 QUANTIZERS = Registry("quantizer")
+"""Name -> `Quantizer`; `@QUANTIZERS.register("name")` adds one. A recipe names them."""
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
