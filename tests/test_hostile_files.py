@@ -158,7 +158,7 @@ def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(folder):
 
 
 def test_code_that_a_config_names_is_not_run(folder, tmp_path):
-    for name in ("modeling_xtc_bert.py", "trap.py"):
+    for name in ("modeling_xtc.py", "trap.py"):
         (folder / name).write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
     trap = {auto: "trap.Trap" for auto in ("AutoConfig", "AutoModelForSequenceClassification")}
     edit_config(folder, lambda config: config.update(auto_map=trap))

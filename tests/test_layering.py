@@ -49,7 +49,7 @@ ORDER = [
     *["export"],
     *["teacher", "start", "identity", "stages", "model_card", "job", "outcome", "climb", "report", "cli", "__main__"],
 ]
-# The code that packed folders carry is a copy of others, and imports nothing of the package.
+# The code that packed folders carry imports nothing of the package.
 MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py" and path.parent != ROOT / "remote_code"
 )

@@ -14,9 +14,8 @@ from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.modeling.checks import check_sizes
 from hf_xtc.modeling.states import XTCConfig
 
-# What runs a packed model where this package is not installed, generated from its sources by tools/remote_code.py.
-CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc_bert.py"
-
+# The file that runs a packed model where this package is not installed; every packed folder carries it.
+CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc.py"
 
 SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

@@ -37,8 +37,8 @@ def check_foreign(values: dict[str, Any]) -> None:
     for attention in attentions:  # transformers takes both names, whatever it writes itself
         if attention is not None and (not isinstance(attention, str) or "/" in attention):
             raise PackedFileError(
-                f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never run "
-                'for XTC models. Use "eager" or "sdpa".'
+                f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never "
+                'run for XTC models. Use "eager" or "sdpa".'
             )
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")

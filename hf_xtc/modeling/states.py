@@ -14,7 +14,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 
 from hf_xtc.activations import ActivationQuantizer
 from hf_xtc.backends import check_backend, default_backend
-from hf_xtc.checkpoint import whole_folder
+from hf_xtc.checkpoint import OLD_CODE, whole_folder
 from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.layers import PackedEmbedding, PackedLinear
 from hf_xtc.modeling.architecture import (
@@ -184,7 +184,7 @@ class XTCModel(PreTrainedModel):
             state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
         variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
         shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
-        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
+        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards, OLD_CODE)) as folder:
             super().save_pretrained(folder, state_dict=state_dict, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
