@@ -20,6 +20,8 @@ from hf_xtc.files.lock import LOCK_FILE
 # What a process is writing; where none writes, the rest of one that was killed.
 SCRATCH = ".incomplete-"
 WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+# The code that packed folders carried in earlier versions. They still load; a model saved over one replaces it.
+OLD_CODE = "modeling_xtc_bert.py"
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 
 from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
 from hf_xtc.files.safe_json import read_json
-from hf_xtc.files.writing import WEIGHT_FILES
+from hf_xtc.files.writing import OLD_CODE, WEIGHT_FILES
 
 SHIPPED = (
     *WEIGHT_FILES,
@@ -120,9 +120,9 @@ def push_folder(
 ) -> CommitInfo | Future[CommitInfo]:
     """Publishes a packed folder in one commit; makes the repository if there is none.
 
-    Files that the repository has already are not sent again; if it has them all, there is no commit. Weights of an
-    earlier model that this one does not replace by name (its shards) are removed in the same commit. The example of a
-    card made by this package loads the repository by its name; otherwise every file arrives as it is.
+    Files that the repository has already are not sent again; if it has them all, there is no commit. Shards and code
+    of an earlier model that this one does not replace by name are removed in the same commit. The example of a card
+    made by this package loads the repository by its name; otherwise every file arrives as it is.
 
     Args:
         folder (`str` or `os.PathLike`): Read before this function returns; may be removed afterwards.
@@ -166,8 +166,9 @@ def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
 
 
 def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
-    """Weights that the repository holds and the new model has under other names."""
-    return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, WEIGHT_FILES)]
+    """Weights and code that the repository holds and the new model has under other names."""
+    old = (*WEIGHT_FILES, OLD_CODE)
+    return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, old)]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 
 from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.errors import PackedFileError, StateError
-from hf_xtc.files.writing import whole_folder
+from hf_xtc.files.writing import OLD_CODE, whole_folder
 from hf_xtc.modeling.architecture import check_xtc_block, layer_map_of, recipe_of, swap_modules, xtc_block
 from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_values
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
@@ -180,7 +180,7 @@ class XTCModel(PreTrainedModel):
             state_dict = self._file_state_dict(self.state_dict() if state_dict is None else state_dict)
         variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
         shards = (f"model{variant}-?????-of-?????.safetensors", f"model.safetensors.index{variant}.json")
-        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards)) as folder:
+        with whole_folder(save_directory, replaces=(f"model{variant}.safetensors", *shards, OLD_CODE)) as folder:
             super().save_pretrained(folder, state_dict=state_dict, **kwargs)
 
     @classmethod

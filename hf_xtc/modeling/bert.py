@@ -49,8 +49,8 @@ from hf_xtc.modeling.base import XTCConfig, XTCModel
 from hf_xtc.modeling.checks import check_sizes
 from hf_xtc.modeling.fused import fused_encoder
 
-# What runs a packed model where this package is not installed, generated from its sources by tools/remote_code.py.
-CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc_bert.py"
+# The file that runs a packed model where this package is not installed; every packed folder carries it.
+CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc.py"
 
 
 SIZES = (

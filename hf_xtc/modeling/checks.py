@@ -28,17 +28,18 @@ def check_foreign(values: dict[str, Any]) -> None:
         PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, for a
             head of no size, or for a dtype, classes or names of labels that are none.
     """
-    attention, labels = values.get("attn_implementation"), values.get("num_labels")
+    labels, attentions = values.get("num_labels"), [values.get(f"{name}attn_implementation") for name in ("", "_")]
     dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))
     if values.get("quantization_config") is not None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
         )
-    if attention is not None and (not isinstance(attention, str) or "/" in attention):
-        raise PackedFileError(
-            f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never run "
-            'for XTC models. Use "eager" or "sdpa".'
-        )
+    for attention in attentions:  # transformers takes both names, whatever it writes itself
+        if attention is not None and (not isinstance(attention, str) or "/" in attention):
+            raise PackedFileError(
+                f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never "
+                'run for XTC models. Use "eager" or "sdpa".'
+            )
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and not isinstance(dtype, str | torch.dtype):

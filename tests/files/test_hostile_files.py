@@ -158,7 +158,7 @@ def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(folder):
 
 
 def test_code_that_a_config_names_is_not_run(folder, tmp_path):
-    for name in ("modeling_xtc_bert.py", "trap.py"):
+    for name in ("modeling_xtc.py", "trap.py"):
         (folder / name).write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
     trap = {auto: "trap.Trap" for auto in ("AutoConfig", "AutoModelForSequenceClassification")}
     edit_config(folder, lambda config: config.update(auto_map=trap))
@@ -170,8 +170,9 @@ def test_code_that_a_config_names_is_not_run(folder, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["someone/kernel", "someone/kernel@main:forward", {"": "someone/kernel"}, 5])
-def test_attention_code_from_the_hub_is_not_asked_for(value, folder):
-    edit_config(folder, lambda config: config.update(attn_implementation=value))
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_attention_code_from_the_hub_is_not_asked_for(name, value, folder):
+    edit_config(folder, lambda config: config.update({name: value}))
     with pytest.raises(PackedFileError, match="attn_implementation="):
         load(folder)
 

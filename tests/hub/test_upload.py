@@ -51,7 +51,8 @@ HEADS = {
     BertForMaskedLM: AutoModelForMaskedLM,
     BertModel: AutoModel,
 }
-FILES = {".gitattributes", "README.md", "config.json", "model.safetensors", "modeling_xtc_bert.py"}
+EXAMPLE = Path(__file__).parent.parent / "examples" / "minilm-3l-1bit-sst2"
+FILES = {".gitattributes", "README.md", "config.json", "model.safetensors", "modeling_xtc.py"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]
 
 
@@ -258,6 +259,15 @@ def test_weights_of_an_earlier_model_do_not_stay(hub, student):
     packed.push_to_hub("user/tiny")
     assert set(commits(hub)[1].files) == FILES
     assert shards < set(commits(hub)[1].changed)
+
+
+def test_code_of_an_earlier_version_does_not_stay(hub, student):
+    """The committed example carries that code, and publishes it; a model pushed over it brings today's."""
+    push_folder(EXAMPLE, "user/tiny")
+    student.push_to_hub("user/tiny")
+    first, second = ({path for path in commit.files if path.startswith("modeling_")} for commit in commits(hub))
+    assert (first, second) == ({"modeling_xtc_bert.py"}, {"modeling_xtc.py"})
+    AutoModelForSequenceClassification.from_pretrained("user/tiny")
 
 
 def test_a_revision_is_a_branch_that_is_made(hub, student):

@@ -118,7 +118,7 @@ class Packed(Target):
             student.train()(IDS, MASK)
             shards = {} if size in (None, "lm") else {"max_shard_size": size}
             pack_model(student.eval()).save_pretrained(scratch / f"good{i}", **shards)
-            self.good.append({**files_of(scratch / f"good{i}"), "trap.py": TRAP, "modeling_xtc_bert.py": TRAP})
+            self.good.append({**files_of(scratch / f"good{i}"), "trap.py": TRAP, "modeling_xtc.py": TRAP})
 
     def write(self, files: dict[str, bytes], folder: Path) -> None:
         super().write(files, folder)

@@ -332,7 +332,7 @@ def test_checkpoints_are_latent_and_the_model_is_packed(tmp_path):
         assert f"{name}.weight" not in packed
     # No training_args.bin, optimizer or other pickle.
     files = sorted(file.name for file in (tmp_path / "final").iterdir())
-    assert files == ["config.json", "model.safetensors", "modeling_xtc_bert.py"]
+    assert files == ["config.json", "model.safetensors", "modeling_xtc.py"]
 
 
 @pytest.mark.parametrize("rest_dtype", ["float16", "float32"])
@@ -361,7 +361,7 @@ def test_tokenizer_is_saved_with_the_model(tmp_path):
 
     make_trainer(tmp_path, processing_class=Tokenizer()).save_model(str(tmp_path / "final"))
     files = sorted(file.name for file in (tmp_path / "final").iterdir())
-    assert files == ["config.json", "model.safetensors", "modeling_xtc_bert.py", "tokenizer.json"]
+    assert files == ["config.json", "model.safetensors", "modeling_xtc.py", "tokenizer.json"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
