@@ -1,12 +1,15 @@
 """XTC for Hugging Face: fine-tuned encoders compressed to 1-bit or ternary packed files that `from_pretrained` loads.
 
-Importing the package registers its models with the Auto classes and does nothing else.
+Importing the package registers its models with the Auto classes. What trains and what evaluates is imported on first
+use, since transformers' Trainer and evaluate take seconds to import.
 """
 
-from typing import Any
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from hf_xtc import publish as _publish  # noqa: F401 (fills in `push_to_hub`)
 from hf_xtc.backends import BACKENDS
-from hf_xtc.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
 from hf_xtc.compress import compress, pack_model, unpack_model
 from hf_xtc.distillation import TERMS, DistillationTerm
 from hf_xtc.errors import XTCError
@@ -27,9 +30,26 @@ from hf_xtc.modeling.bert_config import XTCBertConfig
 from hf_xtc.quantizers import Quantizer, fake_quantize
 from hf_xtc.recipe import XTCRecipe
 from hf_xtc.specs import QUANTIZERS, LayerMap, QuantSpec
-from hf_xtc.trainer import XTCTrainer
-from hf_xtc.training_args import XTCTrainingArguments
 from hf_xtc.version import __version__
+
+with suppress(ImportError):  # where PEFT is installed, it has to know packed layers before it meets one
+    from hf_xtc import lora as _lora  # noqa: F401
+
+if TYPE_CHECKING:
+    from hf_xtc.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
+    from hf_xtc.glue_metric import GlueMetric
+    from hf_xtc.trainer import XTCTrainer
+    from hf_xtc.training_args import XTCTrainingArguments
+
+# Public name -> the module that defines it, for what is imported on first use.
+_ON_FIRST_USE = {
+    "GlueMetric": "hf_xtc.glue_metric",
+    "PackedSizeCallback": "hf_xtc.callbacks",
+    "QuantizationCallback": "hf_xtc.callbacks",
+    "WeightStatisticsCallback": "hf_xtc.callbacks",
+    "XTCTrainer": "hf_xtc.trainer",
+    "XTCTrainingArguments": "hf_xtc.training_args",
+}
 
 __all__ = [
     "ARCHITECTURES",
@@ -71,9 +91,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`GlueMetric` on first use: `evaluate` takes seconds to import."""
-    if name == "GlueMetric":
-        from hf_xtc.metrics import GlueMetric
+    """A public name on its first use."""
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'hf_xtc' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    return value
 
-        return GlueMetric
-    raise AttributeError(f"module 'hf_xtc' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

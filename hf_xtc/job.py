@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.augmentation import augment
 from hf_xtc.checkpoint import clear_unfinished, require_empty
 from hf_xtc.data import DataArguments, TaskData, align_labels, load_task, tokenize
-from hf_xtc.errors import RecipeError, XTCError
+from hf_xtc.errors import RecipeError, XTCError, needs_extra
 from hf_xtc.hub import open_repository
 from hf_xtc.identity import deciding, digest, model_digest, open_run, read_run, remove_run
 from hf_xtc.ladder import Ladder, budget_epochs
@@ -28,6 +27,9 @@ from hf_xtc.teacher import load_config, load_tokenizer
 from hf_xtc.trainer import XTCTrainer
 from hf_xtc.training_args import XTCTrainingArguments
 from hf_xtc.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
+
+with needs_extra("cli"):
+    from datasets import Dataset
 
 # Options of TrainingArguments that would be ignored, or do something else than they say.
 UNSUPPORTED = {

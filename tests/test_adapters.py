@@ -9,9 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress, pack_model
-from hf_xtc.adapters import LoraPackedLinear, has_adapters, merged
+from hf_xtc.adapters import has_adapters, merged
 from hf_xtc.checkpoint import read_header
 from hf_xtc.errors import StateError, XTCError
+from hf_xtc.lora import LoraPackedLinear
 
 # PEFT 0.21 asks a property of models that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -328,8 +328,8 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(format, packa
     with pytest.raises(XTCError) as error:
         export_model(build(), tmp_path / "out", format=format)
     assert str(error.value) == (
-        f"Export to {format} needs the package {package}, which cannot be imported (import of {package} halted; None "
-        f"in sys.modules). Run: pip install hf_xtc[{format}]"
+        f"The package {package} cannot be imported (import of {package} halted; None in sys.modules). "
+        f"Run: pip install 'hf_xtc[{format}]'"
     )
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
 from hf_xtc.errors import DataError
-from hf_xtc.metrics import GLUE_SCORES, GlueMetric, build_compute_metrics, main_metric
+from hf_xtc.glue_metric import GlueMetric
+from hf_xtc.metrics import GLUE_SCORES, build_compute_metrics, main_metric
 
 CONFIGURATIONS = "cola, mnli, mnli_matched, mnli_mismatched, mrpc, qnli, qqp, rte, sst2, stsb, wnli"
 ACCURACY_ONLY = ["mnli", "mnli_matched", "mnli_mismatched", "qnli", "rte", "sst2", "wnli"]

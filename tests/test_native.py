@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def test_avx512_vnni_by_emulation(tmp_path):
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     for path in (package / "native").iterdir():
         path.write_text(emulated(path.read_text(encoding="utf-8")), encoding="utf-8")
-    library = package / f"_native{EXTENSION_SUFFIXES[0]}"
+    library = package / native_library.LIBRARY
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fno-math-errno", "-w", "-o", str(library)]
     sources = sorted(map(str, (package / "native").glob("*.cpp")))
     subprocess.run(["g++", *options, *sources], check=True)

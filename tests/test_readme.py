@@ -112,7 +112,7 @@ def test_score_table_states_the_results(task, scores):
 def test_the_last_row_is_what_is_kept_of_the_teachers_mean(scores):
     kept = []
     for kind in (("binary", 6), ("binary", 3), ("ternary", 6)):
-        found = [scores[task, *kind] for task in TASKS if task != "banking77" and (task, *kind) in scores]
+        found = [scores[(task, *kind)] for task in TASKS if task != "banking77" and (task, *kind) in scores]
         kept.append(f"{sum(packed for _, packed in found) / sum(teacher for teacher, _ in found):.1%}")
     assert f"| mean of the GLUE tasks, kept | | {' | '.join(kept)} |" in README
 
