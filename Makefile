@@ -5,12 +5,12 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo docs notebooks test test-oldest stress lint clean
+.PHONY: audit checkpoints coverage demo docs notebooks test test-newest test-oldest stress lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/csrc/*)
 	$(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable '.[cli]'
 	touch $@
 
 .venv/installed-test: .venv/installed
@@ -60,13 +60,13 @@ coverage: .venv/installed-test .venv/installed-demo
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-# The tests with the oldest transformers that setup.cfg allows.
-.venv-oldest/installed: setup.cfg constraints.txt
-	$(PYTHON) -m venv .venv-oldest
-	grep -v '^transformers==' constraints.txt > .venv-oldest/constraints.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+# The tests with the oldest versions that setup.cfg allows, all at once, on the oldest Python.
+OLDEST_PYTHON ?= python3.10
+.venv-oldest/installed: setup.cfg setup.py tools/lower_bounds.py
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python tools/lower_bounds.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint .venv-oldest/constraints.txt --editable '.[test]' transformers==5.20.0
+		--constraint .venv-oldest/constraints.txt --editable '.[test]'
 	touch $@
 
 test-oldest: .venv-oldest/installed
@@ -84,6 +84,14 @@ DOCS_PACKAGES := sed -n '/^docs =/,/^[a-z]* =$$/s/^    //p' setup.cfg
 docs: .venv-docs/installed
 	.venv-docs/bin/python tools/check_reference.py
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+# The tests with the newest releases of today, whatever constraints.txt says.
+NEWEST_PYTHON ?= $(PYTHON)
+test-newest:
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--editable '.[test]'
+	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest --ignore tests/test_notebooks.py tests
 
 # Known vulnerabilities of the pinned versions; asks a public service.
 .venv-audit/installed:
@@ -105,4 +113,4 @@ stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/test_distributed.py
 
 clean:
-	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-oldest demo build site *.egg-info hf_xtc/native/_native*.so
+	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-newest .venv-oldest demo build site *.egg-info hf_xtc/native/_native*

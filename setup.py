@@ -1,31 +1,48 @@
 """The native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
 
-from contextlib import suppress
+from glob import glob
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-NATIVE = "hf_xtc/native/csrc/"
+FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-Wno-psabi", "-Wno-unused-function"]
 
-# Installations of one checkout take turns: setuptools builds all of them in one folder, and two at once spoil it (the
-# one fails, or its wheel holds nothing). The lock ends with the process; Windows has none.
-turn = open(__file__)  # noqa: SIM115 (open as long as the process lives)
-with suppress(ImportError, OSError):
-    import fcntl
 
-    fcntl.flock(turn, fcntl.LOCK_EX)
+class BuildNative(build_ext):
+    """Builds with GCC and Clang, whose vector extensions the sources use; Visual C++ has none of them."""
 
-setup(
-    ext_modules=[
-        Extension(
-            "hf_xtc.native._native",
-            [NATIVE + name for name in ("library.cpp", "portable.cpp", "avx2.cpp", "avx512.cpp")],
-            depends=[NATIVE + name for name in ("kernels.hpp", "kernels.inl", "lookup.inl", "fake.inl")],
-            language="c++",
-            extra_compile_args=[
-                *("-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"),
-                *("-Wno-psabi", "-Wno-unused-function"),
-            ],
-            optional=True,
-        )
-    ],
+    def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            self.warn("the native operator needs GCC or Clang; hf_xtc is installed without it")
+        else:
+            super().build_extensions()
+
+
+def sources(*endings):
+    return sorted(file for ending in endings for file in glob(f"hf_xtc/native/**/*.{ending}", recursive=True))
+
+
+# The operator is called through ctypes and knows nothing of Python, so one wheel serves all versions of it (abi3).
+NATIVE = Extension(
+    "hf_xtc.native._native",
+    sources("cpp"),
+    depends=sources("hpp", "inl"),
+    language="c++",
+    extra_compile_args=FLAGS,
+    py_limited_api=True,
+    optional=True,
 )
+
+# Each build has folders of its own: two builds of one checkout at the same time would spoil one in build/.
+with TemporaryDirectory() as folder:
+    setup(
+        ext_modules=[NATIVE],
+        cmdclass={"build_ext": BuildNative},
+        options={
+            "build": {"build_base": folder},
+            "egg_info": {"egg_base": folder},
+            "bdist_wheel": {"py_limited_api": "cp310"},
+        },
+    )

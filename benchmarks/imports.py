@@ -17,7 +17,7 @@ from machine import facts
 
 STATEMENTS = {"hf_xtc": "import hf_xtc", "transformers": "from transformers import BertModel, Trainer"}
 # Packages that load when they are used, not before.
-LATER = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "peft")
+LATER = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "peft", "sklearn")
 
 
 @dataclass

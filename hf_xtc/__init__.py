@@ -1,15 +1,19 @@
 """XTC for Hugging Face: fine-tuned encoders compressed to 1-bit or ternary packed files that `from_pretrained` loads.
 
-Importing the package registers its models with the Auto classes and does nothing else.
+Importing the package registers its models with the Auto classes. What trains and what evaluates is imported on first
+use, since transformers' Trainer and evaluate take seconds to import.
 """
 
-from typing import Any
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from hf_xtc.backends import BACKENDS
 from hf_xtc.compression.convert import compress, pack_model, unpack_model
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.distillation.terms import TERMS, DistillationTerm
 from hf_xtc.errors import XTCError
+from hf_xtc.hub import publish as _publish  # noqa: F401 (gives models their `push_to_hub`)
 from hf_xtc.modeling import ARCHITECTURES
 from hf_xtc.modeling.bert import (
     XTCBertConfig,
@@ -27,10 +31,26 @@ from hf_xtc.quantization.quantizers import Quantizer, fake_quantize
 from hf_xtc.quantization.specs import QUANTIZERS, QuantSpec
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
-from hf_xtc.training.arguments import XTCTrainingArguments
-from hf_xtc.training.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
-from hf_xtc.training.trainer import XTCTrainer
 from hf_xtc.version import __version__
+
+with suppress(ImportError):  # where PEFT is installed, it has to know packed layers before it meets one
+    from hf_xtc.modeling import lora as _lora  # noqa: F401
+
+if TYPE_CHECKING:
+    from hf_xtc.data.glue_metric import GlueMetric
+    from hf_xtc.training.arguments import XTCTrainingArguments
+    from hf_xtc.training.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
+    from hf_xtc.training.trainer import XTCTrainer
+
+# Public name -> the module that defines it, for what is imported on first use.
+_ON_FIRST_USE = {
+    "GlueMetric": "hf_xtc.data.glue_metric",
+    "PackedSizeCallback": "hf_xtc.training.callbacks",
+    "QuantizationCallback": "hf_xtc.training.callbacks",
+    "WeightStatisticsCallback": "hf_xtc.training.callbacks",
+    "XTCTrainer": "hf_xtc.training.trainer",
+    "XTCTrainingArguments": "hf_xtc.training.arguments",
+}
 
 __all__ = [
     "ARCHITECTURES",
@@ -72,9 +92,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`GlueMetric` on first use: `evaluate` takes seconds to import."""
-    if name == "GlueMetric":
-        from hf_xtc.data.metrics import GlueMetric
+    """A public name on its first use."""
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'hf_xtc' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    return value
 
-        return GlueMetric
-    raise AttributeError(f"module 'hf_xtc' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

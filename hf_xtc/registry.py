@@ -36,5 +36,7 @@ class Registry(dict[str, Any]):
 
         return decorate
 
-    def __missing__(self, name: str) -> Any:
-        raise XTCError(f"Unknown {self.kind} {name!r}; registered: {', '.join(sorted(self))}.")
+    def __getitem__(self, name: str) -> Any:  # not __missing__, whose tables torch.compile cannot read up to 2.6
+        if name not in self:
+            raise XTCError(f"Unknown {self.kind} {name!r}; registered: {', '.join(sorted(self))}.")
+        return super().__getitem__(name)

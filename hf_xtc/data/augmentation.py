@@ -14,14 +14,16 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Features, Value, concatenate_datasets
 
 from hf_xtc.checks import check_count
 from hf_xtc.data.unlabelled import TEXTS, new_rows, teacher_labels
 from hf_xtc.data.word_table import Candidates, word_spans
-from hf_xtc.errors import DataError, RecipeError
+from hf_xtc.errors import DataError, RecipeError, needs_extra
+
+with needs_extra("cli"):
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Dataset, Features, Value, concatenate_datasets
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
-
 from hf_xtc.data.tables import Columns, read_file
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    from datasets import Dataset, load_dataset
 
 GLUE = {
     "cola": Columns("sentence", None, ("unacceptable", "acceptable")),

@@ -1,6 +1,6 @@
 """The scores of GLUE and of own data: offline, with the keys and values of the Hub's `glue` metric.
 
-`GlueMetric` is for users of evaluate; `build_compute_metrics` is for the Trainer; both call the same score functions.
+`build_compute_metrics` is for the Trainer; `hf_xtc.GlueMetric`, for users of evaluate, calls the same score functions.
 Where a correlation is not defined (a constant input, fewer than two rows) the score is 0.0 without a warning, as
 scikit-learn decides for Matthews; scipy's nan would make every later "is this checkpoint better?" false. Predictions
 that are themselves nan give nan: a model that diverged must not look like one that only guesses.
@@ -8,27 +8,17 @@ that are themselves nan give nan: a model that diverged must not look like one t
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
-from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
+    from sklearn.metrics import f1_score, matthews_corrcoef
 
 Scores = dict[str, float]
-
-CITATION = """\
-@inproceedings{wang2019glue,
-  title={{GLUE}: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding},
-  author={Wang, Alex and Singh, Amanpreet and Michael, Julian and Hill, Felix and Levy, Omer and Bowman, Samuel R.},
-  booktitle={ICLR},
-  year={2019}
-}
-"""
 
 
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> Scores:
@@ -86,52 +76,10 @@ GLUE_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Scores]] = {
 }
 
 
-def _check_known(config_name: str) -> None:
+def check_glue(config_name: str) -> None:
+    """Raises `DataError` if there is no such GLUE configuration."""
     if config_name not in GLUE_SCORES:
         raise DataError(f"Unknown GLUE configuration {config_name!r}. Use one of: {', '.join(GLUE_SCORES)}.")
-
-
-class GlueMetric(evaluate.Metric):
-    """The `glue` metric of the Hub, without a download: same keys, same values.
-
-    | configuration | keys of `compute` |
-    |---|---|
-    | cola | `matthews_correlation` |
-    | mrpc, qqp | `accuracy`, `f1` (of class 1) |
-    | stsb | `pearson`, `spearmanr` |
-    | mnli, mnli_matched, mnli_mismatched, qnli, rte, sst2, wnli | `accuracy` |
-
-    `predictions` and `references` are `(rows,)`: class ids (`int64`), for stsb scores (`float32`). Predictions of one
-    class only give Matthews 0.0, and an F1 with no positive row is 0.0. A correlation with a constant input, where
-    the Hub's metric warns and returns nan, is 0.0 here, silently.
-
-    Args:
-        config_name (`str`): The GLUE configuration.
-        **kwargs (`Any`): As for `evaluate.Metric`, for example `keep_in_memory` or `cache_dir`.
-
-    Raises:
-        DataError: if the configuration is unknown, or `compute` has no rows.
-
-    Example:
-        >>> GlueMetric("mrpc").compute(predictions=[0, 1, 1], references=[0, 1, 0])
-        {'accuracy': 0.6666666666666666, 'f1': 0.6666666666666666}
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        _check_known(self.config_name)
-        value = datasets.Value("float32" if self.config_name == "stsb" else "int64")
-        return evaluate.MetricInfo(
-            description="GLUE, the General Language Understanding Evaluation benchmark (https://gluebenchmark.com).",
-            citation=CITATION,
-            inputs_description="\nArgs:\n    predictions, references: class ids; for stsb, scores.\n",
-            features=datasets.Features({"predictions": value, "references": value}),
-            format="numpy",
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> Scores:
-        if len(predictions) == 0:
-            raise DataError(f"GLUE {self.config_name} has no rows to score. Add predictions and references first.")
-        return GLUE_SCORES[self.config_name](np.asarray(predictions), np.asarray(references))
 
 
 def main_metric(task: str | None, regression: bool) -> str:
@@ -152,7 +100,7 @@ def main_metric(task: str | None, regression: bool) -> str:
         ('matthews_correlation', 'pearson')
     """
     if task is not None:
-        _check_known(task)
+        check_glue(task)
     if regression or task == "stsb":
         return "pearson"
     return {"cola": "matthews_correlation", "mrpc": "f1", "qqp": "f1"}.get(task or "", "accuracy")
@@ -178,7 +126,7 @@ def build_compute_metrics(task: str | None, *, regression: bool) -> Callable[[Ev
             rows or the predictions have another shape.
     """
     if task is not None:
-        _check_known(task)
+        check_glue(task)
         if regression and task != "stsb":
             raise DataError(f"GLUE task {task} is a classification; regression=True is for stsb and own data.")
     regression = regression or task == "stsb"

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
 
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    import pandas as pd
+    from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
 # pandas quoting=3 takes quotes as text, as the GLUE files mean them
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
 from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
 from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 

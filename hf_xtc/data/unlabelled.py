@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset, Features, Value, concatenate_datasets
 
 from hf_xtc.data.glue import GLUE, glue_tables
 from hf_xtc.data.tables import check_rows, read_file, select
 from hf_xtc.data.task_data import DataArguments, TaskData
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    import pandas as pd
+    import pyarrow.compute as pc
+    from datasets import Dataset, Features, Value, concatenate_datasets
 
 logger = logging.getLogger(__name__)
 

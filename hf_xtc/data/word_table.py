@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from hf_xtc.errors import DataError
+from hf_xtc.errors import DataError, needs_extra
+
+with needs_extra("cli"):
+    import pandas as pd
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 # What scikit-learn's list lacks: forms of do and have, and what is left of a verb before "n't" or after an apostrophe.
 STOP_WORDS = ENGLISH_STOP_WORDS | {"did", "does", "doing", "having", "ai", "ca", "wo", "sha", "ll", "ve"}

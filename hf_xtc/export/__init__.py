@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_xtc.checks import check_choice
 from hf_xtc.compression.convert import is_packed
-from hf_xtc.errors import StateError, XTCError
+from hf_xtc.errors import StateError, XTCError, needs_extra
 from hf_xtc.export.bert import check_served
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, Batch, compare, random_batches
 from hf_xtc.files.writing import whole_folder
@@ -98,14 +98,9 @@ def check_export(model: Any, format: str, weights: str | None) -> None:
 
 def _runtime(format: str) -> Any:
     """The module that writes and runs a format."""
-    for package in FORMATS[format]:
-        try:
+    with needs_extra(format):
+        for package in FORMATS[format]:
             import_module(package)
-        except ImportError as error:
-            raise XTCError(
-                f"Export to {format} needs the package {package}, which cannot be imported ({error}). "
-                f"Run: pip install hf_xtc[{format}]"
-            ) from error
     return import_module(f"hf_xtc.export.{format}")
 
 

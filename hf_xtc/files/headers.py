@@ -38,8 +38,16 @@ def weights_sha256(folder: str | os.PathLike[str]) -> str | None:
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
         return None
+    return str(file_sha256(file).hexdigest())
+
+
+def file_sha256(file: str | os.PathLike[str]) -> Any:
+    """The sha256 of a file, as `hashlib` gives it; the file need not fit into memory."""
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
     with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest
 
 
 def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -10,7 +10,7 @@ import os
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from hf_xtc.errors import StateError
 
@@ -46,7 +46,7 @@ class FolderLock:
         """Whether this process holds the folder."""
         return self._file is not None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "FolderLock":
         if self.folder.is_dir():
             self.take()
         return self

@@ -1,88 +1,28 @@
-"""Adapters (PEFT): LoRA on a frozen packed base, and teachers that carry adapters of their own.
-
-PEFT knows by a layer's type how to wrap it. Importing this module teaches it `PackedLinear`, so that
-`get_peft_model(packed, LoraConfig(target_modules=[...]))` and `PeftModel.from_pretrained(packed, folder)` work as with
-any model. Adapters stay beside packed weights: a code of one bit cannot hold a sum.
-"""
+"""Models that carry adapters (PEFT, which need not be installed): found, merged, and read from a folder."""
 
 import copy
 import os
+import sys
 from collections.abc import Container
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import Linear, LoraConfig
-from peft.tuners.lora import model as lora_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_xtc.checks import check_pattern
-from hf_xtc.errors import StateError, XTCError
+from hf_xtc.errors import XTCError, needs_extra
 from hf_xtc.files.headers import read_header
 from hf_xtc.files.safe_json import read_json
-from hf_xtc.modeling.layers import PackedLinear
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 Model = TypeVar("Model", bound=nn.Module)
-# What LoRA's other initialisations and variants read or change is a float weight of the base layer.
-PLAIN_INITS = (True, False, "gaussian", "eva")
-
-
-class LoraPackedLinear(Linear):
-    """LoRA beside a `PackedLinear`: `base(x) + scaling * B(A(dropout(x)))`, A and B float32 (Hu et al. 2022, eq. 3).
-
-    Raises:
-        XTCError: if the `LoraConfig` asks for what needs a float weight (DoRA, PiSSA, ...).
-        StateError: if the adapter is to be merged.
-    """
-
-    lora_variants: Any = {(): None}
-
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
-        if config.init_lora_weights not in PLAIN_INITS:
-            raise XTCError(
-                f"init_lora_weights={config.init_lora_weights!r} is computed from a float weight, and this layer is "
-                "packed. Use True, False, 'gaussian' or 'eva'."
-            )
-        if config.use_dora:
-            raise XTCError("use_dora=True scales a float weight, and this layer is packed. Use plain LoRA.")
-        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
-
-    def _get_in_out_features(self, module: nn.Module) -> tuple[Any, Any]:
-        return module.in_features, module.out_features
-
-    def _get_base_layer_device_and_dtype(self, base_layer: Any) -> tuple[Any, Any]:
-        return base_layer.weight_packed.device, None  # codes have no dtype that an adapter could take
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
-        raise StateError(
-            "Adapters cannot be merged into packed weights: their codes hold 1 to 8 bits, and the adapter would be "
-            "lost. Keep it beside the base (save_pretrained writes it alone), or unpack_model the base, train, and "
-            "pack it again."
-        )
-
-
-_PEFT_DEFAULT = lora_model.dispatch_default
-
-
-def _dispatch(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module | None:
-    """PEFT's last choice of a LoRA layer for a module, ours before it."""
-    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if isinstance(base, PackedLinear):
-        return LoraPackedLinear(target, adapter_name, config=config, **kwargs)
-    found: nn.Module | None = _PEFT_DEFAULT(target, adapter_name, config=config, **kwargs)
-    return found
-
-
-lora_model.dispatch_default = _dispatch
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether a model carries adapters, of `get_peft_model` or of transformers' `add_adapter`."""
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    peft: Any = sys.modules.get("peft.tuners.tuners_utils")  # without it no module can be a layer of PEFT
+    return peft is not None and any(isinstance(module, peft.BaseTunerLayer) for module in model.modules())
 
 
 def merged(model: Model) -> Any:
@@ -94,6 +34,9 @@ def merged(model: Model) -> Any:
     """
     if not has_adapters(model):
         return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     base: Any = copy.deepcopy(model)
     while hasattr(base, "get_base_model"):
         base = base.get_base_model()
@@ -142,7 +85,10 @@ def with_adapter(base: Any, folder: str) -> Any:
     Raises:
         XTCError: if the adapter does not fit the base, is not whole, or is of a kind that cannot be merged (prompts).
         StateError: if the base is packed.
+        ExtraError: if PEFT cannot be imported.
     """
+    with needs_extra("peft"):
+        from peft import PeftModel
     adapter_base(folder)
     _check_patterns(folder)
     held = read_header(os.path.join(folder, WEIGHTS))  # PEFT would unpickle what lies there otherwise
@@ -166,6 +112,8 @@ def _check_whole(model: Any, folder: str, held: Container[str]) -> None:
     if not has_adapters(model):
         kind = model.active_peft_config.peft_type.value
         raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
+    from peft import get_peft_model_state_dict
+
     if missing := sorted(name for name in get_peft_model_state_dict(model) if name not in held):
         raise XTCError(
             f"{os.path.join(folder, WEIGHTS)} does not hold {len(missing)} tensors that its {ADAPTER} promises "

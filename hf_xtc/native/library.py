@@ -9,7 +9,6 @@ import ctypes
 import logging
 import os
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from hf_xtc.errors import XTCError
 
 logger = logging.getLogger(__name__)
 
+# Not of one Python version: the library knows nothing of Python (setup.py).
+LIBRARY = "_native.abi3.so"
 # Of the C interface, as in library.cpp: a library of another number was built from other sources and is left alone.
 INTERFACE = 2
 
@@ -32,11 +33,8 @@ class _Threads(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """The library, or `None` where it was not built, was built from other sources, or cannot be loaded."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).parent / f"_native{suffix}"
-        if path.exists():
-            return _load(path)
-    return None
+    path = Path(__file__).parent / LIBRARY
+    return _load(path) if path.exists() else None
 
 
 def _load(path: Path) -> ctypes.CDLL | None:

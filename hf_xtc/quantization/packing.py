@@ -142,7 +142,7 @@ class PackedWeight(NamedTuple):
     def rows(self, index: Tensor) -> "PackedWeight":
         """The rows named by `index` (`torch.Tensor` of shape `(n,)`, integer), still packed."""
         scale = self.scale if self.spec.granularity == "per_tensor" else self.scale[index]
-        return self._replace(packed=self.packed[index], scale=scale)
+        return PackedWeight(self.packed[index], scale, self.columns, self.spec)
 
 
 def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> PackedWeight:

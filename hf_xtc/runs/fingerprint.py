@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_xtc.errors import XTCError
+from hf_xtc.files.headers import file_sha256
 from hf_xtc.files.writing import SCRATCH, WEIGHT_FILES, clear_unfinished, require_empty, write_json, writing
 from hf_xtc.modeling.adapters import ADAPTER, adapter_base
 from hf_xtc.training.arguments import XTCTrainingArguments
@@ -57,8 +58,7 @@ def model_digest(name: str) -> str:
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / ADAPTER]):
         if file.is_file():
             total.update(file.name.encode())
-            with open(file, "rb") as content:
-                total.update(hashlib.file_digest(content, "sha256").digest())
+            total.update(file_sha256(file).digest())
     adapter = adapter_base(name)
     if adapter is not None:
         total.update(model_digest(adapter[0]).encode())

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hf_xtc.compression.size_ledger import ledger
@@ -15,7 +14,7 @@ from hf_xtc.data.augmentation import augment
 from hf_xtc.data.metrics import build_compute_metrics, main_metric
 from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
-from hf_xtc.errors import RecipeError, XTCError
+from hf_xtc.errors import RecipeError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.files.writing import clear_unfinished, require_empty
 from hf_xtc.hub.run_card import Row
@@ -28,6 +27,9 @@ from hf_xtc.runs.teacher import load_config, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
 from hf_xtc.training.arguments import XTCTrainingArguments
 from hf_xtc.training.trainer import XTCTrainer
+
+with needs_extra("cli"):
+    from datasets import Dataset
 
 # Options of TrainingArguments that would be ignored, or do something else than they say.
 UNSUPPORTED = {

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_xtc.errors import XTCError
+from hf_xtc.errors import XTCError, needs_extra
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.files.writing import write_text
 
 Entries = Sequence[Mapping[str, Any]]
 # Log entries of a training step that are no terms of the loss.
 BESIDES = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
-NEEDS_MATPLOTLIB = "hf-xtc report draws with matplotlib. Install it: pip install 'hf_xtc[report]'."
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}: hf_xtc report</title>
@@ -158,11 +157,9 @@ def _draw_ledger(axes: Any, run: Mapping[str, Any]) -> None:
 
 def _figure(draw: Callable[[Any], None], caption: str) -> str:
     """An SVG element of what `draw` puts on the axes, with its caption."""
-    try:
+    with needs_extra("report"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError:
-        raise XTCError(NEEDS_MATPLOTLIB) from None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption, "font.size": 10}):
         figure = Figure(figsize=(8, 3.6), layout="constrained")
         axes = figure.add_subplot()

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_xtc.errors import needs_extra
+
 
 def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     """A frozen teacher, ready to run beside its student on this process.
@@ -22,7 +24,8 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3 or not shard:
         return accelerator.prepare_model(teacher, evaluation_mode=True)
-    import deepspeed
+    with needs_extra("deepspeed"):
+        import deepspeed
 
     given = {key: plugin.deepspeed_config.get(key, {}) for key in ("zero_optimization", "bf16", "fp16")}
     # "auto" stands for values of the student that are not known yet; DeepSpeed has defaults for them.

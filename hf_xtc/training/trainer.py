@@ -5,12 +5,12 @@ Overrides `compute_loss` (terms instead of the head's loss, while training), `lo
 and publishes is `PackingTrainer`'s, and the second pass of adversarial training `AdversarialTrainer`'s.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -33,6 +33,12 @@ from hf_xtc.training.length_batches import LengthGroupedBatches
 from hf_xtc.training.sharding import prepared_teacher
 
 PROJECTION = "distillation_projection"
+
+
+def _has_columns(rows: Any) -> bool:
+    """Whether rows are a `datasets.Dataset`, of which Trainer keeps the columns that the model reads."""
+    datasets: Any = sys.modules.get("datasets")  # which need not be installed
+    return datasets is not None and isinstance(rows, datasets.Dataset)
 
 
 class XTCTrainer(AdversarialTrainer):
@@ -208,7 +214,7 @@ class XTCTrainer(AdversarialTrainer):
         if source is None or not (self.args.teacher_cache and self._taught and self.is_in_train):
             loader: DataLoader[Any] = super().get_train_dataloader()
             return loader
-        rows = NumberedRows(self._remove_unused_columns(source, "Training") if isinstance(source, Dataset) else source)
+        rows = NumberedRows(self._remove_unused_columns(source, "Training") if _has_columns(source) else source)
         cache = self._open_cache(rows)
         self._set_signature_columns_if_needed()
         if ROW not in self._signature_columns:

@@ -12,7 +12,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
-from hf_xtc.data.metrics import GLUE_SCORES, GlueMetric, build_compute_metrics, main_metric
+from hf_xtc.data.glue_metric import GlueMetric
+from hf_xtc.data.metrics import GLUE_SCORES, build_compute_metrics, main_metric
 from hf_xtc.errors import DataError
 
 CONFIGURATIONS = "cola, mnli, mnli_matched, mnli_mismatched, mrpc, qnli, qqp, rte, sst2, stsb, wnli"

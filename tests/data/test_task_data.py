@@ -190,7 +190,9 @@ def test_regression(extension):
     ],
     ids=["strings", "integers", "whole-floats", "booleans", "integer-strings", "codes", "mixed"],
 )
-def test_label_names(labels, names, ids):
+def test_label_names(labels, names, ids, request):
+    if "mixed" in request.node.name:
+        pytest.importorskip("datasets", minversion="4.7", reason="refuses them in a JSON file")
     data = load_task(own({"text": ["t", "u", "v"], "label": labels}, {"text": ["t"], "label": labels[:1]}))
     assert data.label_names == names
     assert data.train["label"][:] == ids

@@ -55,6 +55,12 @@ def write(model, folder, format, weights=None):
     return runtime.write(model, folder, weights)[0]
 
 
+def needs_two_bits(format="onnx"):
+    """Skips a test where ONNX Runtime multiplies by 4 and 8 bits only, as the last that Python 3.10 has."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", minversion="1.24")
+
+
 def run(format, path, batch):
     return import_module(f"hf_xtc.export.{format}").Runner(path)(batch)
 
@@ -134,6 +140,7 @@ def test_heads(head, format, build, tiny_batch, tmp_path):
 @BOTH
 @pytest.mark.parametrize("embedding", ["ternary", "int8", None])
 def test_masked_lm_shares_the_rows_of_the_embedding(embedding, format, build, tiny_batch, tmp_path):
+    needs_two_bits(format)
     model = build(BertForMaskedLM, embedding_weights=embedding)
     path = write(model, tmp_path, format, "2bit")
     tolerance = 2e-5 if format == "openvino" else 5e-3
@@ -207,6 +214,7 @@ def test_onnx_holds_the_codes_as_bytes(build, tmp_path):
 
 
 def test_onnx_2bit_is_smaller_and_close(build, tiny_batch, tmp_path):
+    needs_two_bits()
     model = build(weights="ternary")
     small = export_model(model, tmp_path / "2bit", weights="2bit")
     nodes = [node for node in onnx.load(small).graph.node if node.op_type == "MatMulNBits"]
@@ -217,6 +225,7 @@ def test_onnx_2bit_is_smaller_and_close(build, tiny_batch, tmp_path):
 
 
 def test_onnx_2bit_keeps_the_scales_of_groups(tiny_config, build, tiny_batch, tmp_path):
+    needs_two_bits()
     tiny_config.hidden_size, tiny_config.intermediate_size = 64, 128
     model = build(weights="binary", granularity="per_group", group_size=64)
     path = export_model(model, tmp_path, weights="2bit")
@@ -242,6 +251,7 @@ def test_openvino_constants_have_as_many_bits(weights, bits, build, tmp_path):
 @BOTH
 @pytest.mark.parametrize("head, outputs", [(BertForMaskedLM, "logits"), (BertModel, "last_hidden_state")])
 def test_the_embedding_is_never_expanded(head, outputs, format, tiny_config, build, tmp_path):
+    needs_two_bits(format)
     tiny_config.vocab_size = 4000
     path = export_model(build(head), tmp_path, format=format, weights="2bit")
     table, scales, head_bias = 4000 * 5, 4000 * 2, 4000 * 2
@@ -328,14 +338,16 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(format, packa
     with pytest.raises(XTCError) as error:
         export_model(build(), tmp_path / "out", format=format)
     assert str(error.value) == (
-        f"Export to {format} needs the package {package}, which cannot be imported (import of {package} halted; None "
-        f"in sys.modules). Run: pip install hf_xtc[{format}]"
+        f"The package {package} cannot be imported (import of {package} halted; None in sys.modules). "
+        f"Run: pip install 'hf_xtc[{format}]'"
     )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("format, weights", [("onnx", "int8"), ("onnx", "2bit"), ("openvino", "2bit")])
 def test_a_file_that_disagrees_is_an_error_and_is_removed(format, weights, build, tmp_path, monkeypatch):
+    if weights == "2bit":
+        needs_two_bits(format)
     model, name = build(), "signed_codes" if format == "onnx" else "raw_codes"
     module = import_module(f"hf_xtc.export.{format}")
     right = getattr(module, name)

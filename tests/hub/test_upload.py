@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
 import torch
 from commands import blocks
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
 from test_trainer import DATA, make_args, make_trainer
@@ -247,7 +249,8 @@ def test_two_pushes_make_one_new_commit_with_what_changed(hub, student):
     commit = student.push_to_hub("user/tiny", tokenizer=tokenizer())
     first, second = commits(hub)
     assert second.oid == commit.oid
-    assert second.changed == ("README.md", "model.safetensors")  # the card holds the file's hash
+    if Version(huggingface_hub.__version__) >= Version("1.17"):  # before it, files that did not change go along
+        assert second.changed == ("README.md", "model.safetensors")  # the card holds the file's hash
     assert second.files.keys() == first.files.keys()
 
 
@@ -332,6 +335,7 @@ def test_a_damaged_folder_is_refused(hub, folder, capsys):
 
 
 def test_an_upload_cut_in_the_middle_is_resumed(hub, folder, monkeypatch):
+    pytest.importorskip("huggingface_hub", minversion="1.25", reason="does not try again")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it tries again
     hub.cuts = 2
     push_folder(folder, "user/tiny")

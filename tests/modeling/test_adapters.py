@@ -7,11 +7,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress, pack_model
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.files.headers import read_header
-from hf_xtc.modeling.adapters import LoraPackedLinear, has_adapters, merged
+from hf_xtc.modeling.adapters import has_adapters, merged
+from hf_xtc.modeling.lora import LoraPackedLinear
 
 # PEFT 0.21 asks a property of models that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -190,6 +192,7 @@ def test_a_teacher_with_adapters_teaches_as_it_is(adapted_teacher, rows, tmp_pat
 
 
 def test_adapters_that_transformers_put_in_are_merged_too(tiny_teacher, tiny_batch):
+    pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     model = copy.deepcopy(tiny_teacher)
     model.add_adapter(LoraConfig(target_modules=["query"], r=2, init_lora_weights=False))
     before = logits(model, tiny_batch)

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ def test_avx512_vnni_by_emulation(tmp_path):
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     for path in (package / "native" / "csrc").iterdir():
         path.write_text(emulated(path.read_text(encoding="utf-8")), encoding="utf-8")
-    library = package / "native" / f"_native{EXTENSION_SUFFIXES[0]}"
+    library = package / "native" / native_library.LIBRARY
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fno-math-errno", "-w", "-o", str(library)]
     sources = sorted(map(str, (package / "native" / "csrc").glob("*.cpp")))
     subprocess.run(["g++", *options, *sources], check=True)

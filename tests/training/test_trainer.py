@@ -829,6 +829,7 @@ def test_the_best_step_is_the_one_whose_packed_score_is_best(tmp_path, schedule)
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
 def test_compiled_training_gives_the_same_losses(tmp_path):
+    pytest.importorskip("torch", minversion="2.7", reason="cannot compile transformers' BERT")
     losses = []
     for compiled in (False, True):
         options = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
