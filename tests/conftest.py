@@ -24,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lets pass what libraries older than these warn of; `make test-oldest` has them."""
     if Version(version("datasets")) < Version("5.2"):
         config.addinivalue_line("filterwarnings", r"ignore:(Exception ignored in|unclosed file).*\.[ct]sv")
+    if Version(version("matplotlib")) < Version("3.11"):
+        config.addinivalue_line("filterwarnings", r"ignore:'\w+' .*deprecated.* use '\w+':DeprecationWarning")
     if Version(version("peft")) < Version("0.21"):
         config.addinivalue_line("filterwarnings", "ignore:Could not find a config file in  - will assume:UserWarning")
 

@@ -5,6 +5,9 @@ import os
 
 import pytest
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from test_bad_files import edit_config, edit_tensors, load
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
@@ -81,7 +84,8 @@ def test_labels_without_end_are_refused(value, folder):
 )
 def test_values_that_a_bert_cannot_have_are_one_error(changes, folder):
     edit_config(folder, lambda config: config.update(changes))
-    with pytest.raises(PackedFileError):
+    older = Version(transformers.__version__) < Version("5.20")  # refuses some of them itself
+    with pytest.raises((PackedFileError, StrictDataclassError) if older else PackedFileError):
         load(folder)
 
 

@@ -18,7 +18,16 @@ pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the nativ
 
 # Fixtures are the same for all draws: an environment variable.
 MANY = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-SPECIAL = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 2.0**-149, -(2.0**-149), 3.4028235e38]
+SPECIAL = [
+    0.0,
+    -0.0,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    2.0**-149,
+    -(2.0**-149),
+    torch.finfo(torch.float32).max,
+]
 
 variants = pytest.mark.parametrize("variant", list(native_library.variants()))
 fused = pytest.mark.parametrize("name", ["binary", "ternary"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from packaging.version import Version
 from safetensors.torch import save_file
 from test_trainer import DATA, collate, logged, make_args, make_data, make_teacher, make_trainer
 from transformers import BertForSequenceClassification, TrainerCallback
@@ -201,7 +202,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] != "zero":  # there DeepSpeed starts it
         dist.init_process_group("gloo")
-    parts = {"ddp": [ddp, grouped, fsdp], "killed": [killed], "zero": [zero]}[sys.argv[1]]
+    sharded = [fsdp] if Version(torch.__version__) >= Version("2.7") else []
+    parts = {"ddp": [ddp, grouped, *sharded], "killed": [killed], "zero": [zero]}[sys.argv[1]]
     for part in parts:
         part(Path(sys.argv[2]))
     dist.barrier()

@@ -119,6 +119,7 @@ def test_rows_grouped_by_length_are_dealt_to_the_processes(ddp_folder):
 
 def test_fully_sharded_models_train_to_the_same_weights(tmp_path, ddp_folder):
     """FSDP2's `fully_shard` of student and teacher; the gathered weights are a normal latent checkpoint."""
+    pytest.importorskip("torch", minversion="2.7", reason="cannot shard fully on the CPU")
     trainer = make_trainer(tmp_path, recipe=STATIC)
     optimizer = torch.optim.AdamW(trainer.model.train().parameters(), lr=1e-3)
     losses = []
@@ -185,6 +186,7 @@ def test_a_sharded_teacher_is_not_compressed(zero_folder):
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_from_its_checkpoint(tmp_path, ddp_folder):
+    pytest.importorskip("torch", minversion="2.7", reason="cannot restore an optimizer that two CPU processes saved")
     folder = tmp_path / "job"
     start = time.monotonic()
     done = launch("killed", folder)
