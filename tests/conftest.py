@@ -10,8 +10,8 @@ import torch
 from packaging.version import Version
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-# Bits are promised of the reference; tests of other backends name them. Before any layer is made, child processes too.
-os.environ["XTC_BACKEND"] = "reference"
+# The tests run on what users run, which is "auto". What promises bits takes the fixture `reference_backend`.
+os.environ.pop("XTC_BACKEND", None)
 
 # Where it is installed accelerate imports it, in the middle of a test, and it warns of much.
 if find_spec("deepspeed"):
@@ -28,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", r"ignore:'\w+' .*deprecated.* use '\w+':DeprecationWarning")
     if Version(version("peft")) < Version("0.21"):
         config.addinivalue_line("filterwarnings", "ignore:Could not find a config file in  - will assume:UserWarning")
+
+
+@pytest.fixture
+def reference_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New packed models compute on the reference backend: the bits of the latent model, in child processes too."""
+    monkeypatch.setenv("XTC_BACKEND", "reference")
 
 
 @pytest.fixture(scope="module")

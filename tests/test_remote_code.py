@@ -65,7 +65,7 @@ sys.meta_path.insert(0, Absent())
 
 def run_without_package(code, tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment.pop("XTC_BACKEND")
+    environment.pop("XTC_BACKEND", None)
     command = [sys.executable, "-c", ABSENT + code]
     return subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
