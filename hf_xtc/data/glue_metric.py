@@ -37,7 +37,7 @@ class GlueMetric(evaluate.Metric):
 
     Args:
         config_name (`str`): The GLUE configuration.
-        **kwargs: As for `evaluate.Metric`, for example `keep_in_memory` or `cache_dir`.
+        **kwargs (`Any`): As for `evaluate.Metric`, for example `keep_in_memory` or `cache_dir`.
 
     Raises:
         DataError: if the configuration is unknown, or `compute` has no rows.
