@@ -85,8 +85,8 @@ print(AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).packed, so
     "code, package, extra",
     [
         ("import hf_xtc; hf_xtc.GlueMetric", "scipy", "cli"),
-        ("from hf_xtc.metrics import build_compute_metrics", "scipy", "cli"),
-        ("from hf_xtc.adapters import with_adapter; with_adapter(None, 'folder')", "peft", "peft"),
+        ("from hf_xtc.data.metrics import build_compute_metrics", "scipy", "cli"),
+        ("from hf_xtc.modeling.adapters import with_adapter; with_adapter(None, 'folder')", "peft", "peft"),
     ],
 )
 def test_a_missing_package_is_named_with_the_line_that_installs_it(code, package, extra):

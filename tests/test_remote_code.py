@@ -222,6 +222,7 @@ def test_class_of_the_package_wins_without_a_prompt(age, trust, folder, monkeypa
 # Without the package
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_outputs_are_bitwise_equal_and_files_come_back(tiny_config, tiny_batch, tmp_path):
     """All heads and recipes, against the reference backend, in one process without the package."""
     save_file(tiny_batch, tmp_path / "batch.safetensors")
@@ -264,6 +265,7 @@ assert "hf_xtc" not in sys.modules
     assert (tmp_path / f"again-{name}" / "modeling_xtc.py").read_bytes() == CODE.read_bytes()
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_half_precision_bare_encoder_and_package_agree(folder, tiny_batch, tmp_path):
     """The same file in bfloat16, converted, and as an encoder; what is saved there is loaded here."""
     save_file(tiny_batch, tmp_path / "batch.safetensors")
@@ -361,6 +363,7 @@ transformers.AutoConfig.from_pretrained("packed", trust_remote_code=True)
 # Other heads
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_a_classifier_on_a_file_without_pooler_has_zeros_there(module, tiny_config, tiny_batch, tmp_path):
     packed = make_packed(tiny_config, tiny_batch, "BertForTokenClassification", RECIPES["default"])
     packed.save_pretrained(tmp_path)
@@ -498,6 +501,7 @@ def test_configs_that_no_packed_model_has(change, text, module, folder):
     both_refuse(module, folder, text)
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_the_files_are_sound_without_damage(module, folder, tiny_batch):
     model, info = module.XTCBertForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())

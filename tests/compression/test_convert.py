@@ -316,6 +316,7 @@ def test_unknown_rest_dtype(teacher):
 @pytest.mark.parametrize(
     "name", ["classifier.bias", "bert.pooler.dense.bias", "bert.encoder.layer.3.attention.output.LayerNorm.weight"]
 )
+@pytest.mark.usefixtures("reference_backend")
 def test_float16_overflow_is_named_and_float32_cures_it(name, teacher, tiny_batch):
     student = compress(teacher)
     with torch.no_grad():

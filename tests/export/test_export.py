@@ -131,6 +131,7 @@ def test_what_stays_in_float(recipe, format, build, tiny_batch, tmp_path):
         BertForNextSentencePrediction,
     ],
 )
+@pytest.mark.usefixtures("reference_backend")
 def test_heads(head, format, build, tiny_batch, tmp_path):
     model = build(head)
     path = export_model(model, tmp_path, format=format)
@@ -139,6 +140,7 @@ def test_heads(head, format, build, tiny_batch, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("embedding", ["ternary", "int8", None])
+@pytest.mark.usefixtures("reference_backend")
 def test_masked_lm_shares_the_rows_of_the_embedding(embedding, format, build, tiny_batch, tmp_path):
     needs_two_bits(format)
     model = build(BertForMaskedLM, embedding_weights=embedding)

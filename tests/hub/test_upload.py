@@ -119,6 +119,7 @@ def test_a_pushed_model_comes_back_bit_for_bit(hub, tiny_config, tiny_batch, hea
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_a_latent_model_is_packed_first_and_stays_latent(hub, student, tiny_batch):
     student.push_to_hub("user/tiny", tokenizer=tokenizer(), private=True, tags="films", commit_message="First")
     (commit,) = commits(hub)
@@ -205,7 +206,7 @@ def test_a_licence_is_taken_from_the_teachers_card_on_the_hub(hub, tiny_teacher,
     card = ModelCard.load("user/tiny")
     assert (card.data.license, card.data.base_model) == (["apache-2.0", "cc-by-4.0"], "user/teacher")
     assert "- teacher: user/teacher\n- teacher license: apache-2.0; cc-by-4.0\n" in card.text
-    monkeypatch.setattr("hf_xtc.hub.upload.hf_hub_download", Mock(side_effect=OfflineModeIsEnabled("offline")))
+    monkeypatch.setattr("hf_xtc.compression.origin.hf_hub_download", Mock(side_effect=OfflineModeIsEnabled("offline")))
     student.push_to_hub("user/tiny")
     card = ModelCard.load("user/tiny")
     assert (card.data.license, card.data.base_model) == (None, "user/teacher")
@@ -455,6 +456,7 @@ torch.save(model(**batch).logits.detach(), sys.stdout.buffer)
 # The Trainer
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_a_trainer_publishes_packed_models_only(hub, tmp_path):
     every = {"push_to_hub": True, "hub_model_id": "tiny", "hub_strategy": "every_save", "hub_always_push": True}
     trainer = make_trainer(

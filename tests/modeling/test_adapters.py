@@ -54,6 +54,7 @@ def stock_trained(model, rows, folder):
     return before, trainer.evaluate()["eval_loss"]
 
 
+@pytest.mark.usefixtures("reference_backend")
 def test_a_fresh_adapter_changes_nothing_and_a_trained_one_the_adapter_alone(packed, tiny_batch, rows, tmp_path):
     before, state = logits(packed, tiny_batch), copy.deepcopy(packed.state_dict())
     model = get_peft_model(packed, lora())

@@ -64,6 +64,7 @@ def outputs(model, batch):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("head", [RobertaModel, RobertaForSequenceClassification], ids=lambda head: head.__name__)
+@pytest.mark.usefixtures("reference_backend")
 def test_a_packed_model_comes_back_bit_for_bit(config, batch, tmp_path, head, recipe):
     set_seed(0)
     student = compress(head(config), recipe)

@@ -165,6 +165,7 @@ def test_losses_leave_scaling_to_the_trainer(head):
 
 
 @heads_and_recipes
+@pytest.mark.usefixtures("reference_backend")
 def test_packed_in_float32_equals_latent(head, name, tiny_config, tiny_batch):
     student = make_student(tiny_config, tiny_batch, head, RECIPES[name])
     packed = pack_model(student, rest_dtype="float32")
@@ -435,6 +436,7 @@ def test_packed_vocabulary_cannot_be_resized(packed):
 
 
 @pytest.mark.parametrize("head", [CLASSIFIER, "BertForMaskedLM"])
+@pytest.mark.usefixtures("reference_backend")
 def test_latent_vocabulary_can_be_resized(head, tiny_config, tiny_batch):
     student = make_student(tiny_config, tiny_batch, head)
     before = student.bert.embeddings.word_embeddings.weight.detach().clone()

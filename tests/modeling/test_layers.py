@@ -100,6 +100,7 @@ def shapes(draw):
 @quantizers
 @given(shape=shapes(), seed=st.integers(0, 3))
 @settings(PATIENT, max_examples=5)
+@pytest.mark.usefixtures("reference_backend")
 def test_latent_and_packed_linears_are_equal(name, granularity, group_size, activation, shape, seed):
     rows, columns, tokens, bias = shape
     spec = QuantSpec(name, granularity, group_size)

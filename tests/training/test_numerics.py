@@ -59,6 +59,7 @@ def teacher():
 @pytest.mark.parametrize("how", ["", "dead_rows", "dead_layer", "tiny_weights", "constant_activations"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("weights", ["binary", "ternary"])
+@pytest.mark.usefixtures("reference_backend")
 def test_losses_gradients_and_packed_logits_are_finite(tmp_path, teacher, weights, dtype, how, batch):
     """A step of XTCTrainer, then the packed model, in its precision; its float32 logits are the student's."""
     student = compress(teacher, XTCRecipe(keep_layers=2, weights=weights, **FLOAT32))

@@ -337,6 +337,7 @@ def test_checkpoints_are_latent_and_the_model_is_packed(tmp_path):
 
 @pytest.mark.parametrize("rest_dtype", ["float16", "float32"])
 @pytest.mark.parametrize("calibration", ["dynamic", "static"])
+@pytest.mark.usefixtures("reference_backend")
 def test_saved_model_is_the_packed_student(tmp_path, calibration, rest_dtype):
     recipe = XTCRecipe(keep_layers=2, activation_calibration=calibration, rest_dtype=rest_dtype)
     trainer = make_trainer(tmp_path, recipe=recipe)
