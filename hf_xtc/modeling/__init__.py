@@ -1,16 +1,10 @@
-"""Models in their two states, one file per architecture.
+"""Models in their two states: the layers, what all models share, and one file per family.
 
-Every sibling module is imported, so that adding an architecture is adding a file: it registers an `Architecture` and
-its classes with transformers' Auto classes.
+A family's module registers an `Architecture` and its classes with transformers' Auto classes; it is imported here.
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
-
+from hf_xtc.modeling import bert  # noqa: F401
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture
 from hf_xtc.modeling.base import XTCConfig, XTCModel
-
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["ARCHITECTURES", "Architecture", "XTCConfig", "XTCModel"]

@@ -844,8 +844,8 @@ def test_outputs_that_cannot_be_cached(tmp_path, changes, text):
 
 SCRIPT = """
 import json, sys
-sys.path.insert(0, {tests!r})
-from test_teacher_cache import DDP, Forwards, logged, make_teacher, make_trainer
+sys.path[:0] = {tests!r}
+from test_cache import DDP, Forwards, logged, make_teacher, make_trainer
 import torch
 teacher = make_teacher()
 forwards = Forwards(teacher)
@@ -864,7 +864,9 @@ DDP = {"max_steps": 3}
 
 
 def test_one_process_makes_it_for_all(tmp_path):
-    (tmp_path / "run.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path)))
+    here = Path(__file__).parent
+    paths_of_tests = [str(here), str(here.parent), str(here.parent / "training")]
+    (tmp_path / "run.py").write_text(SCRIPT.format(tests=paths_of_tests, folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run.py"]
     paths = os.pathsep.join([str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}

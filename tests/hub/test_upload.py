@@ -53,7 +53,7 @@ HEADS = {
     BertForMaskedLM: AutoModelForMaskedLM,
     BertModel: AutoModel,
 }
-EXAMPLE = Path(__file__).parent.parent / "examples" / "minilm-3l-1bit-sst2"
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "minilm-3l-1bit-sst2"
 FILES = {".gitattributes", "README.md", "config.json", "model.safetensors", "modeling_xtc.py"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]
 

@@ -382,6 +382,7 @@ def test_fill_mask_pipeline(tiny_config, tiny_batch, tokenizer, tmp_path):
 
 # Dynamo itself makes a bare Function to stand for the context of a traced one.
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
+@pytest.mark.usefixtures("reference_backend")
 def test_compiles_without_graph_breaks(tiny_config, tiny_batch):
     pytest.importorskip("torch", minversion="2.7", reason="cannot compile transformers' BERT")
     recipe = XTCRecipe(weights="ternary", embedding_weights="int4", keep_layers=1)

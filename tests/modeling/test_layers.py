@@ -463,7 +463,7 @@ def test_representations():
     latent, packed = linears(QuantSpec("binary", "per_group", 3), ActivationSpec())
     assert repr(latent).splitlines()[1] == "  in_features=21, out_features=5, bias=True, binary per_group"
     assert repr(packed).splitlines()[1] == (
-        "  in_features=21, out_features=5, bias=True, binary per_group, backend=reference"
+        "  in_features=21, out_features=5, bias=True, binary per_group, backend=auto"
     )
     latent, packed = embeddings(QuantSpec("int8"))
     assert (repr(latent), repr(packed)) == ("XTCEmbedding(11, 21, int8 rows)", "PackedEmbedding(11, 21, int8 rows)")

@@ -29,10 +29,10 @@ TESTS = Path(__file__).parent.parent
 def launch(part, folder, **environment):
     """Runs a part of the worker in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, **environment}
     return subprocess.run(
-        [*command, str(TESTS / "distributed_worker.py"), part, str(folder)],
+        [*command, str(TESTS / "training" / "distributed_worker.py"), part, str(folder)],
         env=environment,
         capture_output=True,
         text=True,
