@@ -79,6 +79,7 @@ def trainers(args: BenchmarkArguments, folder: Path) -> dict[str, XTCTrainer]:
             num_train_epochs=1,
             per_device_train_batch_size=args.batch_size,
             learning_rate=1e-4,
+            train_sampling_strategy="random",
             use_cpu=not torch.cuda.is_available(),
             bf16=args.bf16,
             dataloader_num_workers=args.workers,

@@ -5,6 +5,7 @@ Overrides `compute_loss` (terms instead of the head's loss, while training), `lo
 and publishes is `PackingTrainer`'s, and the second pass of adversarial training `AdversarialTrainer`'s.
 """
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
 
@@ -31,6 +32,8 @@ from hf_xtc.training.callbacks import QuantizationCallback
 from hf_xtc.training.finite_checks import require_finite_losses, require_finite_weights
 from hf_xtc.training.length_batches import LengthGroupedBatches
 from hf_xtc.training.sharding import prepared_teacher
+
+logger = logging.getLogger(__name__)
 
 PROJECTION = "distillation_projection"
 
@@ -227,10 +230,18 @@ class XTCTrainer(AdversarialTrainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As in Trainer, but `group_by_length` shuffles its batches; a teacher cache changes nothing in the order."""
-        sampler = super()._get_train_sampler(
-            train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
-        )
+        """As in Trainer, but `group_by_length` shuffles its batches, and takes rows without known lengths at random.
+
+        A teacher cache changes nothing in the order.
+        """
+        rows = train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
+        try:
+            sampler = super()._get_train_sampler(rows)
+        except ValueError:
+            if self.args.train_sampling_strategy != "group_by_length":
+                raise
+            logger.info("The train rows have no input_ids to measure, so they come in random order, not by length.")
+            return RandomSampler(self.train_dataset if rows is None else rows)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

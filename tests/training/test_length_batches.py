@@ -73,3 +73,20 @@ def test_trainer_draws_the_same_batches_when_it_goes_on(tmp_path, changes):
     assert sorted(row for batch in whole[:16] for row in batch) == list(range(len(DATA)))
     assert whole[:16] != whole[16:32]
     assert resumed[:16] == whole[24:]
+
+
+def test_rows_whose_lengths_cannot_be_had_come_in_random_order(tmp_path, caplog):
+    """The default must not stop a data set whose rows are tokenized by the collator."""
+
+    def encode(rows):
+        return collate([DATA[row["number"]] for row in rows])
+
+    numbers = [{"number": i} for i in range(len(DATA))]
+    trainer = make_trainer(
+        tmp_path, data=numbers, train_sampling_strategy="group_by_length", remove_unused_columns=False
+    )
+    trainer.data_collator = encode
+    with caplog.at_level("INFO", logger="hf_xtc.training.trainer"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert "The train rows have no input_ids to measure, so they come in random order, not by length." in caplog.text
