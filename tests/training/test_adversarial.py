@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trainer import assert_equal_states, make_teacher, make_trainer
 from torch.testing import assert_close
+from trainers import assert_equal_states, make_teacher, make_trainer
 
 from hf_xtc import XTCTrainingArguments
 from hf_xtc.errors import RecipeError, XTCError

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from test_trainer import DATA, collate, make_trainer
+from trainers import DATA, collate, make_trainer
 
 from hf_xtc.training.length_batches import LengthGroupedBatches
 
