@@ -17,7 +17,6 @@ from rotten_tomatoes import BASE_LICENSE, base_encoder
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import results
-from hf_xtc.cli import DEFAULTS
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import XTCError
 from hf_xtc.files.writing import WEIGHT_FILES, whole_folder
@@ -66,7 +65,7 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
         "seed": 1,
     }
     # Nothing of the students: with other students the teacher stays the same, and is not trained again.
-    run_fine_tune(job, data, XTCTrainingArguments(**{**DEFAULTS, **ours}))
+    run_fine_tune(job, data, XTCTrainingArguments(**ours))
     return folder / "training" / "teacher"
 
 
@@ -111,7 +110,7 @@ GROUPS = (GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTraini
 def parse(arguments: list[str]) -> tuple[Any, ...]:
     """The groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
     parser = HfArgumentParser(GROUPS)
-    parser.set_defaults(**DEFAULTS, output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
+    parser.set_defaults(output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
     if not any(argument.split("=")[0] == "--teacher" for argument in arguments):
         base = ["--teacher", str(base_encoder(Path("runs"))), "--teacher_license", BASE_LICENSE]

@@ -1,4 +1,4 @@
-"""DeepSpeed's results on one weight and input (see quantization/test_quantizers.py), and numbers to draw tests from."""
+"""DeepSpeed's results on one weight and input (quantization/test_quantizers.py), and numbers to draw tests from."""
 
 from pathlib import Path
 

@@ -93,7 +93,6 @@ def test_the_logged_loss_is_that_of_unmoved_embeddings(tmp_path):
     )
     assert adversarial.state.log_history[0]["labels"] == plain.state.log_history[0]["labels"]
     assert adversarial.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
-    assert not adversarial.moving
 
 
 def test_a_training_that_goes_on_ends_in_the_same_bits(tmp_path):
