@@ -128,9 +128,9 @@ def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example
     assert table in capsys.readouterr().out
     mean = sum(line["packed"] for line in lines) / 2
     assert f"| rte | accuracy | binary | 2 | default | {lines[0]['teacher']:.4f} | {mean:.4f} ± " in table
-    # What only students use changes nothing about the teacher.
+    # An argument that only students use changes nothing about the teacher.
     monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    assert glue_example.main([*options, "--teacher_only", "--weight_annealing", "0.1"]) == 0
+    assert glue_example.main([*options, "--teacher_only", "--weight_annealing=0.1"]) == 0
 
 
 def test_a_teacher_may_start_from_that_of_another_task(glue_example, tiny_glue):
