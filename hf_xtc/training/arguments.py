@@ -17,11 +17,6 @@ DEFAULT_TERMS = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 STOCK = {entry.name: entry.metadata for entry in fields(TrainingArguments)}
 
 
-def _help(name: str) -> Any:
-    """What transformers says of a field whose default is another one here."""
-    return TrainingArguments.__dataclass_fields__[name].metadata
-
-
 @dataclass
 class XTCTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with distillation and quantization added; all of XTC's are listed here.
