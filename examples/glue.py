@@ -1,6 +1,6 @@
-"""Any GLUE task (or own files) with any recipe and ladder: teacher, students over seeds, one table of results.
+"""Any GLUE task (or own files) with any recipe and schedule: teacher, students over seeds, one table of results.
 
-    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --ladder ternary-first --budget A
+    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --schedule ternary-first --budget A
 
 Every option of `hf-xtc compress` is understood. The teacher is fine-tuned once per task and shared. Started again with
 the same options it goes on where it was interrupted.
@@ -52,7 +52,7 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
     """The folder of the task's teacher: fine-tuned here, unless that was done before."""
     epochs = job.fine_tune_epochs or TEACHER_EPOCHS.get(name, 8)
     job = dataclasses.replace(
-        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], ladder=None, budget=None
+        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], schedule=None, budget=None
     )
     ours = {
         "output_dir": str(folder),
@@ -94,7 +94,7 @@ def run_glue(
         job = dataclasses.replace(job, teacher=str(start))
     if job.fine_tune:
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
-    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.ladder or 'default'}"
+    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.schedule or 'default'}"
     runs = []
     for seed in [] if glue.teacher_only else glue.seeds:
         folder = out / f"{name}-seed{seed}"

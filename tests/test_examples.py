@@ -167,7 +167,7 @@ def test_checkpoints_publish_the_seed_that_is_best_on_held_out_rows(glue_example
     monkeypatch.setattr(glue_example, "base_encoder", lambda folder: tiny_glue / "base")
     quick = {"max_length": 32, "selection_share": 0.2, "fine_tune_epochs": 1, "fine_tune_learning_rates": [1e-3]}
     listed = {
-        "options": {"ladder": "reduced-first", "num_train_epochs": 2, "learning_rate": 1e-3, **quick},
+        "options": {"schedule": "reduced-first", "num_train_epochs": 2, "learning_rate": 1e-3, **quick},
         "tasks": {"rte": {}},
         "checkpoints": [{"task": "rte", "keep_layers": 2, "weights": "ternary"}],
     }
@@ -220,7 +220,7 @@ def test_a_checkpoint_is_made_after_the_one_it_starts_from(glue_example):
 
 def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_example):
     def line(task, layers, seed, packed, teacher):
-        kind = {"task": task, "weights": "binary", "layers": layers, "ladder": "direct", "seed": seed}
+        kind = {"task": task, "weights": "binary", "layers": layers, "schedule": "direct", "seed": seed}
         return {**kind, "packed": packed, "teacher": teacher}
 
     records = [line("cola", 6, 1, 0.2, 0.4), line("cola", 6, 2, 0.4, 0.4), line("sst2", 6, 1, 0.9, 0.9)]

@@ -67,6 +67,23 @@ def test_help_of_stock_arguments_stays():
     assert {name for name in stock if ours[name] != stock[name]} == set()
 
 
+def test_fields_of_transformers_that_start_from_other_values(make):
+    args, stock = make(), {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    ours = {f.name: f.default for f in dataclasses.fields(XTCTrainingArguments) if f.name in stock}
+    assert {name: value for name, value in ours.items() if value != stock[name].default} == {
+        "learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": 50,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        **({} if torch.accelerator.is_available() else {"dataloader_pin_memory": False}),
+    }
+    assert args.learning_rate == 1e-3
+
+
 def test_defaults_are_not_shared(make):
     make().terms["logits"] = 7.0
     assert make().terms == ALL_TERMS
