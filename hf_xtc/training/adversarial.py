@@ -1,4 +1,4 @@
-"""Adversarial training: each batch a second time, its word embeddings moved to where its loss grows fastest.
+"""Adversarial training: a second pass over each batch, its word embeddings moved in the direction of growing loss.
 
 Miyato, Dai and Goodfellow, "Adversarial Training Methods for Semi-Supervised Text Classification" (ICLR 2017), section
 3: the loss is J(w) + J(w + epsilon g / ||g||), where g is the gradient of J; here with respect to the rows of the
@@ -24,8 +24,8 @@ def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:
 
     Args:
         weight (`torch.Tensor`): `(rows, columns)`, any float dtype; changed in place.
-        gradient (`torch.Tensor`): Of the same shape. One that is zero, NaN or infinite moves nothing.
-        epsilon (`float`): Euclidean length of the move, of all rows together.
+        gradient (`torch.Tensor`): Same shape. If it is zero, or its norm NaN or infinite, nothing is moved.
+        epsilon (`float`): Euclidean length of the move of all rows together.
     """
     rows = gradient.ne(0).any(dim=1).nonzero().squeeze(1)
     steepest, before = gradient[rows], weight.detach()[rows]

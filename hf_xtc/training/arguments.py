@@ -19,17 +19,16 @@ STOCK = {entry.name: entry.metadata for entry in fields(TrainingArguments)}
 
 @dataclass
 class XTCTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with distillation and quantization added; all of XTC's are listed here.
+    """`transformers.TrainingArguments` with arguments for distillation and quantization.
 
-    Some of the stock arguments start from values that suit short quantization-aware training better; `hf-xtc compress`
-    starts from the same. Rows whose length is not known are drawn at random in spite of `group_by_length`.
+    The stock arguments listed here have defaults that suit short quantization-aware training; `hf-xtc compress` uses
+    the same. Rows without a known length are drawn at random in spite of `group_by_length`.
 
     Raises:
-        XTCError: if a term is unknown (names those registered).
-        RecipeError: if another value does not exist.
+        XTCError: if a term is unknown (lists the registered ones).
+        RecipeError: if another value is invalid.
     """
 
-    num_train_epochs: float = field(default=3.0, metadata=STOCK["num_train_epochs"])
     learning_rate: float = field(default=1e-3, metadata=STOCK["learning_rate"])
     warmup_steps: float = field(default=0.1, metadata=STOCK["warmup_steps"])
     per_device_train_batch_size: int = field(default=32, metadata=STOCK["per_device_train_batch_size"])
@@ -68,22 +67,22 @@ class XTCTrainingArguments(TrainingArguments):
     weight_annealing: float = field(
         default=0.3,
         metadata={
-            "help": "Steps (below 1 a share of all) in which weights pass from float to quantized, as a growing part "
-            "of a blend of both, from weight_quantization_start on; 0 switches at once."
+            "help": "Steps (below 1: a share of all) over which weights are blended from float to quantized, "
+            "starting at weight_quantization_start; 0 switches at once."
         },
     )
     adversarial_epsilon: float = field(
         default=0.0,
         metadata={
-            "help": "Learn each batch a second time, with its word embeddings moved this far to where the loss grows "
-            "fastest (Miyato et al. 2017; measured with 1); a step takes twice as long. 0 does not."
+            "help": "Train on each batch a second time, with its word embeddings moved this far in the direction "
+            "in which the loss grows fastest (Miyato et al. 2017; measured with 1); steps take twice as long. 0: off."
         },
     )
     teacher_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for the teacher's outputs: written at the first training on these data, read at the next, "
-            "so that training costs the student alone. Rows must be the same at every reading (no random masking)."
+            "help": "Folder for the outputs of the teacher: the first training on these data writes it, later ones "
+            "read it and do not run the teacher. Rows must be the same in every epoch (no random masking)."
         },
     )
     teacher_cache_dtype: str = field(

@@ -1,7 +1,7 @@
-"""Callbacks: when quantization starts, how large the packed file will be, and how the codes move.
+"""Callbacks: the schedule of quantization, the size of the packed file, and statistics of the weights.
 
-What decides a training is a pure function of `state.global_step` and `state.max_steps`; what must survive a restart
-lives in module buffers. So resuming from a checkpoint needs no state of a callback.
+The schedule is a pure function of `state.global_step` and `state.max_steps`, and what must survive a restart lives in
+module buffers. So a callback has no state to restore when training resumes from a checkpoint.
 """
 
 import logging
@@ -21,14 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 def start_step(start: float, max_steps: int) -> int:
-    """The step that `start` names: a step if at least 1, else a share of `max_steps`."""
+    """Returns the step that `start` means: `start` itself if it is at least 1, else that share of `max_steps`."""
     return int(start) if start >= 1 else int(start * max_steps)
 
 
 def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> None:
-    """Sets how far training fake-quantizes the weights of every latent layer, 0 (not) to 1, and whether activations.
+    """Sets what latent layers fake-quantize in train mode; in eval mode they always quantize weights and activations.
 
-    In eval mode latent layers quantize both whatever is set here.
+    Args:
+        model (`nn.Module`): Its `XTCLinear` and `XTCEmbedding` layers are changed.
+        weights (`float`): Part of the quantized weights in the blend with the float ones, 0 to 1.
+        activations (`bool`): Whether activations are quantized.
     """
     for module in model.modules():
         if isinstance(module, XTCLinear | XTCEmbedding):
@@ -40,13 +43,13 @@ def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> 
 class QuantizationCallback(TrainerCallback):
     """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
 
-    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. The schedule is for
-    train mode: each evaluation sees the model quantized, as its packed file would be, so scores of all steps compare.
-    At the end of training the model is quantized in train mode too.
+    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. The schedule holds in
+    train mode only: evaluations see the model quantized, as its packed file would be, so that the scores of all steps
+    can be compared. At the end of training the model is quantized in train mode too.
 
     Args:
         weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.
-        weight_annealing (`float`): Steps, likewise, from the start of the weights' quantization to all of it.
+        weight_annealing (`float`): Length of the annealing, in steps or as a share, like the starts.
     """
 
     def __init__(self, weight_start: float = 0.0, activation_start: float = 0.0, weight_annealing: float = 0.0):
@@ -75,7 +78,7 @@ class QuantizationCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Sets the state of the step to come."""
+        """Sets the state of the coming step."""
         if self.weight_start or self.activation_start or self.weight_annealing:
             self._apply(state, model)
 
@@ -87,12 +90,12 @@ class QuantizationCallback(TrainerCallback):
 
 
 class PackedSizeCallback(TrainerCallback):
-    """Logs, once at the start, the bytes that the packed file will take and the ratio to float32."""
+    """Logs once, at the start, the bytes of the packed file to come and how many times smaller it is than float32."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Logs the ledger's total; nothing for a model that is no latent one, whose file will not be packed."""
+        """Logs the total of the ledger; nothing for a model that is not latent, since its file will not be packed."""
         config: Any = getattr(model, "config", None)
         packs = getattr(config, "state", None) == "latent" and not has_adapters(model)
         if state.is_world_process_zero and packs:
@@ -105,14 +108,14 @@ class PackedSizeCallback(TrainerCallback):
 
 
 class WeightStatisticsCallback(TrainerCallback):
-    """Records, at each log, how the weights of a latent model quantize; read by `hf-xtc report`.
+    """Records at each log how well the weights of a latent model quantize; `hf-xtc report` draws it.
 
     Adds an entry to `state.log_history` with, for each part of the encoder ("layer 0", "pooler", ...):
 
     - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linears, q the fake-quantized weight;
-    - `flip_rate/<part>`: the share of its codes that differ from those of the log before (not in the first entry).
+    - `flip_rate/<part>`: the share of its codes that have changed since the previous log (not in the first entry).
 
-    Costs one encoding of the linears per log, and a byte per weight in between. Sharded weights are left out.
+    Costs one encoding of the linears per log, and one byte of memory per weight. Sharded models are skipped.
     """
 
     def __init__(self) -> None:
@@ -121,7 +124,7 @@ class WeightStatisticsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets the codes of another training."""
+        """Forgets the codes of a previous training."""
         self._codes = {}
 
     @torch.no_grad()
@@ -155,7 +158,7 @@ class WeightStatisticsCallback(TrainerCallback):
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a module belongs to, for people: "layer 0" of "bert.encoder.layer.0.output.dense"."""
+    """Returns the part of the model that a module belongs to: "layer 0" for "bert.encoder.layer.0.output.dense"."""
     pieces = name.split(".")
     index = next((i for i, piece in enumerate(pieces) if piece.isdigit()), None)
     return "pooler" if "pooler" in pieces else name if index is None else f"layer {pieces[index]}"

@@ -1,4 +1,4 @@
-"""Stops of a training that went wrong: losses and weights that are no numbers, named with the step."""
+"""Stop a training whose losses or weights are NaN or infinite, with the step in the message."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,13 +11,13 @@ from hf_xtc.modeling.sharded_weights import local_part
 
 
 def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate: float, folder: str | None) -> None:
-    """Stops at the first loss that is none; what was saved before stays as it is.
+    """Raises at the first loss that is NaN or infinite; checkpoints saved before stay as they are.
 
     Args:
         losses (`dict[str, torch.Tensor]`): Scalar by name of term.
-        step (`int`): Of the optimizer, from 1.
-        learning_rate (`float`): As given, for the advice.
-        folder (`str`, *optional*): Where checkpoints are.
+        step (`int`): Optimizer step, counted from 1.
+        learning_rate (`float`): The peak rate of the training, for the message.
+        folder (`str`, *optional*): The output folder, which holds the checkpoints.
 
     Raises:
         StateError: if a loss is NaN or infinite; names the terms, the step and the last checkpoint.
@@ -34,12 +34,12 @@ def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate
 
 
 def require_finite_weights(weights: Iterable[Tensor], step: int, learning_rate: float) -> None:
-    """Stops before weights that are no numbers take the place of good ones on disk.
+    """Raises if a weight is NaN or infinite, before it replaces a good one on disk.
 
-    Of sharded weights each process checks its own part.
+    Each process checks its own part of sharded weights.
 
     Raises:
-        StateError: if one is NaN or infinite; names the step.
+        StateError: if a weight is NaN or infinite; names the step.
     """
     if not bool(torch.isfinite(torch.stack([local_part(weight).detach().sum() for weight in weights])).all()):
         raise StateError(

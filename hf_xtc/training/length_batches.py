@@ -14,15 +14,15 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class LengthGroupedBatches(Sampler[int]):
-    """Indices of rows, so that each slice of `batch_size` holds similar lengths, and slices come in random order.
+    """Sampler whose slices of `batch_size` rows have similar lengths, and come in random order.
 
-    The batch with the longest row is the first, so that memory runs out at once or never; the incomplete batch is the
-    last. The order depends on `seed` and the epoch alone: a training that is continued draws what it would have drawn.
+    The batch with the longest row comes first, so that memory runs out at once or never; an incomplete batch comes
+    last. The order depends on `seed` and the epoch alone, so that a resumed training draws the same batches.
 
     Args:
-        lengths: Tokens of each row.
-        batch_size: Rows of an optimizer step.
-        seed: Seed of the order.
+        lengths (`Sequence[int]`): Tokens of each row.
+        batch_size (`int`): Rows of an optimizer step, over all processes.
+        seed (`int`): Seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
@@ -32,7 +32,7 @@ class LengthGroupedBatches(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch; Trainer calls it."""
+        """Chooses the order of an epoch; the Trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:

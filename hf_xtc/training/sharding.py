@@ -1,4 +1,4 @@
-"""The teacher where a training is spread over processes by DeepSpeed; all else of that is the Trainer's."""
+"""Prepares the teacher for a training on several processes; the Trainer prepares the student."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from hf_xtc.errors import needs_extra
 
 
 def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
-    """A frozen teacher, ready to run beside its student on this process.
+    """Returns the frozen teacher, ready to run beside its student in this process.
 
-    It has no gradients and no optimizer states, which is all that ZeRO-1 and ZeRO-2 shard: with them, as without
-    DeepSpeed, each process holds it whole. With ZeRO-3 its weights are sharded like the student's.
+    ZeRO-1 and ZeRO-2 shard gradients and optimizer states, which a teacher does not have: with them, as without
+    DeepSpeed, each process holds the whole teacher. ZeRO-3 shards its weights like those of the student.
 
     Args:
         teacher (`nn.Module`): On its device, in eval mode.
         accelerator (`Accelerator`): The trainer's.
-        shard (`bool`): Whether ZeRO-3 may shard it; not if its outputs are cached, since it is whole to be hashed.
+        shard (`bool`): Whether ZeRO-3 may shard it; not with a teacher cache, whose key hashes the whole weights.
 
     Returns:
         `nn.Module`: the teacher, or a DeepSpeed engine around it.

@@ -19,7 +19,8 @@ from hf_xtc.modeling.lora import LoraPackedLinear
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", "seed": 0}
-STEPS = {"max_steps": 6, "learning_rate": 5e-2, "per_device_train_batch_size": 4}
+STEPS = {"max_steps": 6, "learning_rate": 5e-2, "warmup_steps": 0, "per_device_train_batch_size": 4}
+STEPS |= {"train_sampling_strategy": "random"}
 
 
 @pytest.fixture(params=["binary", "ternary"])

@@ -53,6 +53,20 @@ def test_defaults(make):
     assert (args.teacher_cache, args.teacher_cache_dtype) == (None, "float16")
 
 
+def test_parser_starts_from_the_defaults(make, tmp_path):
+    (args,) = HfArgumentParser(XTCTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu"]
+    )
+    made = make()
+    assert {name: value for name, value in args.to_dict().items() if value != made.to_dict()[name]} == {}
+
+
+def test_help_of_stock_arguments_stays():
+    stock = {field.name: field.metadata for field in dataclasses.fields(TrainingArguments)}
+    ours = {field.name: field.metadata for field in dataclasses.fields(XTCTrainingArguments)}
+    assert {name for name in stock if ours[name] != stock[name]} == set()
+
+
 def test_fields_of_transformers_that_start_from_other_values(make):
     args, stock = make(), {field.name: field for field in dataclasses.fields(TrainingArguments)}
     ours = {f.name: f.default for f in dataclasses.fields(XTCTrainingArguments) if f.name in stock}
@@ -68,20 +82,6 @@ def test_fields_of_transformers_that_start_from_other_values(make):
         **({} if torch.accelerator.is_available() else {"dataloader_pin_memory": False}),
     }
     assert args.learning_rate == 1e-3
-
-
-def test_parser_starts_from_the_defaults(make, tmp_path):
-    (args,) = HfArgumentParser(XTCTrainingArguments).parse_args_into_dataclasses(
-        ["--output_dir", str(tmp_path), "--use_cpu"]
-    )
-    made = make()
-    assert {name: value for name, value in args.to_dict().items() if value != made.to_dict()[name]} == {}
-
-
-def test_help_of_stock_arguments_stays():
-    stock = {field.name: field.metadata for field in dataclasses.fields(TrainingArguments)}
-    ours = {field.name: field.metadata for field in dataclasses.fields(XTCTrainingArguments)}
-    assert {name for name in stock if ours[name] != stock[name]} == set()
 
 
 def test_defaults_are_not_shared(make):
