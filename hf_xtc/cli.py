@@ -1,77 +1,152 @@
-"""The command line `hf-xtc`, also `python -m hf_xtc`: one function a command.
+"""The command line `hf-xtc`, also `python -m hf_xtc`: a subparser and a function for each command.
 
-Options are the fields of dataclasses, parsed by `HfArgumentParser`; a single `.json` file may hold them instead.
+Options are the fields of dataclasses, added by `HfArgumentParser`; a single `.json` file may hold them instead. The
+dataclasses of a command are imported when it is named, so that `hf-xtc --help` is quick.
 """
 
+import argparse
+import difflib
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
-from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import XTCError
-from hf_xtc.runs.arguments import (
-    AugmentationArguments,
-    EvaluateArguments,
-    ExportArguments,
-    ExportDataArguments,
-    InspectArguments,
-    JobArguments,
-    PushArguments,
-    RecipeArguments,
-    ReportArguments,
-    VerifyArguments,
-)
-from hf_xtc.training.arguments import XTCTrainingArguments
+from hf_xtc.version import __version__
 
-USAGE = """usage: hf-xtc {compress,evaluate,export,push,inspect,verify,report} [options | options.json]
-
-  compress   compress a fine-tuned BERT into a packed checkpoint (hf-xtc compress --help)
-  evaluate   measure a checkpoint on a task's validation split (hf-xtc evaluate --help)
-  export     write a packed checkpoint for ONNX Runtime or OpenVINO, and verify it (hf-xtc export --help)
-  push       publish a packed checkpoint: hf-xtc push FOLDER user/name
-  inspect    show what a packed checkpoint is made of: hf-xtc inspect FOLDER or user/name
-  verify     compare a packed checkpoint with what is recorded of it: hf-xtc verify FOLDER or user/name
-  report     draw what a finished compression did, as one HTML file: hf-xtc report FOLDER
-"""
+# What `hf-xtc compress --help` shows; `--help-all` shows all options.
+COMPRESS_GROUPS = {
+    "teacher": ("teacher", "fine_tune", "fine_tune_epochs"),
+    "data": (
+        *("task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
+        *("label_column", "regression", "max_length", "selection_share"),
+    ),
+    "recipe": ("weights", "keep_layers", "layers"),
+    "stages": ("schedule", "reduction_epochs", "teacher_cache", "augment"),
+    "training": ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "seed", "bf16"),
+    "output": ("output_dir", "overwrite", "push_to_hub"),
+}
 
 
-def _parse(parser: HfArgumentParser, arguments: list[str]) -> tuple[Any, ...]:
-    try:
-        if len(arguments) == 1 and arguments[0].endswith(".json"):
-            parsed: tuple[Any, ...] = parser.parse_json_file(arguments[0])
-        else:
-            parsed = parser.parse_args_into_dataclasses(arguments)
-    except XTCError:
-        raise
-    except ValueError as error:  # transformers' own checks of TrainingArguments
-        raise XTCError(str(error)) from error
-    return parsed
+class _Formatter(argparse.HelpFormatter):
+    """Lines of 100 columns, each option under the one spelling that the documentation uses."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        return (action.help or "") + ("" if unset else " (default %(default)s)")
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = "" if action.nargs == 0 or action.nargs == "?" else f" {action.metavar or 'VALUE'}"
+        spellings = action.option_strings if action.option_strings[0] == "-h" else action.option_strings[:1]
+        return ", ".join(spellings) + value
 
 
-# Options that may be given without their names, as the first words.
-NAMELESS = {"push": ("folder", "repo_id"), "inspect": ("model",), "verify": ("model",), "report": ("folder",)}
+class _Parser(HfArgumentParser):
+    """An `HfArgumentParser` with a short help, positional arguments, and a guess at what was mistyped.
+
+    Args:
+        groups (`dict[str, tuple[str, ...]]`, *optional*): Options of the short help by the name of their group; the
+            others are shown by `--help-all`. Without it all options are shown.
+        positionals (`tuple[str, ...]`): Fields that may be given without their names, first and in this order.
+    """
+
+    def __init__(
+        self,
+        dataclass_types: Sequence[Any] = (),
+        *,
+        groups: dict[str, tuple[str, ...]] | None = None,
+        positionals: tuple[str, ...] = (),
+        **kwargs: Any,
+    ):
+        self.groups, self.positionals = groups, positionals
+        super().__init__(dataclass_types, formatter_class=_Formatter, **kwargs)
+        for name in positionals:
+            self.add_argument(f"positional {name}", nargs="?", metavar=name.upper(), help=argparse.SUPPRESS)
+            self._named(name).required = False
+        if groups is not None:
+            self.add_argument("--help-all", action=_HelpAll, help="Show all options, those of TrainingArguments too.")
+
+    def _named(self, name: str) -> argparse.Action:
+        found: argparse.Action = next(action for action in self._actions if action.dest == name)
+        return found
+
+    def format_help(self) -> str:
+        """The options of the groups, or all of them where there are no groups."""
+        if self.groups is None:
+            return self.format_full_help()
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        for title, names in {**self.groups, "more": ("help", "help_all")}.items():
+            formatter.start_section(title)
+            formatter.add_arguments([self._named(name) for name in names])
+            formatter.end_section()
+        return str(formatter.format_help())
+
+    def format_full_help(self) -> str:
+        """All options, those of transformers' `TrainingArguments` among them."""
+        return str(super().format_help())
+
+    def options(self, arguments: list[str]) -> tuple[Any, ...]:
+        """The dataclasses that the words of a command line, or a single `.json` file, stand for.
+
+        Raises:
+            XTCError: if a value is refused; one that argparse refuses ends the process with status 2.
+        """
+        try:
+            if len(arguments) == 1 and arguments[0].endswith(".json"):
+                return tuple(self.parse_json_file(arguments[0]))
+            found, unknown = self.parse_known_args(arguments)
+            if unknown:
+                self.error(f"unrecognized arguments: {' '.join(self._with_guess(word) for word in unknown)}")
+            for name in self.positionals:
+                value = vars(found).pop(f"positional {name}")
+                if value is not None:
+                    setattr(found, name, value)
+                elif getattr(found, name) is None:
+                    self.error(f"the following arguments are required: {name.upper()}")
+            values = vars(found)
+            return tuple(
+                kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
+                for kind in self.dataclass_types
+            )
+        except XTCError:
+            raise
+        except ValueError as error:  # transformers' own checks of TrainingArguments
+            raise XTCError(str(error)) from error
+
+    def _with_guess(self, word: str) -> str:
+        return word + _guess(word.partition("=")[0], self._option_string_actions)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what is wrong and where the help is, not the usage of a hundred options; ends with status 2."""
+        print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
 
 
-def named(arguments: list[str], *names: str) -> list[str]:
-    """Leading words without an option's name, given those of `names`; a lone `.json` file stays one of options."""
-    if len(arguments) == 1 and arguments[0].endswith(".json"):
-        return arguments
-    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    if count > len(names):
-        raise XTCError(f"{arguments[len(names)]!r} is one word too many; expected: {' '.join(names)} [options].")
-    named = [word for pair in zip((f"--{name}" for name in names), arguments[:count], strict=False) for word in pair]
-    return [*named, *arguments[count:]]
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, dest=dest, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        print(parser.format_full_help())
+        parser.exit()
 
 
-def _compress(arguments: list[str]) -> None:
-    parser = HfArgumentParser(
-        (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
-        prog="hf-xtc compress",
-    )
-    options = _parse(parser, arguments)
+def _guess(word: str, known: Any) -> str:
+    """The known word that is nearest to a mistyped one, as a question in brackets; empty if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _compress(options: tuple[Any, ...]) -> None:
     from hf_xtc.hub.run_card import results_table
     from hf_xtc.runs.compress_run import run_compress
 
@@ -79,16 +154,14 @@ def _compress(arguments: list[str]) -> None:
     print(f"\n{results_table(run)}\n\n{run.ledger}\n\nWritten to {options[3].output_dir}")
 
 
-def _evaluate(arguments: list[str]) -> None:
-    options = _parse(HfArgumentParser((EvaluateArguments, DataArguments), prog="hf-xtc evaluate"), arguments)
+def _evaluate(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.evaluation import run_evaluate
 
     for name, value in run_evaluate(*options).items():
         print(f"{name}: {value:.6f}")
 
 
-def _export(arguments: list[str]) -> None:
-    options = _parse(HfArgumentParser((ExportArguments, ExportDataArguments), prog="hf-xtc export"), arguments)
+def _export(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.export import run_export
 
     exported = run_export(*options)
@@ -100,65 +173,136 @@ def _export(arguments: list[str]) -> None:
     print(f"written to: {exported.path}")
 
 
-def _push(arguments: list[str]) -> None:
-    parser = HfArgumentParser(PushArguments, prog="hf-xtc push")
-    (args,) = _parse(parser, named(arguments, *NAMELESS["push"]))
+def _push(options: tuple[Any, ...]) -> None:
     from hf_xtc.hub.publish import write_plain_card
     from hf_xtc.hub.upload import push_folder
+    from hf_xtc.runs.arguments import InspectArguments
     from hf_xtc.runs.inspection import run_inspect
 
-    looked = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    (args,) = options
+    inspected = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
     if not Path(args.folder, "README.md").exists():
-        write_plain_card(looked.config, looked.model_class, args.folder, args.repo_id)
-    options = {"revision": args.revision, "commit_message": args.commit_message}
-    print(push_folder(args.folder, args.repo_id, private=args.private or None, **options))
+        write_plain_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
+    more = {"revision": args.revision, "commit_message": args.commit_message}
+    print(push_folder(args.folder, args.repo_id, private=args.private or None, **more))
 
 
-def _inspect(arguments: list[str]) -> None:
-    (args,) = _parse(HfArgumentParser(InspectArguments, prog="hf-xtc inspect"), named(arguments, *NAMELESS["inspect"]))
+def _inspect(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.inspection import run_inspect
 
-    print(run_inspect(args))
+    print(run_inspect(*options))
 
 
-def _verify(arguments: list[str]) -> None:
-    parser = HfArgumentParser((VerifyArguments, ExportDataArguments), prog="hf-xtc verify")
-    args, data_args = _parse(parser, named(arguments, *NAMELESS["verify"]))
+def _verify(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.inspection import require_agreement, run_verify
 
-    checks = run_verify(args, data_args)
+    checks = run_verify(*options)
     print(*checks, sep="\n")
-    require_agreement(checks, args.model)
+    require_agreement(checks, options[0].model)
 
 
-def _report(arguments: list[str]) -> None:
-    (args,) = _parse(HfArgumentParser(ReportArguments, prog="hf-xtc report"), named(arguments, *NAMELESS["report"]))
+def _report(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.report import write_report
 
+    (args,) = options
     print(f"Written to {write_report(args.folder, args.output_file)}")
 
 
+class Command(NamedTuple):
+    """A command: what it does in a line, its usage, its function, and the names of its dataclasses."""
+
+    help: str
+    usage: str
+    run: Callable[[tuple[Any, ...]], None]
+    dataclasses: tuple[str, ...]
+    positionals: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] | None = None
+
+
 COMMANDS = {
-    "compress": _compress,
-    "evaluate": _evaluate,
-    "export": _export,
-    "push": _push,
-    "inspect": _inspect,
-    "verify": _verify,
-    "report": _report,
+    "compress": Command(
+        "compress a fine-tuned BERT into a packed model",
+        "--teacher MODEL (--task_name TASK | --train_file F --validation_file F) --output_dir FOLDER",
+        _compress,
+        ("JobArguments", "DataArguments", "RecipeArguments", "XTCTrainingArguments", "AugmentationArguments"),
+        groups=COMPRESS_GROUPS,
+    ),
+    "evaluate": Command(
+        "measure a model on a task's validation split",
+        "--model MODEL (--task_name TASK | --train_file F --validation_file F)",
+        _evaluate,
+        ("EvaluateArguments", "DataArguments"),
+    ),
+    "export": Command(
+        "write a packed model for ONNX Runtime or OpenVINO, and verify it",
+        "--model MODEL --output_dir FOLDER [--format onnx|openvino]",
+        _export,
+        ("ExportArguments", "ExportDataArguments"),
+    ),
+    "push": Command("publish a packed model", "FOLDER USER/NAME", _push, ("PushArguments",), ("folder", "repo_id")),
+    "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),
+    "verify": Command(
+        "compare a packed model with what its commit, card and configuration say",
+        "MODEL [--task_name TASK | --validation_file F]",
+        _verify,
+        ("VerifyArguments", "ExportDataArguments"),
+        ("model",),
+    ),
+    "report": Command(
+        "draw what a finished compression did, as one HTML file", "FOLDER", _report, ("ReportArguments",), ("folder",)
+    ),
 }
+
+
+def command_parser(name: str) -> _Parser:
+    """The parser of one command."""
+    from hf_xtc.data import task_data
+    from hf_xtc.runs import arguments as runs
+    from hf_xtc.training import arguments as training
+
+    command = COMMANDS[name]
+    modules = (runs, task_data, training)
+    kinds = [
+        next(getattr(module, kind) for module in modules if hasattr(module, kind)) for kind in command.dataclasses
+    ]
+    return _Parser(
+        kinds,
+        prog=f"hf-xtc {name}",
+        usage=f"hf-xtc {name} {command.usage} [options] | options.json",
+        groups=command.groups,
+        positionals=command.positionals,
+    )
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
+    parser.add_argument("--version", action="version", version=f"hf_xtc {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        # What follows the command is left to its own parser, which is made when it is needed.
+        commands.add_parser(name, help=command.help, add_help=False, prefix_chars="\0").add_argument("rest", nargs="*")
+    parser.epilog = "hf-xtc COMMAND --help shows the options of a command."
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 bad input (one message on stderr), 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    parser = _main_parser()
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            guess = _guess(arguments[0], COMMANDS)
+            parser.error(f"there is no command {arguments[0]!r}{guess}; use one of: {', '.join(COMMANDS)}")
+        name = parser.parse_args(arguments[:1]).command
+        options = command_parser(name).options(arguments[1:])
+    except SystemExit as ended:  # after a help, or wrong usage
+        return int(ended.code or 0)
+    except XTCError as error:
+        print(f"hf-xtc: {error}", file=sys.stderr)
+        return 1
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        COMMANDS[arguments[0]](arguments[1:])
+        COMMANDS[name].run(options)
     except (XTCError, OSError) as error:
         print(f"hf-xtc: {error}", file=sys.stderr)
         return 1

@@ -4,33 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from hf_xtc.cli import NAMELESS, named
-from hf_xtc.data.task_data import DataArguments
-from hf_xtc.runs.arguments import (
-    AugmentationArguments,
-    EvaluateArguments,
-    ExportArguments,
-    ExportDataArguments,
-    InspectArguments,
-    JobArguments,
-    PushArguments,
-    RecipeArguments,
-    ReportArguments,
-    VerifyArguments,
-)
-from hf_xtc.training.arguments import XTCTrainingArguments
-
-CLASSES = {
-    "compress": (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
-    "evaluate": (EvaluateArguments, DataArguments),
-    "export": (ExportArguments, ExportDataArguments),
-    "push": (PushArguments,),
-    "inspect": (InspectArguments,),
-    "verify": (VerifyArguments, ExportDataArguments),
-    "report": (ReportArguments,),
-}
+from hf_xtc.cli import command_parser
 
 
 def blocks(page: Path | str, language: str) -> list[str]:
@@ -48,8 +22,4 @@ def commands(page: Path) -> list[list[str]]:
 def parse(words: list[str]) -> None:
     """Parses the words of an `hf-xtc` command; raises or exits where the command line would."""
     command, options = words[1], words[2:]
-    if command in NAMELESS:
-        options = named(options, *NAMELESS[command])
-    HfArgumentParser(CLASSES[command]).parse_args_into_dataclasses(
-        [*options, "--use_cpu"] if command == "compress" else options
-    )
+    command_parser(command).options([*options, "--use_cpu"] if command == "compress" else options)

@@ -1,4 +1,4 @@
-"""The console script: usage, help, exit status."""
+"""The console script: help, version, wrong usage, exit status."""
 
 import json
 import subprocess
@@ -6,37 +6,92 @@ import sys
 
 import pytest
 
-from hf_xtc.cli import USAGE, main
+from hf_xtc.cli import COMMANDS, command_parser, main
+from hf_xtc.version import __version__
 
 
-def test_without_a_command_it_prints_usage_on_stderr(capsys):
+def test_without_a_command_it_says_that_one_is_required(capsys):
     assert main([]) == 2
-    assert capsys.readouterr().err.strip() == USAGE.strip()
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
 
 
-def test_help_prints_usage_on_stdout(capsys):
+def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.strip() == USAGE.strip()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {command.help}" in printed for name, command in COMMANDS.items())
 
 
-def test_unknown_command_is_wrong_usage(capsys):
-    assert main(["squeeze"]) == 2
-    assert "compress" in capsys.readouterr().err
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hf_xtc {__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+    assert main(["compres"]) == 2
+    error = capsys.readouterr().err
+    assert "there is no command 'compres' (did you mean compress?); use one of: compress, evaluate, export" in error
+
+
+def test_a_mistyped_option_is_answered_with_the_nearest(capsys):
+    assert main(["compress", "--teacher=x", "--task_name=sst2", "--output_dir=out", "--keep_layrs=3", "-q"]) == 2
+    assert capsys.readouterr().err == (
+        "hf-xtc compress: unrecognized arguments: --keep_layrs=3 (did you mean --keep_layers?) -q\n"
+        "Try: hf-xtc compress --help\n"
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_help_fits_a_screen(name, capsys):
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines[2:])) <= 100
+
+
+def test_the_short_help_of_compress_leaves_out_what_help_all_shows(capsys):
+    assert main(["compress", "--help"]) == 0
+    short = capsys.readouterr().out
+    assert main(["compress", "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    for option in ("--keep_layers", "--teacher ", "--learning_rate", "--output_dir"):
+        assert option in short
+        assert option in everything
+    for option in ("--weight_decay", "--augmentation_copies", "--weight_annealing"):
+        assert option not in short
+        assert option in everything
 
 
 @pytest.mark.parametrize(
-    "command, option", [("compress", "--keep_layers"), ("evaluate", "--model"), ("export", "--format")]
+    "name, words, field, value",
+    [
+        ("push", ["folder", "user/name", "--private"], "repo_id", "user/name"),
+        ("push", ["--folder=folder", "--repo_id=user/name"], "folder", "folder"),
+        ("inspect", ["--revision", "x", "user/name"], "model", "user/name"),
+        ("verify", ["user/name", "--task_name", "sst2"], "model", "user/name"),
+        ("report", ["folder"], "folder", "folder"),
+    ],
 )
-def test_each_command_lists_its_options(command, option, capsys):
-    with pytest.raises(SystemExit) as done:
-        main([command, "--help"])
-    assert done.value.code == 0
-    assert option in capsys.readouterr().out
+def test_words_without_an_option_name(name, words, field, value):
+    assert getattr(command_parser(name).options(words)[0], field) == value
+
+
+@pytest.mark.parametrize(
+    "name, words, message",
+    [
+        ("push", ["folder"], "the following arguments are required: REPO_ID"),
+        ("inspect", [], "the following arguments are required: MODEL"),
+        ("report", ["a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_words_too_few_or_too_many(name, words, message, capsys):
+    assert main([name, *words]) == 2
+    assert capsys.readouterr().err == f"hf-xtc {name}: {message}\nTry: hf-xtc {name} --help\n"
 
 
 def test_module_runs_as_a_process():
     done = subprocess.run([sys.executable, "-m", "hf_xtc", "nonsense"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (2, USAGE.strip())
+    assert done.returncode == 2
+    assert "there is no command 'nonsense'" in done.stderr
 
 
 def test_options_may_come_from_a_json_file(tmp_path, capsys):

@@ -98,7 +98,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(code, package
 
 
 def test_the_command_line_without_its_extra_answers_in_one_line():
-    done = run_without("from hf_xtc.__main__ import main; sys.exit(main())")
+    done = run_without("from hf_xtc.cli import main; sys.exit(main(['evaluate', '--model=x', '--task_name=sst2']))")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("hf-xtc: The package ")
