@@ -34,7 +34,7 @@ from hf_xtc.data.metrics import build_compute_metrics, main_metric
 from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
 from hf_xtc.data.word_table import WordTable
 from hf_xtc.files.writing import write_text
-from hf_xtc.runs.schedule import Ladder
+from hf_xtc.runs.schedule import Schedule
 from hf_xtc.training.arguments import DEFAULT_TERMS
 from machine import cpu_model, versions
 from tried.candidates import CANDIDATES, Candidate, registered
@@ -152,9 +152,9 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
         terms = "-".join(sorted(run.get("terms", DEFAULT_TERMS)))
         run["teacher_cache"] = str(Path(args.cache_dir) / f"{task.data.name}-{args.keep_layers}l-{terms}")
     rows = augmented(task, candidate.copies) if candidate.copies else task.train
-    ladder, student = Ladder.named(candidate.ladder), None
-    recipes = ladder.recipes(recipe, task.teacher.config.num_hidden_layers)
-    for stage, stage_recipe in zip(ladder.stages, recipes, strict=True):
+    schedule, student = Schedule.named(candidate.schedule), None
+    recipes = schedule.recipes(recipe, task.teacher.config.num_hidden_layers)
+    for stage, stage_recipe in zip(schedule.stages, recipes, strict=True):
         student = compress(task.teacher, stage_recipe, weights_from=student)
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):

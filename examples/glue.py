@@ -1,6 +1,6 @@
-"""Any GLUE task (or own files) with any recipe and ladder: teacher, students over seeds, one table of results.
+"""Any GLUE task (or own files) with any recipe and schedule: teacher, students over seeds, one table of results.
 
-    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --ladder ternary-first --budget A
+    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --schedule ternary-first --budget A
 
 Every option of `hf-xtc compress` is understood. The teacher is fine-tuned once per task and shared. Started again with
 the same options it goes on where it was interrupted.
@@ -17,7 +17,6 @@ from rotten_tomatoes import BASE_LICENSE, base_encoder
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import results
-from hf_xtc.cli import DEFAULTS
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import XTCError
 from hf_xtc.files.writing import WEIGHT_FILES, whole_folder
@@ -53,7 +52,7 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
     """The folder of the task's teacher: fine-tuned here, unless that was done before."""
     epochs = job.fine_tune_epochs or TEACHER_EPOCHS.get(name, 8)
     job = dataclasses.replace(
-        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], ladder=None, budget=None
+        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], schedule=None, budget=None
     )
     ours = {
         "output_dir": str(folder),
@@ -66,7 +65,7 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
         "seed": 1,
     }
     # Nothing of the students: with other students the teacher stays the same, and is not trained again.
-    run_fine_tune(job, data, XTCTrainingArguments(**{**DEFAULTS, **ours}))
+    run_fine_tune(job, data, XTCTrainingArguments(**ours))
     return folder / "training" / "teacher"
 
 
@@ -95,7 +94,7 @@ def run_glue(
         job = dataclasses.replace(job, teacher=str(start))
     if job.fine_tune:
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
-    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.ladder or 'default'}"
+    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.schedule or 'default'}"
     runs = []
     for seed in [] if glue.teacher_only else glue.seeds:
         folder = out / f"{name}-seed{seed}"
@@ -111,7 +110,7 @@ GROUPS = (GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTraini
 def parse(arguments: list[str]) -> tuple[Any, ...]:
     """The groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
     parser = HfArgumentParser(GROUPS)
-    parser.set_defaults(**DEFAULTS, output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
+    parser.set_defaults(output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])
     if not any(argument.split("=")[0] == "--teacher" for argument in arguments):
         base = ["--teacher", str(base_encoder(Path("runs"))), "--teacher_license", BASE_LICENSE]

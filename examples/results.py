@@ -26,7 +26,7 @@ def record(run: Run, seed: int) -> dict[str, Any]:
         "metric": run.metric,
         "weights": run.recipe.weights or "float",
         "layers": packed.layers,
-        "ladder": run.provenance["job"].get("ladder", "default"),
+        "schedule": run.provenance["job"].get("schedule", "default"),
         "seed": seed,
         "teacher": teacher.metrics[run.metric],
         "teacher_bytes": teacher.bytes,
@@ -58,18 +58,18 @@ def table(records: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds of each kind of student, as Markdown."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for entry in records:
-        groups[entry["task"], entry["weights"], entry["layers"], entry["ladder"]].append(entry)
+        groups[entry["task"], entry["weights"], entry["layers"], entry["schedule"]].append(entry)
     lines = [
-        "| task | metric | weights | layers | ladder | teacher | packed file | kept | seeds | bytes | steps |",
+        "| task | metric | weights | layers | schedule | teacher | packed file | kept | seeds | bytes | steps |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (task, weights, layers, ladder), entries in sorted(groups.items()):
+    for (task, weights, layers, schedule), entries in sorted(groups.items()):
         scores = [entry["packed"] for entry in entries]
         mean, teacher = statistics.mean(scores), statistics.mean(entry["teacher"] for entry in entries)
         spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         kept = f"{mean / teacher:.1%}" if teacher > 0 else "-"
         last = entries[-1]
-        what = f"{task} | {last['metric']} | {weights} | {layers} | {ladder}"
+        what = f"{task} | {last['metric']} | {weights} | {layers} | {schedule}"
         scored = f"{teacher:.4f} | {mean:.4f}{spread} | {kept} | {len(entries)}"
         lines.append(f"| {what} | {scored} | {last['packed_bytes']:,} | {last['steps']:,} |")
     return "\n".join(lines) + "\n"
@@ -79,14 +79,14 @@ def means(records: list[dict[str, Any]]) -> str:
     """For each kind of student the mean over its tasks, beside its teachers' mean over the same tasks, as Markdown."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in records:
-        groups[entry["weights"], entry["layers"], entry["ladder"]][entry["task"]].append(entry)
-    lines = ["| weights | layers | ladder | tasks | teacher | packed file | kept |", "|---|---|---|---|---|---|---|"]
-    for (weights, layers, ladder), tasks in sorted(groups.items()):
+        groups[entry["weights"], entry["layers"], entry["schedule"]][entry["task"]].append(entry)
+    lines = ["| weights | layers | schedule | tasks | teacher | packed file | kept |", "|---|---|---|---|---|---|---|"]
+    for (weights, layers, schedule), tasks in sorted(groups.items()):
         teacher, packed = (
             statistics.mean(statistics.mean(entry[key] for entry in entries) for entries in tasks.values())
             for key in ("teacher", "packed")
         )
-        what = f"{weights} | {layers} | {ladder} | {', '.join(sorted(tasks))}"
+        what = f"{weights} | {layers} | {schedule} | {', '.join(sorted(tasks))}"
         lines.append(f"| {what} | {teacher:.4f} | {packed:.4f} | {packed / teacher:.1%} |")
     return "\n".join(lines) + "\n"
 

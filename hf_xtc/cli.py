@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import HfArgumentParser
 
 from hf_xtc.data.task_data import DataArguments
@@ -26,20 +25,6 @@ from hf_xtc.runs.arguments import (
     VerifyArguments,
 )
 from hf_xtc.training.arguments import XTCTrainingArguments
-
-# What suits short quantization-aware training better than Trainer's defaults.
-DEFAULTS = {
-    "num_train_epochs": 3.0,
-    "learning_rate": 1e-3,
-    "warmup_steps": 0.1,
-    "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 64,
-    "train_sampling_strategy": "group_by_length",
-    "logging_steps": 50,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "dataloader_pin_memory": torch.accelerator.is_available(),
-}
 
 USAGE = """usage: hf-xtc {compress,evaluate,export,push,inspect,verify,report} [options | options.json]
 
@@ -86,7 +71,6 @@ def _compress(arguments: list[str]) -> None:
         (JobArguments, DataArguments, RecipeArguments, XTCTrainingArguments, AugmentationArguments),
         prog="hf-xtc compress",
     )
-    parser.set_defaults(**DEFAULTS)
     options = _parse(parser, arguments)
     from hf_xtc.hub.run_card import results_table
     from hf_xtc.runs.compress_run import run_compress

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lock import hold
-from test_trainer import assert_equal_states, make_trainer
+from lock_holder import hold
+from trainers import assert_equal_states, make_trainer
 
 import hf_xtc
 from hf_xtc import BACKENDS, XTCRecipe, compress, pack_model

@@ -128,10 +128,9 @@ def test_glue_example_trains_a_student_per_seed_and_keeps_one_table(glue_example
     assert table in capsys.readouterr().out
     mean = sum(line["packed"] for line in lines) / 2
     assert f"| rte | accuracy | binary | 2 | default | {lines[0]['teacher']:.4f} | {mean:.4f} ± " in table
-    # A default that only students use changes nothing about the teacher.
-    monkeypatch.setitem(glue_example.DEFAULTS, "weight_annealing", 0.1)
+    # An argument that only students use changes nothing about the teacher.
     monkeypatch.setattr(XTCTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    assert glue_example.main([*options, "--teacher_only"]) == 0
+    assert glue_example.main([*options, "--teacher_only", "--weight_annealing=0.1"]) == 0
 
 
 def test_a_teacher_may_start_from_that_of_another_task(glue_example, tiny_glue):
@@ -168,7 +167,7 @@ def test_checkpoints_publish_the_seed_that_is_best_on_held_out_rows(glue_example
     monkeypatch.setattr(glue_example, "base_encoder", lambda folder: tiny_glue / "base")
     quick = {"max_length": 32, "selection_share": 0.2, "fine_tune_epochs": 1, "fine_tune_learning_rates": [1e-3]}
     listed = {
-        "options": {"ladder": "reduced-first", "num_train_epochs": 2, "learning_rate": 1e-3, **quick},
+        "options": {"schedule": "reduced-first", "num_train_epochs": 2, "learning_rate": 1e-3, **quick},
         "tasks": {"rte": {}},
         "checkpoints": [{"task": "rte", "keep_layers": 2, "weights": "ternary"}],
     }
@@ -221,7 +220,7 @@ def test_a_checkpoint_is_made_after_the_one_it_starts_from(glue_example):
 
 def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_example):
     def line(task, layers, seed, packed, teacher):
-        kind = {"task": task, "weights": "binary", "layers": layers, "ladder": "direct", "seed": seed}
+        kind = {"task": task, "weights": "binary", "layers": layers, "schedule": "direct", "seed": seed}
         return {**kind, "packed": packed, "teacher": teacher}
 
     records = [line("cola", 6, 1, 0.2, 0.4), line("cola", 6, 2, 0.4, 0.4), line("sst2", 6, 1, 0.9, 0.9)]

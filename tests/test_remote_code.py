@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from damage import drop, edit_config, edit_tensors, put, put_value
 from safetensors.torch import load_file, save_file
-from test_bad_files import drop, edit_config, edit_tensors, put, put_value
 from torch import nn
 from transformers import (
     AutoConfig,

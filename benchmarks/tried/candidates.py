@@ -25,7 +25,7 @@ class Candidate:
     Args:
         what (`str`): In words, for the table.
         recipe, training (`dict`): Fields of `XTCRecipe` and `XTCTrainingArguments` that it changes.
-        ladder (`str`): Its stages; they share the steps of the base.
+        schedule (`str`): Its stages; they share the steps of the base.
         dropout (`float`): Of the student.
         copies (`int`): Augmented copies that are tried of each train row, labelled by the teacher.
         change (`Callable`): What is done to the student's modules; such a student is not packed, but scored as it is.
@@ -35,7 +35,7 @@ class Candidate:
     what: str
     recipe: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    ladder: str = "direct"
+    schedule: str = "direct"
     dropout: float = 0.0
     copies: int = 0
     change: Callable[[Any], Any] | None = None
@@ -76,9 +76,9 @@ CANDIDATES = {
     ),
     "bold": Candidate("annealed and lr-1e-3 together", training=BOLD),
     "augmented": Candidate("bold, on 10 times the rows (augmented by the word table)", training=BOLD, copies=10),
-    "bold-reduced": Candidate("bold, a float stage first, same steps in all", training=BOLD, ladder="reduced-first"),
-    "reduced-first": Candidate("a float stage first, same steps in all", ladder="reduced-first"),
-    "ternary-first": Candidate("float, then ternary stages first, same steps in all", ladder="ternary-first"),
+    "bold-reduced": Candidate("bold, a float stage first, same steps in all", training=BOLD, schedule="reduced-first"),
+    "reduced-first": Candidate("a float stage first, same steps in all", schedule="reduced-first"),
+    "ternary-first": Candidate("float, then ternary stages first, same steps in all", schedule="ternary-first"),
 }
 
 

@@ -179,7 +179,7 @@ def shown(metric: float | None) -> str:
 
 def told_list(facts: Mapping[str, Any]) -> str:
     """JSON facts of how a model was made as a Markdown list, escaped, with its teacher's licence or that it is not
-    stated; stages of a ladder need a table of their own and are left out."""
+    stated; stages of a schedule need a table of their own and are left out."""
     if "teacher" in facts:
         facts = {"teacher": facts["teacher"], "teacher_license": "not stated", **facts}
     return "\n".join(

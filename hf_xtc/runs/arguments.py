@@ -14,7 +14,7 @@ from hf_xtc.errors import RecipeError
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.recipe.deepspeed import schedule_offsets
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
-from hf_xtc.runs.schedule import FLOAT, Ladder, Stage
+from hf_xtc.runs.schedule import FLOAT, Schedule, Stage
 
 
 @dataclass
@@ -35,11 +35,11 @@ class JobArguments:
     fine_tune_adversarial: float = field(
         default=0.0, metadata={"help": "adversarial_epsilon of that fine-tuning; above 0 it takes twice as long."}
     )
-    ladder: str | None = field(
+    schedule: str | None = field(
         default=None,
         metadata={
-            "help": "Stages the student climbs: direct, reduced-first, ternary-first, or a JSON file. Without it: a "
-            "float stage of --reduction_epochs, then the recipe for --num_train_epochs."
+            "help": "Stages that train the student: direct, reduced-first, ternary-first, or a JSON file. Without it: "
+            "a float stage of --reduction_epochs, then the recipe for --num_train_epochs."
         },
     )
     budget: str | None = field(default=None, metadata={"help": "A, B, C: the paper's epochs for GLUE, if known."})
@@ -66,23 +66,23 @@ class JobArguments:
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 
-    def stages(self) -> Ladder:
-        """The `Ladder` of these options.
+    def stages(self) -> Schedule:
+        """The `Schedule` of these options.
 
         Raises:
             RecipeError: if it does not exist, cannot be read, or an option does not fit it.
         """
-        if self.ladder is None:
+        if self.schedule is None:
             training = {"num_train_epochs": self.reduction_epochs, "learning_rate": self.reduction_learning_rate}
             stages = [Stage("reduced", FLOAT, training, dropout=self.student_dropout)] if not self.start_from else []
             stages += [Stage("student", dropout=self.student_dropout)]
-            ladder = Ladder("default", tuple(stages))
+            schedule = Schedule("default", tuple(stages))
         else:
-            ladder = Ladder.named(self.ladder)
+            schedule = Schedule.named(self.schedule)
         if not self.learning_rates:
-            return ladder
-        last = replace(ladder.stages[-1], learning_rates=tuple(self.learning_rates))
-        return replace(ladder, stages=(*ladder.stages[:-1], last))
+            return schedule
+        last = replace(schedule.stages[-1], learning_rates=tuple(self.learning_rates))
+        return replace(schedule, stages=(*schedule.stages[:-1], last))
 
 
 @dataclass
@@ -133,7 +133,7 @@ class RecipeArguments:
             rest_dtype=self.rest_dtype,
         )
 
-    def schedule(self) -> dict[str, Any]:
+    def quantization_starts(self) -> dict[str, Any]:
         """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
         values = {} if self.recipe_file is None else _read_json(self.recipe_file)
         return {**schedule_offsets(values), "weight_annealing": 0.0} if _is_deepspeed(values) else {}

@@ -1,4 +1,4 @@
-"""The main job: teacher -> the stages of a ladder -> packed file -> measured again from disk.
+"""The main job: teacher -> the stages of a schedule -> packed file -> measured again from disk.
 
 Nothing here knows a command line. The same command started again goes on where it was: see `stages.py`.
 """
@@ -48,18 +48,18 @@ def run_compress(
     """
     with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
         job = prepare(args, data_args, recipe_args, training_args, augmentation, lock=lock)
-        run = _climb(job)
+        run = _run_stages(job)
         if training_args.push_to_hub:
             publish(job)
     return run
 
 
-def _climb(job: Job) -> Run:
+def _run_stages(job: Job) -> Run:
     teacher, row = teacher_stage(job)
     job.add_rows(teacher)
     rows, receipts = [row], []
     student, key = None, digest(job.description)
-    for stage, recipe in zip(job.ladder.stages, job.ladder.recipes(job.recipe, row.layers), strict=True):
+    for stage, recipe in zip(job.schedule.stages, job.schedule.recipes(job.recipe, row.layers), strict=True):
         key = digest([key, dataclasses.asdict(stage)])
         student, receipt = student_stage(job, stage, recipe, key, teacher, student)
         kind = recipe.weights or ("layer-reduced" if student.config.num_hidden_layers < row.layers else "float")

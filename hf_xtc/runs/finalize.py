@@ -25,8 +25,8 @@ from hf_xtc.runs.stage import RECEIPT, Receipt
 from hf_xtc.runs.teacher import teacher_origin, teacher_title
 from hf_xtc.training.adversarial import MIYATO
 
-# Options that a run with a ladder of its own, or with a teacher that came fine-tuned, does not use.
-_OF_DEFAULT_LADDER = ("reduction_epochs", "reduction_learning_rate")
+# Options that a run with a schedule of its own, or with a teacher that came fine-tuned, does not use.
+_OF_DEFAULT_SCHEDULE = ("reduction_epochs", "reduction_learning_rate")
 _OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_adversarial")
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
@@ -96,7 +96,7 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "teacher_license", "overwrite", "start_from"}
     unused |= set() if job.args.fine_tune else set(_OF_FINE_TUNING)
-    unused |= set(_OF_DEFAULT_LADDER if job.args.ladder else ())
+    unused |= set(_OF_DEFAULT_SCHEDULE if job.args.schedule else ())
     options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {
         "teacher": teacher_name(job),

@@ -1,4 +1,4 @@
-"""What a compression run is given: its data, recipe, ladder and arguments, checked before anything is written."""
+"""What a compression run is given: its data, recipe, schedule and arguments, checked before anything is written."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.runs.fingerprint import deciding, digest, model_digest, open_run, read_run, remove_run
-from hf_xtc.runs.schedule import Ladder, budget_epochs
+from hf_xtc.runs.schedule import Schedule, budget_epochs
 from hf_xtc.runs.teacher import load_config, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
 from hf_xtc.training.arguments import XTCTrainingArguments
@@ -44,7 +44,7 @@ class Job:
     args: JobArguments
     data_args: DataArguments
     recipe: XTCRecipe
-    ladder: Ladder
+    schedule: Schedule
     training_args: XTCTrainingArguments
     augmentation: AugmentationArguments
     data: TaskData
@@ -115,7 +115,7 @@ class Job:
             **more,
             "augmentation": dataclasses.asdict(self.augmentation),
             "recipe": self.recipe.to_dict(),
-            "ladder": self.ladder.to_dict(),
+            "schedule": self.schedule.to_dict(),
         }
 
     def add_rows(self, teacher: PreTrainedModel) -> None:
@@ -164,11 +164,11 @@ class Job:
 
 
 # Told otherwise, or no matter.
-_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "ladder", "start_from")
+_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from")
 
 
-def _check_single_rates(args: JobArguments, ladder: Ladder) -> None:
-    tried = {stage.name: stage.learning_rates for stage in ladder.stages}
+def _check_single_rates(args: JobArguments, schedule: Schedule) -> None:
+    tried = {stage.name: stage.learning_rates for stage in schedule.stages}
     if args.fine_tune:
         tried["teacher"] = tuple(args.fine_tune_learning_rates)
     for name, rates in tried.items():
@@ -205,14 +205,14 @@ def prepare(
     for option, instead in UNSUPPORTED.items():
         if getattr(training_args, option):
             raise XTCError(f"hf-xtc compress has no --{option}: {instead}")
-    recipe, ladder = recipe_args.recipe(), args.stages()
+    recipe, schedule = recipe_args.recipe(), args.stages()
     if args.budget is not None:
         changes: dict[str, Any] = {"num_train_epochs": budget_epochs(args.budget, data_args.task_name)}
         training_args = dataclasses.replace(training_args, **changes)
     if data_args.selection_share == 0:
-        _check_single_rates(args, ladder)
+        _check_single_rates(args, schedule)
     config = load_config(args.teacher, args.teacher_revision)
-    for stage_recipe in [recipe, *ladder.recipes(recipe, config.num_hidden_layers)]:
+    for stage_recipe in [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     if not args.fine_tune:
@@ -220,16 +220,16 @@ def prepare(
     unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     if args.start_from and students:
-        layers = len(ladder.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
+        layers = len(schedule.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
         check_start(args.start_from, config, layers, tokenizer)
-    training_args = dataclasses.replace(training_args, **recipe_args.schedule())
+    training_args = dataclasses.replace(training_args, **recipe_args.quantization_starts())
     augmentation = augmentation or AugmentationArguments()
     if training_args.push_to_hub:
         name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
-    job = Job(args, data_args, recipe, ladder, training_args, augmentation, data, tokenizer, unlabelled, students)
+    job = Job(args, data_args, recipe, schedule, training_args, augmentation, data, tokenizer, unlabelled, students)
     lock.take()
     clear_unfinished(job.out, training)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):

@@ -1,7 +1,7 @@
-"""Ladders: the stages that a student climbs from float to its last recipe, as data.
+"""Schedules: the stages that take a student from float to its last recipe, as data.
 
 A stage says what the student is made of and how it trains; whatever it leaves out it takes from the run (the recipe
-and the training arguments that the user gave). Ladders are JSON: a name of those in `hf_xtc/runs/schedules`, or a
+and the training arguments that the user gave). Schedules are JSON: a name of those in `hf_xtc/runs/schedules`, or a
 file. How a stage is run stands in `stage.py`.
 """
 
@@ -49,7 +49,7 @@ def budget_epochs(budget: str, task: str | None) -> float:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a ladder.
+    """One stage of a schedule.
 
     Args:
         name (`str`): Names its folder and its row: letters, digits, "-" and "_".
@@ -112,14 +112,14 @@ def _check_fields(stage: str, kind: str, values: Any, owner: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Schedule:
     """Stages in order, each starting from the weights of the one before, the first from the teacher's.
 
     Raises:
         RecipeError: if there are no stages, or two of one name.
 
     Example:
-        >>> [stage.name for stage in Ladder.named("ternary-first").stages]
+        >>> [stage.name for stage in Schedule.named("ternary-first").stages]
         ['reduced', 'ternary', 'student']
     """
 
@@ -130,9 +130,9 @@ class Ladder:
         object.__setattr__(self, "stages", tuple(self.stages))
         names = [stage.name for stage in self.stages]
         if not names:
-            raise RecipeError(f"The ladder {self.name!r} has no stages.")
+            raise RecipeError(f"The schedule {self.name!r} has no stages.")
         if repeated := sorted({name for name in names if names.count(name) > 1} | ({"teacher"} & set(names))):
-            raise RecipeError(f"The ladder {self.name!r} has more than one stage called {', '.join(repeated)}.")
+            raise RecipeError(f"The schedule {self.name!r} has more than one stage called {', '.join(repeated)}.")
 
     def recipes(self, recipe: XTCRecipe, depth: int) -> list[XTCRecipe]:
         """The recipe of each stage, checked to follow from the one before.
@@ -150,22 +150,22 @@ class Ladder:
                 made.append(XTCRecipe.from_dict({**recipe.to_dict(), **stage.recipe}))
                 layers = made[-1].layer_map(depth).layers
             except RecipeError as error:
-                raise RecipeError(f"Stage {stage.name!r} of the ladder {self.name!r}: {error}") from None
+                raise RecipeError(f"Stage {stage.name!r} of the schedule {self.name!r}: {error}") from None
             before = made[0].layer_map(depth).layers
             if layers != before:
                 raise RecipeError(
-                    f"The ladder {self.name!r} does not fit together: stage {self.stages[0].name!r} keeps the "
+                    f"The schedule {self.name!r} does not fit together: stage {self.stages[0].name!r} keeps the "
                     f"teacher's layers {before}, stage {stage.name!r} keeps {layers}, and would start from weights "
                     "of other layers. Keep the same layers in all stages."
                 )
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        """The ladder as a JSON object; `from_dict` reads it back."""
+        """The schedule as a JSON object; `from_dict` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any, name: str = "ladder") -> "Ladder":
+    def from_dict(cls, values: Any, name: str = "schedule") -> "Schedule":
         """Reads `{"stages": [{"name": ..., "recipe": {...}, "training": {...}, ...}, ...]}`.
 
         Raises:
@@ -173,18 +173,20 @@ class Ladder:
         """
         stages = values.get("stages") if isinstance(values, Mapping) else None
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
-            raise RecipeError(f"The ladder {name!r} must be a JSON object with a list of stages, not {values!r:.80}.")
+            raise RecipeError(
+                f"The schedule {name!r} must be a JSON object with a list of stages, not {values!r:.80}."
+            )
         known = [entry.name for entry in dataclasses.fields(Stage)]
         for stage in stages:
             if unknown := sorted(set(stage) - set(known)):
                 raise RecipeError(f"A stage has no field {', '.join(unknown)}; its fields are: {', '.join(known)}.")
             if "name" not in stage:
-                raise RecipeError(f"A stage of the ladder {name!r} has no name.")
+                raise RecipeError(f"A stage of the schedule {name!r} has no name.")
         return cls(str(values.get("name", name)), tuple(Stage(**stage) for stage in stages))
 
     @classmethod
-    def named(cls, name: str) -> "Ladder":
-        """A ladder of the package by name, or of a JSON file by path.
+    def named(cls, name: str) -> "Schedule":
+        """A schedule of the package by name, or of a JSON file by path.
 
         Raises:
             RecipeError: if there is none, or it cannot be read.
@@ -192,9 +194,9 @@ class Ladder:
         known = sorted(file.stem for file in FOLDER.glob("*.json"))
         file = FOLDER / f"{name}.json" if name in known else Path(name)
         if file.suffix != ".json":
-            raise RecipeError(f"There is no ladder {name!r}. Use one of: {', '.join(known)}; or a JSON file.")
+            raise RecipeError(f"There is no schedule {name!r}. Use one of: {', '.join(known)}; or a JSON file.")
         try:
             values = read_json(file)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"Cannot read the ladder {name}: {error}.") from error
+            raise RecipeError(f"Cannot read the schedule {name}: {error}.") from error
         return cls.from_dict(values, file.stem)

@@ -1,4 +1,4 @@
-"""Runs one stage of a ladder: trains its student, chooses among learning rates, leaves a receipt.
+"""Runs one stage of a schedule: trains its student, chooses among learning rates, leaves a receipt.
 
 Whatever finished is not done again: a stage whose receipt fits is read back, one that was interrupted goes on from its
 last checkpoint. A receipt is written last, so that a folder with one is whole.

@@ -1,7 +1,7 @@
 """Adversarial training: each batch a second time, its word embeddings moved to where its loss grows fastest.
 
 Miyato, Dai and Goodfellow, "Adversarial Training Methods for Semi-Supervised Text Classification" (ICLR 2017), section
-3: the loss is J(w) + J(w + epsilon g / ||g||), where g is the gradient of J; here with regard to the rows of the
+3: the loss is J(w) + J(w + epsilon g / ||g||), where g is the gradient of J; here with respect to the rows of the
 embedding matrix that the batch reads, and ||g|| is the Euclidean norm of all of them together.
 """
 
@@ -10,18 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_xtc.errors import XTCError
 from hf_xtc.modeling.sharded_weights import is_sharded
-from hf_xtc.training.packing_trainer import PackingTrainer
 
 MIYATO = "Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, ICLR 2017"
 
 
 @contextmanager
 def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:
-    """A matrix whose rows are moved along a gradient while the context lasts, and then have their very bits back.
+    """Moves the rows of a matrix along a gradient while the context lasts; afterwards they are bitwise what they were.
 
     Args:
         weight (`torch.Tensor`): `(rows, columns)`, any float dtype; changed in place.
@@ -42,49 +41,22 @@ def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:
             weight[rows] = before
 
 
-class AdversarialTrainer(PackingTrainer):
-    """A Trainer that learns each batch a second time with moved word embeddings, if `args.adversarial_epsilon` asks.
+def embedding_weight(model: Any, *, deepspeed: bool) -> Any:
+    """The weight of a model's word embeddings, which `moved` may move.
 
-    Both gradients are added; the logged loss is that of the embeddings as they are.
+    Args:
+        model (`PreTrainedModel`): Not wrapped.
+        deepspeed (`bool`): Whether DeepSpeed trains it.
+
+    Raises:
+        XTCError: if the word embeddings are frozen, or sharded over processes.
     """
-
-    #: Whether the running step is one with moved embeddings.
-    moving = False
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """As in Trainer; with `adversarial_epsilon` two forward and backward passes.
-
-        Raises:
-            XTCError: if the word embeddings are frozen, or spread over processes.
-        """
-        epsilon = self.args.adversarial_epsilon
-        if not epsilon:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-            return loss
-        weight = self._embeddings(model)
-        before = None if weight.grad is None else weight.grad.clone()  # of earlier parts of an accumulated batch
-        with self.accelerator.no_sync(model):  # its own rows' gradient; the second pass sums both over processes
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        gradient = weight.grad if before is None else weight.grad - before
-        assert gradient is not None
-        self.moving = True
-        try:
-            with moved(weight, gradient, epsilon):
-                super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            self.moving = False
-        return loss
-
-    def _embeddings(self, model: nn.Module) -> Any:
-        unwrapped: Any = self.accelerator.unwrap_model(model)
-        weight = unwrapped.get_input_embeddings().weight
-        if self.is_deepspeed_enabled or is_sharded(unwrapped):
-            raise XTCError(
-                "adversarial_epsilon moves word embeddings that one process holds whole; with DeepSpeed or FSDP leave "
-                "it at 0."
-            )
-        if not weight.requires_grad:
-            raise XTCError("adversarial_epsilon moves the word embeddings, which are frozen here; leave it at 0.")
-        return weight
+    weight = model.get_input_embeddings().weight
+    if deepspeed or is_sharded(model):
+        raise XTCError(
+            "adversarial_epsilon moves word embeddings that one process holds whole; with DeepSpeed or FSDP leave "
+            "it at 0."
+        )
+    if not weight.requires_grad:
+        raise XTCError("adversarial_epsilon moves the word embeddings, which are frozen here; leave it at 0.")
+    return weight

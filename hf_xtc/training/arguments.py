@@ -2,9 +2,11 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from hf_xtc.checks import check_choice
 from hf_xtc.distillation.terms import TERMS
@@ -12,15 +14,33 @@ from hf_xtc.errors import RecipeError
 
 DEFAULT_TERMS = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 
+STOCK = {entry.name: entry.metadata for entry in fields(TrainingArguments)}
+
 
 @dataclass
 class XTCTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with distillation and quantization added; all of XTC's are listed here.
 
+    Some of the stock arguments start from values that suit short quantization-aware training better; `hf-xtc compress`
+    starts from the same. Rows whose length is not known are drawn at random in spite of `group_by_length`.
+
     Raises:
         XTCError: if a term is unknown (names those registered).
         RecipeError: if another value does not exist.
     """
+
+    num_train_epochs: float = field(default=3.0, metadata=STOCK["num_train_epochs"])
+    learning_rate: float = field(default=1e-3, metadata=STOCK["learning_rate"])
+    warmup_steps: float = field(default=0.1, metadata=STOCK["warmup_steps"])
+    per_device_train_batch_size: int = field(default=32, metadata=STOCK["per_device_train_batch_size"])
+    per_device_eval_batch_size: int = field(default=64, metadata=STOCK["per_device_eval_batch_size"])
+    train_sampling_strategy: str = field(default="group_by_length", metadata=STOCK["train_sampling_strategy"])
+    logging_steps: float = field(default=50, metadata=STOCK["logging_steps"])
+    save_strategy: SaveStrategy | str = field(default="epoch", metadata=STOCK["save_strategy"])
+    save_total_limit: int | None = field(default=1, metadata=STOCK["save_total_limit"])
+    dataloader_pin_memory: bool = field(
+        default=torch.accelerator.is_available(), metadata=STOCK["dataloader_pin_memory"]
+    )
 
     terms: dict[str, float] | str | None = field(
         default=None,

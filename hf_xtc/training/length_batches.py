@@ -5,6 +5,8 @@ again and again, and ends on the shortest. Students then do worse on long rows (
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -44,3 +46,11 @@ class LengthGroupedBatches(Sampler[int]):
         starts[1:full] = starts[1:full][torch.randperm(max(full - 1, 0), generator=generator)]
         for start in starts.tolist():
             yield from rows[start : start + self.batch_size]
+
+
+def row_lengths(rows: Any, name: str) -> list[int] | None:
+    """The length of the entry `name` of each row, such as "input_ids"; `None` if the rows have none."""
+    try:
+        return [len(row[name]) for row in islice(rows, len(rows))]  # a row may be asked for beyond the last
+    except (KeyError, IndexError, TypeError):
+        return None

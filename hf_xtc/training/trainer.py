@@ -1,10 +1,13 @@
-"""`XTCTrainer`: the standard Trainer loop with a frozen teacher, distillation terms, and packed files as its product.
+"""`XTCTrainer`: the Trainer's loop with a frozen teacher, distillation terms, and packed files as its product.
 
-Overrides `compute_loss` (terms instead of the head's loss, while training), `log` (each term by name),
-`get_train_dataloader` (a teacher cache, where one is asked for) and the order of rows grouped by length. What it saves
-and publishes is `PackingTrainer`'s, and the second pass of adversarial training `AdversarialTrainer`'s.
+Overrides `compute_loss` (terms instead of the head's loss, while training), `training_step` (the second pass of
+adversarial training), `log` (each term by name), `get_train_dataloader` (a teacher cache, where one is asked for), the
+order of rows grouped by length, and what is saved and published: `save_model`, `push_to_hub` and the pushes during
+training write the packed form of a latent student. Any other model is saved as in Trainer, and is not published:
+Trainer would send its `training_args.bin` too.
 """
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,25 +15,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.trainer_pt_utils import LengthGroupedSampler, find_batch_size
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import HubStrategy, has_length
+from transformers.utils import PushInProgress
 
-from hf_xtc.compression.convert import is_packed
+from hf_xtc.compression.convert import is_packed, with_weights
 from hf_xtc.distillation.cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
 from hf_xtc.distillation.matching import build_terms, fit_layers, fit_logits, label_order, stage_terms
 from hf_xtc.distillation.terms import HiddenStatesTerm
 from hf_xtc.errors import StateError, XTCError
-from hf_xtc.files.writing import whole_checkpoint
+from hf_xtc.files.writing import WEIGHT_FILES, whole_checkpoint, whole_folder
+from hf_xtc.hub.publish import write_packed
+from hf_xtc.hub.upload import hub_errors, push_folder
 from hf_xtc.modeling.adapters import has_adapters
 from hf_xtc.modeling.attention import SCORES
+from hf_xtc.modeling.sharded_weights import is_sharded
 from hf_xtc.recipe.layer_map import LayerMap
-from hf_xtc.training.adversarial import AdversarialTrainer
+from hf_xtc.training.adversarial import embedding_weight, moved
 from hf_xtc.training.arguments import XTCTrainingArguments
 from hf_xtc.training.callbacks import QuantizationCallback
 from hf_xtc.training.finite_checks import require_finite_losses, require_finite_weights
-from hf_xtc.training.length_batches import LengthGroupedBatches
+from hf_xtc.training.length_batches import LengthGroupedBatches, row_lengths
+from hf_xtc.training.saving import FAILED, latent_student, log_failed_push, require_student, write_student_card
 from hf_xtc.training.sharding import prepared_teacher
+
+logger = logging.getLogger(__name__)
 
 PROJECTION = "distillation_projection"
 
@@ -41,7 +52,7 @@ def _has_columns(rows: Any) -> bool:
     return datasets is not None and isinstance(rows, datasets.Dataset)
 
 
-class XTCTrainer(AdversarialTrainer):
+class XTCTrainer(Trainer):
     """Trains a latent student against a teacher; saves and publishes it packed.
 
     Args:
@@ -64,6 +75,7 @@ class XTCTrainer(AdversarialTrainer):
     # Terms are batch means; Trainer divides by the accumulation steps itself.
     loss_is_scaled_for_ga = False
     args: XTCTrainingArguments
+    push_in_progress: Any
     train_dataset: Any
     data_collator: Any
 
@@ -163,6 +175,31 @@ class XTCTrainer(AdversarialTrainer):
         stage = min(self.state.global_step * stages // max(self.state.max_steps, 1), stages - 1)
         return {name: float(self.args.term_weights[name]) for name in self._stages[stage]}
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As in Trainer; with `adversarial_epsilon` a second forward and backward pass with moved word embeddings.
+
+        Both gradients are added; the logged loss is that of the embeddings as they are.
+
+        Raises:
+            XTCError: if the word embeddings that are to move are frozen, or sharded over processes.
+        """
+        epsilon = self.args.adversarial_epsilon
+        if not epsilon:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        weight = embedding_weight(self.accelerator.unwrap_model(model), deepspeed=self.is_deepspeed_enabled)
+        before = None if weight.grad is None else weight.grad.clone()  # of earlier parts of an accumulated batch
+        with self.accelerator.no_sync(model):  # this process's own gradient; the second pass sums both over processes
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        gradient = weight.grad if before is None else weight.grad - before
+        recorded = dict(self._term_sums), self._term_steps
+        with moved(weight, gradient, epsilon):
+            super().training_step(model, inputs, num_items_in_batch)
+        self._term_sums, self._term_steps = recorded
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -180,8 +217,7 @@ class XTCTrainer(AdversarialTrainer):
         losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
         step, rate = self.state.global_step + 1, self.args.learning_rate
         require_finite_losses(losses, step, rate, self.args.output_dir)
-        if not self.moving:
-            self._record(losses)
+        self._record(losses)
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
 
@@ -227,14 +263,25 @@ class XTCTrainer(AdversarialTrainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As in Trainer, but `group_by_length` shuffles its batches; a teacher cache changes nothing in the order."""
-        sampler = super()._get_train_sampler(
-            train_dataset.source if isinstance(train_dataset, NumberedRows) else train_dataset
-        )
-        if not isinstance(sampler, LengthGroupedSampler):
-            return sampler
+        """As in Trainer, but `group_by_length` shuffles its batches, and draws at random rows of unknown length.
+
+        A teacher cache changes nothing in the order.
+        """
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows = rows.source if isinstance(rows, NumberedRows) else rows
+        if rows is None or not has_length(rows) or self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(rows)
+        column = self.args.length_column_name
+        if _has_columns(rows) and column in rows.column_names:
+            lengths: list[int] | None = [int(length) for length in rows[column]]
+        else:
+            lengths = row_lengths(rows, getattr(self.processing_class, "model_input_names", ["input_ids"])[0])
+        if lengths is None:
+            logger.info("The lengths of the train rows are not known; they are drawn in random order.")
+            return RandomSampler(rows)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedBatches(sampler.lengths, sampler.batch_size * self.args.world_size, seed)
+        return LengthGroupedBatches(lengths, batch_size, seed)
 
     def _open_cache(self, rows: NumberedRows) -> TeacherCache:
         """The cache of this training."""
@@ -298,9 +345,165 @@ class XTCTrainer(AdversarialTrainer):
         return (loss, *rest)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in Trainer, but whole or not at all, and weights that are no numbers are not saved: they would take the
-        place of good ones."""
+        """As in Trainer, but whole or not at all; raises a `StateError` before NaN or infinite weights replace good
+        ones."""
         step = self.state.global_step
         require_finite_weights(self.model.parameters(), step, self.args.learning_rate)
         with whole_checkpoint(Path(self._get_output_dir(trial=trial), f"checkpoint-{step}")):
             super()._save_checkpoint(model, trial)
+
+    # Saving and publishing: packed, but for `checkpoint-*`, which training resumes from.
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _student(self) -> Any:
+        """The latent student, unwrapped, or `None` for another model."""
+        return latent_student(self._unwrapped())
+
+    def _whole_student(self) -> Any:
+        """The student with all of its weights. Where they are sharded all processes must call this, and the first
+        alone gets it: a copy in the memory of the CPU."""
+        student = self._student()
+        if not is_sharded(student):
+            return student
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        return with_weights(student, weights) if self.is_world_process_zero() else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the *packed* model and the tokenizer; `checkpoint-*` folders, written by the loop, stay latent.
+
+        With `push_to_hub=True` in the arguments it is then published, as in Trainer.
+
+        Raises:
+            StateError: if a latent weight is NaN or infinite, or the folder cannot be written.
+            HubError: if it cannot be published; the folder is written.
+        """
+        student = self._student()
+        if _internal_call or student is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        whole = self._whole_student()
+        if self.args.should_save and whole is not None:
+            folder = self.args.output_dir if output_dir is None else output_dir
+            write_packed(whole, folder, tokenizer=self.processing_class)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in Trainer, but each file is there whole or not at all, whatever the model."""
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with whole_folder(self.args.output_dir if output_dir is None else output_dir, replaces=WEIGHT_FILES) as folder:
+            super()._save(str(folder), state_dict)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in Trainer (whose older versions know no `private`): makes the repository, before training starts.
+
+        Raises:
+            XTCError: if the model is no student, so that nothing could be published.
+            HubError: if the Hub cannot be reached or refuses.
+        """
+        require_student(self._unwrapped())
+        stated = self.args.hub_private_repo
+        try:
+            self.args.hub_private_repo = stated if private is None else private
+            with hub_errors(self._repository()):
+                super().init_hf_repo(token)
+        finally:
+            self.args.hub_private_repo = stated
+
+    def _repository(self) -> str:
+        return str(self.args.hub_model_id or Path(self.args.output_dir).absolute().name)
+
+    def create_model_card(self, model_name: str | None = None, **facts: Any) -> None:
+        """Writes the card of a packed student into the output folder, with the metrics of the last evaluation.
+
+        Args:
+            model_name (`str`, *optional*): What the card calls the model; by default the repository's name, or the
+                folder's.
+            facts: As in Trainer; a student's card has use for `language`, `license`, `tags`, `dataset`, `dataset_tags`
+                and `finetuned_from` (its teacher's name on the Hub).
+        """
+        student = self._student()
+        if student is None:
+            super().create_model_card(model_name=model_name, **facts)
+        elif self.is_world_process_zero():
+            name = model_name or self.hub_model_id or self._repository()
+            write_student_card(student, self.args, self.state, name, facts)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Publishes the packed student, its tokenizer and card, in one commit; they are left in the output folder too.
+
+        Args:
+            commit_message, blocking, token, revision, private, kwargs: As in Trainer; `kwargs` go to
+                `create_model_card`.
+
+        Returns:
+            `CommitInfo`, or a `Future` of it if not `blocking`; `None` on other processes than the first.
+
+        Raises:
+            XTCError: if the model is no student: a float model, or one with adapters (says how to publish those).
+            StateError: if a latent weight is NaN or infinite, or the output folder cannot be written.
+            HubError: if the Hub cannot be reached or refuses; nothing was published.
+        """
+        require_student(self._unwrapped())
+        token = self.args.hub_token if token is None else token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self._finish_current_push()
+        whole = self._whole_student()
+        if not self.is_world_process_zero():
+            return None
+        return self._push_packed(
+            whole,
+            run_as_future=not blocking,
+            card=kwargs,
+            commit_message=commit_message,
+            token=token,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+        )
+
+    def _push_packed(self, student: Any, *, card: dict[str, Any], **options: Any) -> Any:
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        write_packed(student, self.args.output_dir, tokenizer=self.processing_class)
+        self.create_model_card(**card)
+        return push_folder(self.args.output_dir, str(self.hub_model_id), **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """At each save, in the background: as in Trainer, but the packed student; one that fails is only logged."""
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        whole = self._whole_student()
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero():
+            return
+        if busy and not self.args.hub_always_push:
+            return
+        try:
+            job = self._push_packed(
+                whole,
+                run_as_future=True,
+                card={},
+                commit_message=f"Training in progress, step {self.state.global_step}",
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+            )
+        except XTCError as error:  # such as a weight that the file's float16 cannot hold yet
+            logger.warning(FAILED, error)
+            return
+        job.add_done_callback(log_failed_push)
+        if busy:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])

@@ -151,7 +151,7 @@ def test_weights_from_a_reduced_model(teacher):
     assert student.config.recipe == XTCRecipe(layers=(0, 2))
 
 
-def test_a_ladder_leaves_activation_ranges_to_the_new_student(teacher, tiny_batch):
+def test_a_schedule_leaves_activation_ranges_to_the_new_student(teacher, tiny_batch):
     first = compress(teacher, MIXED).train()
     logits(first, tiny_batch)
     student = compress(teacher, MIXED, weights_from=first)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from compress_options import compress_options, sentences
+from compress_options import folder as folder
 from datasets import Dataset
-from test_compress_run import compress_options, sentences
-from test_compress_run import folder as folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_xtc.cli import main

@@ -19,7 +19,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_trainer import (
+from trainers import (
     DATA,
     DEFAULT,
     assert_equal_states,
@@ -268,7 +268,7 @@ def assert_same_but_for_rounding(tmp_path, **changes):
 )
 def test_weights_are_those_without_a_cache(tmp_path, small_shards, monkeypatch, changes):
     if isinstance(changes.get("data"), list):
-        monkeypatch.setattr("test_trainer.collate", collate_pairs)
+        monkeypatch.setattr("trainers.collate", collate_pairs)
     assert_same_but_for_rounding(tmp_path, **changes)
 
 
@@ -305,7 +305,7 @@ def test_other_heads(tmp_path, monkeypatch, head, left):
         "token_classification": lambda: make_teacher(cls=BertForTokenClassification, num_labels=4),
         "regression": lambda: make_teacher(num_labels=1, problem_type="regression"),
     }[head]()
-    monkeypatch.setattr("test_trainer.collate", lambda rows: pad(rows, width=20, left=left))
+    monkeypatch.setattr("trainers.collate", lambda rows: pad(rows, width=20, left=left))
     assert_same_but_for_rounding(tmp_path, teacher=teacher, data=data, eval_dataset=data, terms={"logits": 1.0})
     assert_same_but_for_rounding(tmp_path / "all", teacher=teacher, data=data, eval_dataset=data)
 
@@ -330,7 +330,7 @@ def shortened(rows, tokens):
 
 
 def test_left_padding_to_the_longest_is_taken_with_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("test_trainer.collate", lambda rows: pad(rows, left=True))
+    monkeypatch.setattr("trainers.collate", lambda rows: pad(rows, left=True))
     teacher = make_teacher()
     trainer = train(tmp_path / "out", tmp_path / "cache", teacher=teacher, per_device_train_batch_size=1)
     assert [message for message in caplog.messages if "left" in message] == [
@@ -449,7 +449,7 @@ def last_state(monkeypatch):
 
 
 def test_terms_of_users_find_every_layer(tmp_path, last_state, monkeypatch):
-    monkeypatch.setattr("test_trainer.collate", lambda rows: pad(shortened(rows, 3)))
+    monkeypatch.setattr("trainers.collate", lambda rows: pad(shortened(rows, 3)))
     assert_same_but_for_rounding(tmp_path, terms={"logits": 1.0, "last_state": 1.0})
     assert read_manifest(tmp_path / "cache").layers == {"hidden_states": (0, 1, 2, 3, 4)}
 
@@ -716,7 +716,7 @@ def test_rows_that_change_are_refused(tmp_path, monkeypatch):
         batch["input_ids"] = torch.where(torch.rand(batch["input_ids"].shape) < 0.5, 1, batch["input_ids"])
         return batch
 
-    monkeypatch.setattr("test_trainer.collate", masking)
+    monkeypatch.setattr("trainers.collate", masking)
     with refuses(
         "Rows of the train_dataset change from one reading to the next (random masking or augmentation): the "
         "teacher's outputs for them cannot be cached. Train without teacher_cache."
@@ -806,7 +806,7 @@ def test_batches_that_are_no_sequences(tmp_path, monkeypatch, mask, shape):
         batch = collate(rows)
         return {**batch, "attention_mask": mask(batch["attention_mask"])}
 
-    monkeypatch.setattr("test_trainer.collate", choices)
+    monkeypatch.setattr("trainers.collate", choices)
     text = (
         rf"^teacher_cache needs an attention_mask of shape \[rows, tokens\]; {shape}\. Train without teacher_cache\.$"
     )
@@ -818,7 +818,7 @@ def test_rows_of_one_length_need_no_mask(tmp_path, monkeypatch):
     def whole(rows):
         return {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "labels")}
 
-    monkeypatch.setattr("test_trainer.collate", whole)
+    monkeypatch.setattr("trainers.collate", whole)
     data = [{"input_ids": [i + 1, 2, 3, i % 5 + 1], "labels": i % 3} for i in range(24)]
     assert_same_but_for_rounding(tmp_path, data=data, eval_dataset=data)
 
@@ -867,7 +867,7 @@ DDP = {"max_steps": 3}
 
 def test_one_process_makes_it_for_all(tmp_path):
     here = Path(__file__).parent
-    paths_of_tests = [str(here), str(here.parent), str(here.parent / "training")]
+    paths_of_tests = [str(here), str(here.parent)]
     (tmp_path / "run.py").write_text(SCRIPT.format(tests=paths_of_tests, folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "run.py"]
     paths = os.pathsep.join([str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")])

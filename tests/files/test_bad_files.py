@@ -1,6 +1,5 @@
 """Damaged, mixed-up and hostile checkpoints: each gives one clear error, and none a model of random weights."""
 
-import json
 import math
 import os
 import pickle
@@ -10,8 +9,8 @@ import subprocess
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertForMaskedLM, set_seed
+from damage import drop, edit_config, edit_tensors, load, put, put_value
+from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, set_seed
 
 from hf_xtc import XTCRecipe, compress, pack_model
 from hf_xtc.errors import PackedFileError, RecipeError, StateError
@@ -44,24 +43,8 @@ def latent(student, tmp_path):
     return tmp_path / "latent"
 
 
-def load(folder, auto=AutoModelForSequenceClassification, **kwargs):
-    return auto.from_pretrained(folder, **kwargs)
-
-
 def refuses(text, error=PackedFileError):
     return pytest.raises(error, match=f"^{re.escape(text)}$")
-
-
-def edit_tensors(folder, change, name="model.safetensors"):
-    tensors = load_file(folder / name)
-    change(tensors)
-    save_file(tensors, folder / name, metadata={"format": "pt"})
-
-
-def edit_config(folder, change):
-    values = json.loads((folder / "config.json").read_text())
-    change(values)
-    (folder / "config.json").write_text(json.dumps(values))
 
 
 def test_the_checkpoints_are_sound(folder, latent):
@@ -105,21 +88,6 @@ def test_shard(damage, folder, student):
 
 
 # Tensors that are not what config.json promises
-
-
-def drop(*names):
-    return lambda tensors: [tensors.pop(name) for name in names]
-
-
-def put(name, change):
-    return lambda tensors: tensors.update({name: change(tensors[name]).contiguous()})
-
-
-def put_value(name, value):
-    def change(tensors):
-        tensors[name].view(-1)[3] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

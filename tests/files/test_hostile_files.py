@@ -6,10 +6,10 @@ import os
 import pytest
 import torch
 import transformers
+from damage import edit_config, edit_tensors, load
 from huggingface_hub.errors import StrictDataclassError
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
-from test_bad_files import edit_config, edit_tensors, load
 from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
 from hf_xtc import XTCRecipe, compress, pack_model

@@ -5,36 +5,13 @@ import os
 import platform
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from lock_holder import hold
 
 from hf_xtc.errors import StateError
 from hf_xtc.files.lock import LOCK_FILE, FolderLock
-
-# hf_xtc/__init__.py would import transformers.
-HOLD = f"""
-import sys, time, types
-package = types.ModuleType("hf_xtc")
-package.__path__ = [{str(Path(__file__).parent.parent.parent / "hf_xtc")!r}]
-sys.modules["hf_xtc"] = package
-from hf_xtc.files.lock import FolderLock
-with FolderLock(sys.argv[1]) as lock:
-    print("held" if lock.held else "free", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-def hold(folder, seconds=60.0):
-    """Another process that holds a folder."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    return holder
 
 
 def test_the_second_is_refused_and_told_who_is_there(tmp_path):

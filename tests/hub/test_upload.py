@@ -17,7 +17,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load
-from test_trainer import DATA, make_args, make_trainer
+from trainers import DATA, make_args, make_trainer
 from transformers import (
     AutoConfig,
     AutoModel,

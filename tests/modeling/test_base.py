@@ -6,7 +6,7 @@ import pytest
 import torch
 from commands import blocks
 from huggingface_hub import ModelCard
-from test_trainer import make_trainer
+from trainers import make_trainer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_quantizers import ELEMENTS, LARGEST, ORACLE, PATIENT
+from oracle import ELEMENTS, LARGEST, ORACLE, PATIENT
 
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.specs import FLOAT_DTYPES, ActivationSpec

@@ -5,24 +5,18 @@
 `ROWS` rows. `_g1` is one scale per tensor, `_g64` one per row; `lin_b<bits>_<calibration>` has one scale per row.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.torch import load_file
+from oracle import ELEMENTS, LARGEST, ORACLE, PATIENT
 
 from hf_xtc.errors import XTCError
 from hf_xtc.modeling.layers import XTCEmbedding, XTCLinear
 from hf_xtc.quantization.quantizers import UniformQuantizer, decode_weight, encode_weight, fake_quantize, get_quantizer
 from hf_xtc.quantization.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
-# On a busy machine a few draws may take a second.
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-ORACLE = load_file(Path(__file__).parent.parent / "fixtures" / "oracle.safetensors")
 ROWS = 16
 
 DEEPSPEED_NAMES = {"binary": "binary", "ternary": "ternary", "int8": "sym8", "int4": "sym4"}
@@ -32,18 +26,6 @@ nearest_level = pytest.mark.parametrize(
     "name", [n for n in sorted(QUANTIZERS) if n == "binary" or issubclass(QUANTIZERS[n], UniformQuantizer)]
 )
 grids = pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
-
-
-# Weights up to here keep every scale finite; what lies beyond is refused by `pack_weight`.
-LARGEST = {"float16": 60000.0, "bfloat16": 2.0**100, "float32": 2.0**100}
-
-
-def floats_up_to(largest):
-    """Ordinary, small, subnormal and huge numbers of either sign."""
-    return st.one_of(*(st.floats(-limit, limit, width=32) for limit in (1.0, largest, 2.0**-13, 2.0**-120, 2.0**-147)))
-
-
-ELEMENTS = {largest: floats_up_to(largest) for largest in LARGEST.values()}
 
 
 # Squared errors below this come from numbers with fewer than 24 bits.

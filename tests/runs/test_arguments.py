@@ -20,7 +20,7 @@ def recipe_of(*options: str) -> XTCRecipe:
 
 def test_default_options_are_the_default_recipe():
     assert recipe_of() == XTCRecipe()
-    assert RecipeArguments().schedule() == {}
+    assert RecipeArguments().quantization_starts() == {}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_recipe_file_may_be_deepspeeds(tmp_path):
     file.write_text(json.dumps({"compression_training": {"weight_quantization": weights}}))
     options = RecipeArguments(recipe_file=str(file))
     starts = {"weight_quantization_start": 7, "activation_quantization_start": 0}
-    assert options.schedule() == {**starts, "weight_annealing": 0.0}
+    assert options.quantization_starts() == {**starts, "weight_annealing": 0.0}
     recipe = options.recipe()
     assert (recipe.weights, recipe.embedding_weights, recipe.granularity) == ("binary", "binary", "per_tensor")
     assert recipe.activation_bits is None

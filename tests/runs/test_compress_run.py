@@ -1,7 +1,6 @@
 """The whole command line on a tiny model, real files and real processes: each stage runs, nothing is skipped."""
 
 import json
-import random
 import shutil
 import subprocess
 import sys
@@ -11,81 +10,19 @@ import pandas as pd
 import pytest
 import torch
 from commands import blocks
+from compress_options import QUICK, VOCAB, compress_options, data_options, sentences
+from compress_options import folder as folder
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    BertTokenizerFast,
     DistilBertConfig,
     DistilBertForSequenceClassification,
-    set_seed,
 )
 
 from hf_xtc import XTCTrainer, ledger
 from hf_xtc.cli import main
-
-WORDS = [
-    "good",
-    "great",
-    "fine",
-    "nice",
-    "bad",
-    "awful",
-    "poor",
-    "sad",
-    "movie",
-    "film",
-    "plot",
-    "actor",
-    "very",
-    "is",
-]
-VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-SHAPE = {"hidden_size": 36, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 50}
-QUICK = ["--use_cpu", "--learning_rate=1e-3", "--max_length=32", "--num_train_epochs=2", "--disable_tqdm=True"]
-
-
-def sentences(count: int, seed: int) -> pd.DataFrame:
-    chance = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        label = chance.choice(["negative", "positive"])
-        words = chance.choices(WORDS[8:], k=5) + chance.choices(WORDS[:4] if label == "positive" else WORDS[4:8], k=3)
-        chance.shuffle(words)
-        rows.append({"text": " ".join(words), "label": label, "score": float(words.count("good"))})
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A base encoder, a teacher with its labels in reverse order, and data files."""
-    path = tmp_path_factory.mktemp("job")
-    set_seed(0)
-    config = BertConfig(vocab_size=len(VOCAB), max_position_embeddings=40, **SHAPE)
-    tokenizer = BertTokenizerFast(vocab=VOCAB, model_max_length=40)
-    BertModel(config).save_pretrained(path / "base")
-    names = {"id2label": {0: "positive", 1: "negative"}, "label2id": {"positive": 0, "negative": 1}}
-    BertForSequenceClassification(BertConfig(**{**config.to_dict(), **names})).save_pretrained(path / "teacher")
-    for name in ("base", "teacher"):
-        tokenizer.save_pretrained(path / name)
-    for split, count in (("train", 256), ("validation", 64)):
-        sentences(count, count).to_csv(path / f"{split}.csv", index=False)
-    return path
-
-
-def data_options(folder: Path) -> list[str]:
-    return [f"--train_file={folder / 'train.csv'}", f"--validation_file={folder / 'validation.csv'}"]
-
-
-def compress_options(folder: Path, out: Path) -> list[str]:
-    fine_tune = ["--fine_tune", "--fine_tune_epochs=10", "--fine_tune_learning_rates=1e-3"]
-    fine_tune += ["--fine_tune_adversarial=0.1"]
-    options = [f"--teacher={folder / 'base'}", f"--output_dir={out}", "--keep_layers=2", *fine_tune]
-    return [*options, *data_options(folder), *QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +257,9 @@ def test_what_the_run_reads_is_not_overwritten(folder, tmp_path, capsys):
     assert (out / "training" / "teacher" / "model.safetensors").exists()
 
 
-def test_ladder_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):
+def test_schedule_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):
     out = tmp_path / "out"
-    options = [*compress_options(folder, out), "--ladder=ternary-first", "--selection_share=0.2"]
+    options = [*compress_options(folder, out), "--schedule=ternary-first", "--selection_share=0.2"]
     assert main(["compress", *options, "--learning_rates", "1e-9", "2e-3", "--num_train_epochs=6"]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert [row["model"] for row in metrics["rows"]] == [

@@ -1,4 +1,4 @@
-"""Ladders: stages as data, what they may change, and how they must fit together."""
+"""Schedules: stages as data, what they may change, and how they must fit together."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_xtc import XTCRecipe, XTCTrainingArguments
 from hf_xtc.errors import RecipeError
-from hf_xtc.runs.schedule import BUDGETS, FOLDER, Ladder, Stage, budget_epochs
+from hf_xtc.runs.schedule import BUDGETS, FOLDER, Schedule, Stage, budget_epochs
 
 NAMED = sorted(file.stem for file in FOLDER.glob("*.json"))
 
@@ -20,18 +20,18 @@ def refuses(text):
 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("weights", ["binary", "ternary"])
-def test_ladders_of_the_package_end_with_the_runs_recipe_and_its_steps(name, weights, tmp_path):
-    ladder, recipe = Ladder.named(name), XTCRecipe(weights=weights, keep_layers=3)
-    recipes = ladder.recipes(recipe, 6)
+def test_schedules_of_the_package_end_with_the_runs_recipe_and_its_steps(name, weights, tmp_path):
+    schedule, recipe = Schedule.named(name), XTCRecipe(weights=weights, keep_layers=3)
+    recipes = schedule.recipes(recipe, 6)
     assert recipes[-1] == recipe
-    assert ladder.stages[-1].name == "student"
+    assert schedule.stages[-1].name == "student"
     run = XTCTrainingArguments(str(tmp_path), max_steps=100, num_train_epochs=3, use_cpu=True)
-    assert sum(stage.arguments(run).max_steps for stage in ladder.stages) == 100
-    assert ladder == Ladder.from_dict(json.loads(json.dumps(ladder.to_dict())), name)
+    assert sum(stage.arguments(run).max_steps for stage in schedule.stages) == 100
+    assert schedule == Schedule.from_dict(json.loads(json.dumps(schedule.to_dict())), name)
 
 
 def test_ternary_first_goes_from_float_over_ternary():
-    recipes = Ladder.named("ternary-first").recipes(XTCRecipe(keep_layers=2), 4)
+    recipes = Schedule.named("ternary-first").recipes(XTCRecipe(keep_layers=2), 4)
     assert [(recipe.weights, recipe.embedding_weights, recipe.activation_bits) for recipe in recipes] == [
         (None, None, None),
         ("ternary", "ternary", 8),
@@ -78,10 +78,10 @@ def test_bad_stage_gets_one_clear_error(values, message):
 @pytest.mark.parametrize(
     "stages, message",
     [
-        ([], "The ladder 'l' has no stages."),
-        ([{"name": "a"}, {"name": "a"}], "The ladder 'l' has more than one stage called a."),
-        ([{"name": "teacher"}], "The ladder 'l' has more than one stage called teacher."),
-        ([{"recipe": {}}], "A stage of the ladder 'l' has no name."),
+        ([], "The schedule 'l' has no stages."),
+        ([{"name": "a"}, {"name": "a"}], "The schedule 'l' has more than one stage called a."),
+        ([{"name": "teacher"}], "The schedule 'l' has more than one stage called teacher."),
+        ([{"recipe": {}}], "A stage of the schedule 'l' has no name."),
         (
             [{"name": "a", "epochs": 3}],
             "A stage has no field epochs; its fields are: name, recipe, training, learning_rates, share, dropout.",
@@ -89,45 +89,45 @@ def test_bad_stage_gets_one_clear_error(values, message):
     ],
     ids=["none", "twice", "teacher", "no name", "unknown field"],
 )
-def test_bad_ladder_gets_one_clear_error(stages, message):
+def test_bad_schedule_gets_one_clear_error(stages, message):
     with refuses(message):
-        Ladder.from_dict({"stages": stages}, "l")
+        Schedule.from_dict({"stages": stages}, "l")
 
 
 def test_stages_that_do_not_fit_together_are_refused():
     stages = [{"name": "reduced", "recipe": {"weights": None, "keep_layers": 2}}, {"name": "student"}]
     with refuses(
-        "The ladder 'l' does not fit together: stage 'reduced' keeps the teacher's layers (2, 5), stage 'student' "
+        "The schedule 'l' does not fit together: stage 'reduced' keeps the teacher's layers (2, 5), stage 'student' "
         "keeps (1, 3, 5), and would start from weights of other layers. Keep the same layers in all stages."
     ):
-        Ladder.from_dict({"stages": stages}, "l").recipes(XTCRecipe(keep_layers=3), 6)
+        Schedule.from_dict({"stages": stages}, "l").recipes(XTCRecipe(keep_layers=3), 6)
 
 
 def test_stage_whose_recipe_cannot_be_is_named():
-    ladder = Ladder.from_dict({"stages": [{"name": "odd", "recipe": {"activation_bits": 5}}]}, "l")
-    with pytest.raises(RecipeError, match=r"^Stage 'odd' of the ladder 'l': activation bits=5 does not exist\."):
-        ladder.recipes(XTCRecipe(), 6)
+    schedule = Schedule.from_dict({"stages": [{"name": "odd", "recipe": {"activation_bits": 5}}]}, "l")
+    with pytest.raises(RecipeError, match=r"^Stage 'odd' of the schedule 'l': activation bits=5 does not exist\."):
+        schedule.recipes(XTCRecipe(), 6)
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"stages": 3}', '{"stages": ["a"]}', "null"])
-def test_json_that_is_no_ladder_is_refused(text, tmp_path):
+def test_json_that_is_no_schedule_is_refused(text, tmp_path):
     (tmp_path / "l.json").write_text(text)
-    with pytest.raises(RecipeError, match=r"^The ladder 'l' must be a JSON object with a list of stages"):
-        Ladder.named(str(tmp_path / "l.json"))
+    with pytest.raises(RecipeError, match=r"^The schedule 'l' must be a JSON object with a list of stages"):
+        Schedule.named(str(tmp_path / "l.json"))
 
 
-def test_unknown_and_unreadable_ladders_are_refused(tmp_path):
-    with refuses(f"There is no ladder 'up'. Use one of: {', '.join(NAMED)}; or a JSON file."):
-        Ladder.named("up")
+def test_unknown_and_unreadable_schedules_are_refused(tmp_path):
+    with refuses(f"There is no schedule 'up'. Use one of: {', '.join(NAMED)}; or a JSON file."):
+        Schedule.named("up")
     (tmp_path / "l.json").write_text("{")
-    with pytest.raises(RecipeError, match=r"^Cannot read the ladder .*l\.json: "):
-        Ladder.named(str(tmp_path / "l.json"))
+    with pytest.raises(RecipeError, match=r"^Cannot read the schedule .*l\.json: "):
+        Schedule.named(str(tmp_path / "l.json"))
 
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=5), max_size=4))
 def test_any_json_object_is_read_or_refused_with_a_recipe_error(stage):
     try:
-        Ladder.from_dict({"stages": [stage]}, "l")
+        Schedule.from_dict({"stages": [stage]}, "l")
     except RecipeError:
         return
     assert set(stage) <= {"name", "recipe", "training", "learning_rates", "share", "dropout"}

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from test_compress_run import QUICK, compress_options, data_options
-from test_compress_run import folder as folder
+from compress_options import QUICK, compress_options, data_options
+from compress_options import folder as folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from hf_xtc import XTCRecipe, compress, pack_model

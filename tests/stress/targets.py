@@ -177,7 +177,7 @@ class Recipes(Target):
 
     def load(self, folder: Path) -> str:
         arguments = RecipeArguments(recipe_file=str(folder / "recipe.json"))
-        recipe, schedule = arguments.recipe(), arguments.schedule()
+        recipe, schedule = arguments.recipe(), arguments.quantization_starts()
         if not all(isinstance(value, int | float) for value in schedule.values()):
             raise Broken(f"the schedule is {schedule}")
         if XTCRecipe.from_json(recipe.to_json()) != recipe:

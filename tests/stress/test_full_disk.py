@@ -1,6 +1,6 @@
 """A short slice of `tests/stress/full_disk.py`: writes fail, a sentence says so, and the run goes on later."""
 
-from test_kills import run
+from harness import run
 
 
 def test_a_run_that_cannot_write_says_so_and_goes_on_when_it_can():

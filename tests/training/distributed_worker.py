@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from packaging.version import Version
 from safetensors.torch import save_file
-from test_trainer import DATA, collate, logged, make_args, make_data, make_teacher, make_trainer
+from trainers import DATA, collate, logged, make_args, make_data, make_teacher, make_trainer
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from hf_xtc.compression.convert import compress, pack_model, with_weights

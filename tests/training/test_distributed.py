@@ -15,7 +15,7 @@ import pytest
 import torch
 from distributed_worker import DDP_RUNS, STATIC, UNEVEN, ZERO_STAGES, batches, ddp_options
 from safetensors.torch import load_file
-from test_trainer import logged, make_data, make_trainer
+from trainers import logged, make_data, make_trainer
 
 from hf_xtc.compression.convert import pack_model
 from hf_xtc.files.writing import last_checkpoint
@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent.parent
 def launch(part, folder, **environment):
     """Runs a part of the worker in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "training"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, **environment}
     return subprocess.run(
         [*command, str(TESTS / "training" / "distributed_worker.py"), part, str(folder)],

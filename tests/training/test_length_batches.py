@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from test_trainer import DATA, collate, make_trainer
+from trainers import DATA, collate, make_trainer
 
-from hf_xtc.training.length_batches import LengthGroupedBatches
+from hf_xtc.training.length_batches import LengthGroupedBatches, row_lengths
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=400), st.integers(1, 40), st.integers(0, 9))
@@ -73,3 +73,68 @@ def test_trainer_draws_the_same_batches_when_it_goes_on(tmp_path, changes):
     assert sorted(row for batch in whole[:16] for row in batch) == list(range(len(DATA)))
     assert whole[:16] != whole[16:32]
     assert resumed[:16] == whole[24:]
+
+
+class Endless(torch.utils.data.Dataset):
+    """Four rows, and no IndexError beyond them."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"input_ids": [1] * (index + 1)}
+
+
+@pytest.mark.parametrize(
+    "rows, lengths",
+    [
+        (DATA[:2], [len(row["input_ids"]) for row in DATA[:2]]),
+        ([{"input_ids": torch.ones(3)}], [3]),
+        (Endless(), [1, 2, 3, 4]),
+        ([{"pixels": [1]}], None),
+        ([{"input_ids": 5}], None),
+        ([([1, 2], 0)], None),
+        ([torch.ones(3)], None),
+    ],
+    ids=["lists", "tensor", "endless", "no_input_ids", "scalar", "tuple", "bare_tensor"],
+)
+def test_row_lengths(rows, lengths):
+    assert row_lengths(rows, "input_ids") == lengths
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The rows of DATA, without a len()."""
+
+    def __iter__(self):
+        return iter(DATA)
+
+
+GROUPED = {"train_sampling_strategy": "group_by_length", "max_steps": 2}
+
+
+def test_a_stream_keeps_its_own_order(tmp_path, caplog):
+    seen = []
+    trainer = make_trainer(tmp_path, data=Stream(), **GROUPED)
+    trainer.data_collator = lambda rows: seen.extend(rows) or collate(rows)
+    trainer.train()
+    assert seen[:8] == DATA[:8]
+    assert "length" not in caplog.text
+
+
+def test_rows_of_unknown_length_are_drawn_at_random(tmp_path, caplog):
+    """Texts, which the collator tokenizes."""
+    rows, seen = [{"text": i, "label": 0} for i in range(len(DATA))], []
+
+    def draw(batch):
+        seen.extend(row["text"] for row in batch)
+        return collate([DATA[row["text"]] for row in batch])
+
+    with caplog.at_level("INFO", logger="hf_xtc.training.trainer"):
+        trainer = make_trainer(tmp_path, data=rows, **{**GROUPED, "max_steps": 16, "remove_unused_columns": False})
+        trainer.data_collator = lambda rows: (
+            seen.extend(r["text"] for r in rows) or collate([DATA[r["text"]] for r in rows])
+        )
+        trainer.train()
+    assert sorted(seen[: len(DATA)]) == list(range(len(DATA)))
+    assert seen[: len(DATA)] != list(range(len(DATA)))
+    assert "The lengths of the train rows are not known; they are drawn in random order." in caplog.messages

@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from test_trainer import make_teacher, make_trainer
 from torch.optim.lr_scheduler import LambdaLR
+from trainers import make_teacher, make_trainer
 
 from hf_xtc import XTCBertForSequenceClassification
 from hf_xtc.compression.convert import compress, pack_model

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from test_trainer import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
+from trainers import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
 
 from hf_xtc.compression.convert import compress
 from hf_xtc.recipe.xtc_recipe import XTCRecipe

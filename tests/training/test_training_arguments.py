@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_xtc.errors import RecipeError, XTCError
@@ -41,10 +42,46 @@ def test_terms(make, terms, expected):
 
 def test_defaults(make):
     args = make()
+    assert (args.learning_rate, args.warmup_steps, args.num_train_epochs) == (1e-3, 0.1, 3)
+    assert (args.per_device_train_batch_size, args.per_device_eval_batch_size) == (32, 64)
+    assert (args.train_sampling_strategy, args.logging_steps) == ("group_by_length", 50)
+    assert (args.save_strategy, args.save_total_limit) == ("epoch", 1)
+    assert args.dataloader_pin_memory == torch.accelerator.is_available()
     assert (args.temperature, args.distillation_stages) == (1.0, 1)
     assert (args.weight_quantization_start, args.activation_quantization_start) == (0.0, 0.0)
     assert args.adversarial_epsilon == 0.0
     assert (args.teacher_cache, args.teacher_cache_dtype) == (None, "float16")
+
+
+def test_fields_of_transformers_that_start_from_other_values(make):
+    args, stock = make(), {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    ours = {f.name: f.default for f in dataclasses.fields(XTCTrainingArguments) if f.name in stock}
+    assert {name: value for name, value in ours.items() if value != stock[name].default} == {
+        "learning_rate": 1e-3,
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": 50,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        **({} if torch.accelerator.is_available() else {"dataloader_pin_memory": False}),
+    }
+    assert args.learning_rate == 1e-3
+
+
+def test_parser_starts_from_the_defaults(make, tmp_path):
+    (args,) = HfArgumentParser(XTCTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu"]
+    )
+    made = make()
+    assert {name: value for name, value in args.to_dict().items() if value != made.to_dict()[name]} == {}
+
+
+def test_help_of_stock_arguments_stays():
+    stock = {field.name: field.metadata for field in dataclasses.fields(TrainingArguments)}
+    ours = {field.name: field.metadata for field in dataclasses.fields(XTCTrainingArguments)}
+    assert {name for name in stock if ours[name] != stock[name]} == set()
 
 
 def test_defaults_are_not_shared(make):
