@@ -205,7 +205,7 @@ def _ours(writer: Writer, folder: Path) -> None:
 
 def _export(runtime: str, weights: str) -> Callable[[Writer, Path], None]:
     def write(writer: Writer, folder: Path) -> None:
-        from hf_xtc.export import export_model
+        from hf_xtc.export.exporting import export_model
 
         export_model(writer.packed(), folder, format=runtime, weights=weights)
 

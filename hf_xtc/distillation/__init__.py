@@ -1,1 +1,1 @@
-"""What a student learns from its teacher: terms of the loss, how the two are matched, the teacher cache."""
+"""Distillation: the terms of the loss, the matching of student and teacher, and the teacher cache."""

@@ -1,4 +1,4 @@
-"""How a student fits its teacher: the terms, the order of their labels, the head, and which layer teaches which."""
+"""How student and teacher are matched: the terms to train with, the order of labels, the head, and the layers."""
 
 import logging
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_terms(weights: Mapping[str, float], temperature: float) -> dict[str, DistillationTerm]:
-    """The terms of these names."""
+    """The terms of these names, by name; `temperature` is that of the term 'logits'."""
     options: dict[str, dict[str, Any]] = {"logits": {"temperature": temperature}}
     return {name: TERMS[name](**options.get(name, {})) for name in weights}
 
 
 def label_order(student: Any, teacher: Any) -> list[int] | None:
-    """Indices that bring the teacher's logits into the student's label order; `None` where nothing is to be done.
+    """Indices that bring the teacher's logits into the student's label order; `None` if they are in it already.
 
     Args:
         student, teacher (`PreTrainedConfig`): Their `label2id` are compared by name, ignoring case.
@@ -43,10 +43,10 @@ def label_order(student: Any, teacher: Any) -> list[int] | None:
 
 
 def fit_logits(term: DistillationTerm | None, student: Any) -> None:
-    """Tells the term 'logits' what kind of head it compares.
+    """Sets the term 'logits' to mean squared error if the student's head is a regression.
 
     Raises:
-        XTCError: for a multi-label head, whose outputs are no distribution.
+        XTCError: for a multi-label head, whose outputs are not a distribution over classes.
     """
     if isinstance(term, LogitsTerm):
         if student.problem_type == "multi_label_classification":
@@ -58,13 +58,13 @@ def fit_logits(term: DistillationTerm | None, student: Any) -> None:
 
 
 def fit_layers(student: Any, teacher: Any) -> LayerMap:
-    """The student's layer map, an even one for a student that has none.
+    """The student's layer map; evenly spaced teacher layers for a student without one.
 
     Args:
-        student, teacher (`PreTrainedConfig`): Of the two models.
+        student, teacher (`PreTrainedConfig`): The configs of the two models.
 
     Raises:
-        XTCError: if it is the map of a teacher of another depth.
+        XTCError: if the map is for a teacher of another depth.
     """
     layer_map = getattr(student, "layer_map", None)
     if layer_map is None:
@@ -82,7 +82,7 @@ def stage_terms(names: list[str], stage: int, stages: int) -> list[str]:
     """The terms that train in one stage: 2 stages are intermediate, head; 3 are intermediate, all, head.
 
     Raises:
-        RecipeError: if the stage would have none.
+        RecipeError: if no term is left for the stage.
     """
     first, last = stage == 0 and stages > 1, stage == stages - 1 and stages > 1
     intermediate = {name for name in names if TERMS[name].intermediate}

@@ -1,8 +1,8 @@
-"""Distillation terms: functions of what student and teacher computed for one batch, each a scalar.
+"""Distillation terms: each maps the outputs of student and teacher for one batch to a scalar loss.
 
 All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and a
 batch split in two halves gives the mean of the two losses (gradient accumulation and data parallelism change nothing).
-Layers are summed, as in the reference code. Terms know tensors only; the trainer weighs, adds and logs them.
+Layers are summed, as in the reference code. Terms see tensors only; the trainer weights, adds and logs them.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +27,9 @@ XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Sim
 class DistillationTerm(ABC):
     """One part of the distillation loss. Registered in `TERMS` under the name it is logged by.
 
-    `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"), so that nobody computes
-    what no term uses. `mapped` terms read only the teacher layers that the layer map names, so that nobody stores the
-    others. `intermediate` terms teach the encoder, the others the head (stages train them in turn).
+    `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"); others
+    are not computed. `mapped` terms read only the teacher layers that the layer map names; the teacher cache leaves
+    out the others. `intermediate` terms train the encoder, the others the head (stages train them in turn).
     """
 
     needs: frozenset[str] = frozenset()
@@ -45,18 +45,18 @@ class DistillationTerm(ABC):
             student (`Mapping[str, Any]`): Outputs of the student, by name: "logits", "hidden_states", "attentions".
             teacher (`Mapping[str, Any]`): Outputs of the teacher, likewise.
             batch (`dict[str, torch.Tensor]`): Model inputs, `attention_mask` of shape `(batch, tokens)` among them.
-            layer_map (`LayerMap`): Which teacher layer answers for which student layer.
+            layer_map (`LayerMap`): Which teacher layer each student layer is compared with.
 
         Returns:
             `torch.Tensor` of shape `()`, float32.
 
         Raises:
-            XTCError: if the outputs do not fit each other; names the term to drop.
+            XTCError: if the outputs do not match; names the term to drop.
         """
 
 
 class _MaskedError(torch.autograd.Function):
-    """`sum(mask * (student - teacher)**2 / count)`; one tensor of that size is made and kept."""
+    """`sum(mask * (student - teacher)**2 / count)`; allocates and saves a single tensor of that size."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor) -> Tensor:
@@ -75,7 +75,15 @@ class _MaskedError(torch.autograd.Function):
 
 
 def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """1 for real tokens, 0 for padding: `(rows, tokens)`, float32; `rows` counts choices of multiple choice apart."""
+    """1 for real tokens and 0 for padding; all 1 for a batch without an attention mask.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`): Model inputs; `attention_mask` is `(..., tokens)`, any dtype.
+        like (`torch.Tensor` of shape `(rows, ..., tokens, features)`): An output; gives the rows and the device.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, tokens)`, float32; each choice of a multiple-choice example is a row.
+    """
     mask = batch.get("attention_mask")
     rows, tokens = like.shape[0], like.shape[-2]
     if mask is None:
@@ -84,7 +92,7 @@ def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean over examples of the mean of `(student - teacher)**2` over what counts within each.
+    """Mean over examples of the mean of `(student - teacher)**2` over the elements that count.
 
     Args:
         student, teacher (`torch.Tensor` of shape `(batch, ...)`, any float dtype): The gradient reaches the student.
@@ -236,7 +244,7 @@ class AttentionScoresTerm(DistillationTerm):
 
 @TERMS.register("labels")
 class LabelsTerm(DistillationTerm):
-    """The head's own loss against the data's labels (not part of XTC, whose students see the teacher only)."""
+    """The head's own loss on the labels of the data. Not part of XTC, where students learn from the teacher alone."""
 
     citations = ()
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, DataCollatorWith
 
 from hf_xtc.data.task_data import align_labels, load_task, tokenize
 from hf_xtc.errors import DataError, StateError
-from hf_xtc.export import Exported, check_export, write_verified
+from hf_xtc.export.exporting import Exported, check_export, write_verified
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of

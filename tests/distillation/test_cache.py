@@ -402,7 +402,7 @@ def test_a_whole_cache_needs_no_teacher(tmp_path):
 
 def test_a_cache_that_is_not_whole_needs_the_teacher(tmp_path, small_shards):
     cache = tmp_path / "cache"
-    text = f"{cache} holds no whole teacher cache (%s). Give teacher_model, and it is made."
+    text = f"{cache} holds no complete teacher cache (%s). Give teacher_model, and it is made."
     with refuses(text % "no cache.json", StateError):
         make_trainer(tmp_path, student=compress(make_teacher()), teacher_model=None, teacher_cache=str(cache))
     train(tmp_path / "out", cache)
@@ -528,7 +528,8 @@ def test_a_damaged_shard_is_made_again(tmp_path, small_shards, caplog, damage):
         shutil.copy(shard_file(cache, 0), file)
         what = "does not hold what cache.json says"
     with refuses(
-        f"{cache} holds no whole teacher cache (shard-00001.safetensors {what}). Give teacher_model, and it is made.",
+        f"{cache} holds no complete teacher cache (shard-00001.safetensors {what}). Give teacher_model, "
+        "and it is made.",
         StateError,
     ):
         TeacherCache(cache)
@@ -693,9 +694,8 @@ def test_another_cache_json_is_refused(tmp_path, made, change, why):
     file = tmp_path / "cache" / "cache.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     why = r".+" if why is None else re.escape(why)
-    text = (
-        rf"^{re.escape(str(file))} is of no teacher cache of format 1 \({why}\)\. Give teacher_cache another folder, "
-    )
+    text = rf"^{re.escape(str(file))} does not describe a teacher cache of format 1 \({why}\)\. "
+    text += r"Give teacher_cache another folder, or delete this one\.$"
     with pytest.raises(StateError, match=text):
         TeacherCache(tmp_path / "cache")
 
@@ -758,8 +758,8 @@ class Tuples(torch.utils.data.Dataset):
     [
         (
             Stream(),
-            "teacher_cache needs a train_dataset with a length and numbered rows; a Stream has none. Train without a "
-            "cache, or load the data whole.",
+            "teacher_cache needs a train_dataset with a length and rows by index; a Stream has no length or cannot be "
+            "indexed. Train without a cache, or load the data whole.",
         ),
         (Tuples(), "teacher_cache needs rows that are dictionaries; row 0 is a tuple."),
     ],
@@ -798,7 +798,7 @@ def test_a_row_without_tokens_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "mask, shape",
-    [(lambda mask: mask[:, None], r"\[32, 1, \d+\]"), (lambda mask: None, "missing")],
+    [(lambda mask: mask[:, None], r"its shape is \[32, 1, \d+\]"), (lambda mask: None, "there is none")],
     ids=["3d", "none"],
 )
 def test_batches_that_are_no_sequences(tmp_path, monkeypatch, mask, shape):
@@ -807,7 +807,9 @@ def test_batches_that_are_no_sequences(tmp_path, monkeypatch, mask, shape):
         return {**batch, "attention_mask": mask(batch["attention_mask"])}
 
     monkeypatch.setattr("trainers.collate", choices)
-    text = rf"^teacher_cache needs an attention_mask of shape \[rows, tokens\]; it is {shape}\.$"
+    text = (
+        rf"^teacher_cache needs an attention_mask of shape \[rows, tokens\]; {shape}\. Train without teacher_cache\.$"
+    )
     with pytest.raises(XTCError, match=text):
         train(tmp_path / "out", tmp_path / "cache")
 
@@ -949,5 +951,5 @@ def test_a_shard_whose_rows_are_not_those_of_the_manifest_is_refused(tokens, tmp
 @pytest.mark.parametrize("row", [3, -1])
 def test_rows_that_a_cache_does_not_have_are_refused(row, tmp_path):
     write_cache(tmp_path, "float16", [3, 1, 2])
-    with pytest.raises(StateError, match="are asked of the 3"):
+    with pytest.raises(StateError, match=r"are requested, but the cache in .* has 3 rows"):
         TeacherCache(tmp_path).read([row], torch.ones(1, 2))

@@ -25,7 +25,8 @@ from transformers import (
 from hf_xtc import XTCError, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import RecipeError, StateError
-from hf_xtc.export import DEFAULT_WEIGHTS, emitter, export_model
+from hf_xtc.export import emitter
+from hf_xtc.export.exporting import DEFAULT_WEIGHTS, export_model
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, random_batches
 
 BOTH = pytest.mark.parametrize("format", ["onnx", "openvino"])

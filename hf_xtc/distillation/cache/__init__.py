@@ -1,7 +1,7 @@
-"""A teacher's outputs on disk, so that training costs the student alone.
+"""A teacher's outputs on disk, so that training does not run the teacher.
 
-`format` says what the files hold, `shards` writes and reads them, `rows` brings a data set's rows and their targets
-together, `making` makes a cache or says why one cannot be used. None knows the trainer, which drives them.
+`format` defines the files and when a cache is stale, `shards` writes and reads them, `rows` adds the cached outputs to
+batches, and `making` makes, completes or reuses a cache. The trainer uses them; they import nothing of it.
 """
 
 from hf_xtc.distillation.cache.making import Teaching

@@ -1,12 +1,12 @@
-"""A teacher's outputs on disk: the format of the cache and what makes one stale. Knows no models.
+"""The format of the teacher cache, and when a cache is stale.
 
-A cache is a folder with `cache.json` (format version, key, what is kept, how rows are cut into shards) and
+A cache is a folder with `cache.json` (format version, key, which outputs are kept, how rows are split into shards) and
 `shard-00000.safetensors`, ... Rows keep their order: a row's number in the data set is its place. In a shard each kept
 output is one flat tensor, row after row; a row's *block* is contiguous and has no padding. Its shape stands in
 `cache.json`, with "tokens" for the row's real tokens: `[3]` for logits, `[4, "tokens", 384]` for four hidden states,
 `[3, 12, "tokens", "tokens"]` for the attention scores of three layers of twelve heads. Logits are float32; the others
 float16, or int8 with one float32 scale for each last axis (`NAME.scale`: per token of a hidden state, per query of
-scores). A shard is there whole or not at all, so its presence is its state. Reading maps files into memory.
+scores). A shard is written whole or not at all, so a shard that exists is complete. Reading maps files into memory.
 """
 
 import math
@@ -27,7 +27,7 @@ from hf_xtc.files.writing import write_json
 FORMAT_VERSION = 1
 TOKENS = "tokens"
 PLACES = {"hidden_states": slice(-2, -1), "attentions": slice(-2, None)}  # of the axes of tokens
-DEEPEST = 10_000  # layers; a list as long as the teacher is deep is made for every batch
+DEEPEST = 10_000  # layers; reading a batch makes a list of this length
 SHARD_BYTES = 2**27
 CACHE_FILE = "cache.json"
 _ELSEWHERE = "Give teacher_cache another folder, or delete this one."
@@ -37,7 +37,7 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """What a row has of one output.
+    """The layout of one output for one row.
 
     Args:
         shape (`tuple[int | str, ...]`): As in `cache.json`; "tokens" for the axes as long as the row.
@@ -48,12 +48,12 @@ class Block:
     dtype: torch.dtype
 
     def sized(self, tokens: int) -> tuple[int, ...]:
-        """The shape for a row of so many tokens."""
+        """The shape for a row of `tokens` tokens."""
         return tuple(tokens if size == TOKENS else int(size) for size in self.shape)
 
     @cached_property
     def _factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Elements per token to which power, of values and of scales; reading a batch asks for them at every row."""
+        """(elements, power of the number of tokens), of values and of scales; reading needs it for every row."""
         values, scales = (
             (math.prod(int(size) for size in shape if size != TOKENS), shape.count(TOKENS))
             for shape in (self.shape, self.shape[:-1])
@@ -62,16 +62,16 @@ class Block:
 
     @property
     def read_dtype(self) -> torch.dtype:
-        """The dtype of what is read."""
+        """The dtype that reading gives: float32 for int8, else `dtype`."""
         return torch.float32 if self.dtype == torch.int8 else self.dtype
 
     def numel(self, sums: Sequence[int], *, scales: bool = False) -> int:
-        """Elements (or scales) of rows of which `sums` has the count, the sum of tokens and that of their squares."""
+        """Elements (or scales) of rows; `sums` is their count, their tokens, and the sum of squares of these."""
         factor, power = self._factors[scales]
         return factor * sums[power]
 
     def nbytes(self, sums: Sequence[int]) -> int:
-        """Bytes of such rows, scales included."""
+        """Bytes of rows, scales included; `sums` as in `numel`."""
         scales = self.numel(sums, scales=True) if self.dtype == torch.int8 else 0
         return self.numel(sums) * self.dtype.itemsize + scales * torch.float32.itemsize
 
@@ -94,7 +94,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of a shard, their tokens, and the squares of these: what its size follows from."""
+    """Rows of a shard, their tokens, and the sum of the squares of these, which give its size."""
 
     rows: int
     tokens: int
@@ -117,11 +117,11 @@ class Manifest:
 
     Args:
         key (`dict`): Fingerprints "teacher", "tokenizer" and "data", and the "recipe" in clear.
-        dtype (`str`): "float16" or "int8", of all but logits.
+        dtype (`str`): "float16" or "int8", of all outputs but logits.
         outputs (`dict[str, tuple]`): Name of a model output -> shape of a row's block; the first axis of
             "hidden_states" and "attentions" counts the layers kept.
-        layers (`dict[str, tuple[int, ...]]`): Which hidden states and attention layers are kept.
-        depths (`dict[str, int]`): How many the teacher has.
+        layers (`dict[str, tuple[int, ...]]`): The hidden states and attention layers that are kept.
+        depths (`dict[str, int]`): How many of each the teacher has.
         shards (`tuple[Shard, ...]`): In the order of the rows.
         teacher_config (`dict`): The teacher's configuration.
     """
@@ -151,10 +151,10 @@ class Manifest:
         return held
 
     def check(self) -> None:
-        """Checks what was read from a file.
+        """Checks the values of a manifest that was read from a file.
 
         Raises:
-            ValueError: if a field is none that `write` writes; names it.
+            ValueError: if a field has a value that `write` never writes; names it.
         """
         if not all(isinstance(field, dict) for field in (self.key, self.key.get("recipe", {}), self.teacher_config)):
             raise ValueError("key, recipe and teacher_config must be objects")
@@ -199,7 +199,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a cache; `None` if the folder holds none.
 
     Raises:
-        StateError: if `cache.json` is of another format version or something else.
+        StateError: if `cache.json` is of another format version or does not describe a cache.
     """
     if not (folder / CACHE_FILE).exists():
         return None
@@ -216,12 +216,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         where = folder / CACHE_FILE
         raise StateError(
-            f"{where} is of no teacher cache of format {FORMAT_VERSION} ({error}). {_ELSEWHERE}"
+            f"{where} does not describe a teacher cache of format {FORMAT_VERSION} ({error}). {_ELSEWHERE}"
         ) from None
 
 
 def plan_shards(outputs: Mapping[str, Shape], dtype: str, lengths: Sequence[int]) -> tuple[Shard, ...]:
-    """Cuts rows of so many tokens into shards of at most `SHARD_BYTES`, one row at least."""
+    """The shards of rows with these numbers of tokens: at most `SHARD_BYTES` each, but at least one row."""
     blocks = Manifest({}, dtype, dict(outputs), {}, {}, (), {}).blocks.values()
     shards: list[Shard] = []
     rows = tokens = pairs = size = 0
@@ -240,7 +240,7 @@ def shard_file(folder: Path, index: int) -> Path:
 
 
 def broken_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
-    """Number of each shard that is missing, truncated or of other contents -> what is wrong with it."""
+    """Number of each shard that is missing, truncated or has other contents -> what is wrong with it."""
     broken = {}
     for index in range(len(manifest.shards)):
         file = shard_file(folder, index)

@@ -1,8 +1,8 @@
-"""Making a teacher cache, and saying why one cannot be used.
+"""Makes, completes or reuses the teacher cache of a training, or refuses one that does not fit it.
 
-A cache is made with the teacher and the collator of the training, whatever columns the data have. What the teacher
-says of a row must depend on that row alone: rows that change from one reading to the next (random masking in the
-collator) are refused; padding on the left is taken, with a warning where positions depend on the other rows.
+A cache is made with the teacher and the collator of the training, whatever columns the data have. The teacher's
+outputs for a row must depend on that row alone: rows that change from one reading to the next (random masking in the
+collator) are refused. Padding on the left is accepted, with a warning where positions depend on the rest of a batch.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from hf_xtc.distillation.cache.format import (
     plan_shards,
     read_manifest,
 )
-from hf_xtc.distillation.cache.rows import ROW, NumberedRows, token_mask
+from hf_xtc.distillation.cache.rows import ROW, NumberedRows, sequence_mask
 from hf_xtc.distillation.cache.shards import ShardWriter, TeacherCache
 from hf_xtc.distillation.terms import DistillationTerm
 from hf_xtc.errors import DataError, StateError, XTCError
@@ -39,7 +39,7 @@ from hf_xtc.recipe.layer_map import LayerMap
 logger = logging.getLogger(__name__)
 
 _SURVEYED_ROWS = 1000
-# What a configuration holds that no output depends on, or that changes by using the model.
+# Fields of a configuration that no output depends on, or that change when the model is used.
 _IGNORED = re.compile(
     "_.*|transformers_version|.*label.*|dtype|architectures|problem_type|.*dropout.*|.*_token_id|output_.*|use_cache"
 )
@@ -70,7 +70,7 @@ def teacher_fingerprint(teacher: nn.Module, config: Mapping[str, Any]) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 of a tokenizer, whatever it was last asked to pad and cut to; "none" without one."""
+    """sha256 of a tokenizer, its current padding and truncation aside; "none" without one."""
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -90,7 +90,7 @@ def _update(digest: Any, name: str, tensor: Tensor) -> None:
 
 @dataclass
 class Teaching:
-    """A training's teacher and data, and the folder their cache goes to.
+    """The teacher and the data of a training, and the folder of their cache.
 
     Args:
         folder (`Path`): Of the cache.
@@ -98,11 +98,11 @@ class Teaching:
         rows (`NumberedRows`): The data.
         collator (`Callable`): Makes batches of rows.
         labels (`list[str]`): Keys of a batch that the teacher does not see.
-        terms (`list[DistillationTerm]`): What they need is kept.
+        terms (`list[DistillationTerm]`): The outputs that they need are kept.
         layer_map (`LayerMap`): Of the student.
         teacher_config (`PreTrainedConfig`): The teacher's configuration.
-        teacher (`nn.Module`, *optional*): Without one a whole cache must be there.
-        run (`Callable`): Batch without labels, and kinds of outputs beyond the logits -> the teacher's outputs, in the
+        teacher (`nn.Module`, *optional*): Without one, the cache must be complete.
+        run (`Callable`): (batch without labels, names of outputs beyond the logits) -> the teacher's outputs, in the
             precision of the training.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Part of the key.
         precision (`str`): Of autocast; part of the key.
@@ -132,14 +132,14 @@ class Teaching:
         self.config: dict[str, Any] = json.loads(self.teacher_config.to_json_string(use_diff=False))
 
     def cache(self, *, make: bool) -> TeacherCache:
-        """The whole cache, opened: reused, completed or made.
+        """The complete cache, opened for reading: reused, completed or made.
 
         Args:
-            make (`bool`): Shards that are missing are made; else they are an error.
+            make (`bool`): Whether missing shards are made; if not, they are an error.
 
         Raises:
-            StateError: if the folder holds the cache of something else, the disk is too small, or the cache cannot be
-                made or written.
+            StateError: if the folder holds the cache of another training, the disk is too small, or the cache cannot
+                be made or written.
             XTCError: if the rows change from one reading to the next, or the teacher's outputs have no known layout.
         """
         self._check_rows()
@@ -153,7 +153,7 @@ class Teaching:
         return TeacherCache(self.folder)
 
     def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
-        """Makes what no other process, if one was waited for, has made."""
+        """Makes the shards that are still missing once this process holds the lock."""
         clear_unfinished(self.folder)
         manifest = read_manifest(self.folder) or self._plan(lengths, key)
         check_key(self.folder, manifest.key, key)
@@ -164,15 +164,15 @@ class Teaching:
             self._make(manifest, broken, lengths)
 
     def _batch(self, indices: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
-        """What the teacher sees of rows, and their token mask."""
+        """The teacher's input for these rows, and its token mask."""
         features = self.rows.__getitems__(indices)
         for feature in features:
             del feature[ROW]
         batch = self.collator(features)
-        return {key: value for key, value in batch.items() if key not in self.labels}, token_mask(batch)
+        return {key: value for key, value in batch.items() if key not in self.labels}, sequence_mask(batch)
 
     def _check_rows(self) -> None:
-        """Reads some rows twice, and one alone.
+        """Checks that rows are the same at two readings; warns if padding on the left shifts positions.
 
         Raises:
             XTCError: if they differ.
@@ -217,14 +217,14 @@ class Teaching:
         }
 
     def _plan(self, lengths: Sequence[int], key: dict[str, Any]) -> Manifest:
-        """The manifest of a new cache; runs the teacher on one row to see what it gives."""
+        """The manifest of a new cache; runs the teacher on one row to learn the shapes of its outputs."""
         batch, mask = self._batch([0])
         outputs = {n: _shape(n, tensor, mask.shape[1]) for n, tensor in self._outputs(batch).items()}
         shards = plan_shards(outputs, self.dtype, lengths)
         return Manifest(key, self.dtype, outputs, self.layers, self.depths, shards, self.config)
 
     def _outputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What is kept of the teacher's outputs, float32 on the CPU; axis 0 is the batch, then come the layers."""
+        """The teacher's outputs that are kept, float32 on the CPU; axis 0 is the batch, axis 1 the layers, if any."""
         outputs = self.run(batch, self.layers)
         kept = {name: outputs[name] for name in outputs if name.endswith("logits")}
         for kind, layers in self.layers.items():
@@ -234,7 +234,7 @@ class Teaching:
         return {name: tensor.detach().float().cpu() for name, tensor in kept.items()}
 
     def _check_space(self, manifest: Manifest, missing: Sequence[int]) -> None:
-        """Tells the size, and refuses a disk that is too small before anything is written."""
+        """Logs the size of the cache, and raises `StateError` if the disk is too small for it."""
         needed = manifest.nbytes(missing)
         place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
@@ -262,7 +262,7 @@ class Teaching:
     def _make_shard(
         self, manifest: Manifest, index: int, lengths: Sequence[int], update: Callable[[int], Any]
     ) -> None:
-        """Runs the teacher on a shard's rows, in batches of like length, and writes what it gave."""
+        """Runs the teacher on a shard's rows, in batches of similar length, and writes the outputs."""
         first = sum(shard.rows for shard in manifest.shards[:index])
         own = lengths[first : first + manifest.shards[index].rows]
         order = sorted(range(len(own)), key=own.__getitem__)
@@ -276,10 +276,10 @@ class Teaching:
 
 
 def _shape(name: str, output: Tensor, width: int) -> Shape:
-    """Shape of a row's block of an output that is padded to `width` tokens.
+    """The shape of a row's block, from an output that is padded to `width` tokens.
 
     Raises:
-        XTCError: if it is neither per row, nor per token, nor a span.
+        XTCError: if the output is neither per row, nor per token, nor a span.
     """
     sizes = output.shape[1:]
     if name == "hidden_states":
@@ -293,6 +293,6 @@ def _shape(name: str, output: Tensor, width: int) -> Shape:
     if len(sizes) == 2 and sizes[0] == width:
         return TOKENS, sizes[1]
     raise XTCError(
-        f"The teacher's {name} have shape {list(output.shape)} for 1 row of {width} tokens: teacher_cache knows "
+        f"The teacher's {name} have shape {list(output.shape)} for 1 row of {width} tokens: teacher_cache supports "
         "outputs per row, per token and spans. Train without it."
     )

@@ -1,4 +1,4 @@
-"""Rows that know their number, and batches that hold the teacher's outputs for their rows."""
+"""Data sets whose rows hold their number, and batches that hold the teacher's outputs for their rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_xtc.distillation.cache.shards import TeacherCache
+from hf_xtc.distillation.terms import token_mask
 from hf_xtc.errors import DataError, XTCError
 
 ROW = "xtc_row"
@@ -19,8 +20,8 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, source: Any):
         if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
             raise XTCError(
-                f"teacher_cache needs a train_dataset with a length and numbered rows; a {type(source).__name__} has "
-                "none. Train without a cache, or load the data whole."
+                f"teacher_cache needs a train_dataset with a length and rows by index; a {type(source).__name__} "
+                "has no length or cannot be indexed. Train without a cache, or load the data whole."
             )
         if len(source) == 0:
             raise DataError("The train_dataset is empty: there is nothing to cache.")
@@ -33,7 +34,7 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows at once: one reading of the table where the data set has tables."""
+        """Several rows, read in one call where the data set can."""
         indices = [int(index) for index in indices]
         together = getattr(self.source, "__getitems__", None)
         rows = [self.source[index] for index in indices] if together is None else together(indices)
@@ -53,18 +54,20 @@ class CachedTargets:
     def __call__(self, features: list[dict[str, Any]]) -> Any:
         rows = [feature.pop(ROW) for feature in features]
         batch = self.collator(features)
-        batch[TARGETS] = self.cache.read(rows, token_mask(batch))
+        batch[TARGETS] = self.cache.read(rows, sequence_mask(batch))
         return batch
 
 
-def token_mask(batch: Mapping[str, Any]) -> Tensor:
-    """The attention mask of a batch, ones where it has none.
+def sequence_mask(batch: Mapping[str, Any]) -> Tensor:
+    """The `token_mask` of a batch that holds one sequence per row, `(rows, tokens)`, float32.
 
     Raises:
         XTCError: if the batch is not one sequence of tokens per row.
     """
-    mask = batch.get("attention_mask", batch.get("input_ids"))
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        shape = list(mask.shape) if isinstance(mask, Tensor) else "missing"
-        raise XTCError(f"teacher_cache needs an attention_mask of shape [rows, tokens]; it is {shape}.")
-    return mask if "attention_mask" in batch else torch.ones_like(mask)
+    tokens = batch.get("attention_mask", batch.get("input_ids"))
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2:
+        shape = f"its shape is {list(tokens.shape)}" if isinstance(tokens, Tensor) else "there is none"
+        raise XTCError(
+            f"teacher_cache needs an attention_mask of shape [rows, tokens]; {shape}. Train without teacher_cache."
+        )
+    return token_mask(batch, tokens.unsqueeze(-1))

@@ -1,7 +1,7 @@
 """Shards of a teacher cache: written from padded batches, read back into padded batches.
 
-Between the two a row is its real tokens alone, so it does not matter how either batch was padded. The reader maps
-files into memory and copies each block once, into the batch; it is safe to use in the workers of a data loader.
+A shard holds the real tokens of a row alone, so the two batches may be padded differently. The reader maps
+files into memory and copies each block once, into the batch; it can be used in the workers of a data loader.
 """
 
 import bisect
@@ -32,7 +32,7 @@ Sums = tuple[list[int], list[int], list[int]]
 
 
 def places(mask: Tensor) -> list[slice | Tensor]:
-    """Where the real tokens of each row stand: a slice, or indices where padding is among them.
+    """The positions of the real tokens of each row: a slice, or indices if there is padding between them.
 
     Args:
         mask (`torch.Tensor` of shape `(rows, width)`): Not 0 for real tokens.
@@ -47,7 +47,7 @@ def places(mask: Tensor) -> list[slice | Tensor]:
 
 
 def _index(shape: Shape, place: slice | Tensor) -> tuple[Any, ...]:
-    """The index that takes a row's block out of its padded form."""
+    """The index of a row's block in its padded form."""
     axes = [place if size == TOKENS else slice(None) for size in shape]
     if isinstance(place, Tensor) and shape.count(TOKENS) == 2:
         axes[shape.index(TOKENS)] = place.unsqueeze(1)
@@ -55,7 +55,7 @@ def _index(shape: Shape, place: slice | Tensor) -> tuple[Any, ...]:
 
 
 class ShardWriter:
-    """Gathers the blocks of a shard's rows, in any order, and writes them.
+    """Collects the blocks of a shard's rows, in any order, and writes the shard.
 
     Args:
         manifest (`Manifest`): Of the cache.
@@ -70,10 +70,10 @@ class ShardWriter:
         self._tensors[TOKENS] = torch.tensor(lengths, dtype=torch.int64)
 
     def put(self, rows: Sequence[int], outputs: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Takes the blocks of rows, counted within the shard, from their padded outputs.
+        """Stores the blocks of rows, given their padded outputs; rows are counted within the shard.
 
         Args:
-            rows (`list[int]`): Row of the shard for each row of the batch.
+            rows (`list[int]`): The row of the shard for each row of the batch.
             outputs (`dict[str, torch.Tensor]`): float32 on the CPU; axis 0 is the batch, the others those of a block.
             mask (`torch.Tensor` of shape `(batch, width)`): 1 for real tokens.
 
@@ -101,13 +101,13 @@ class ShardWriter:
 
 
 class TeacherCache:
-    """A whole cache, opened for reading.
+    """A complete cache, opened for reading; its length is the number of rows.
 
     Args:
         folder (`str` or `os.PathLike`): As `teacher_cache` of the training arguments.
 
     Raises:
-        StateError: if the folder holds no cache, or a shard is missing, truncated or of other contents.
+        StateError: if the folder holds no cache, or a shard is missing, truncated or has other contents.
     """
 
     def __init__(self, folder: str | Path):
@@ -116,7 +116,7 @@ class TeacherCache:
         broken = {0: "no cache.json"} if manifest is None else broken_shards(self.folder, manifest)
         if manifest is None or broken:
             what = f"{next(iter(broken.values()))}" + (f", and {len(broken) - 1} more" if len(broken) > 1 else "")
-            raise StateError(f"{folder} holds no whole teacher cache ({what}). Give teacher_model, and it is made.")
+            raise StateError(f"{folder} holds no complete teacher cache ({what}). Give teacher_model, and it is made.")
         self.manifest = manifest
         self._blocks = manifest.blocks
         self._starts = [0, *accumulate(shard.rows for shard in manifest.shards)]
@@ -127,7 +127,7 @@ class TeacherCache:
         return self._starts[-1]
 
     def __reduce__(self) -> Any:
-        """Another process maps the files itself."""
+        """Pickles the folder alone; another process opens the files itself."""
         return TeacherCache, (self.folder,)
 
     def _open(self, index: int) -> tuple[dict[str, Tensor], Sums]:
@@ -139,18 +139,18 @@ class TeacherCache:
         return self._opened[index]
 
     def _check(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Checks the values of a shard, whose names, types and shapes were checked before.
+        """Checks the values of a shard, whose names, dtypes and shapes are checked already.
 
         Raises:
-            StateError: if its tokens are not those of `cache.json`, or a value is NaN or infinite.
+            StateError: if its numbers of tokens are not those in `cache.json`, or a value is NaN or infinite.
         """
         lengths = tensors[TOKENS].tolist()
         counted = min(lengths) > 0 and tuple(total[-1] for total in running_sums(lengths))
         floats = (tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel())
         if counted != self.manifest.shards[index].sums or not all(_is_finite(tensor) for tensor in floats):
             raise StateError(
-                f"{shard_file(self.folder, index)} is damaged: its tokens are not those of {CACHE_FILE}, or values "
-                "are NaN or infinite. Delete it, give teacher_model, and it is made again."
+                f"{shard_file(self.folder, index)} is damaged: its numbers of tokens are not those in {CACHE_FILE}, "
+                "or values are NaN or infinite. Delete it, give teacher_model, and it is made again."
             )
 
     def read(self, rows: Sequence[int], mask: Tensor) -> dict[str, Any]:
@@ -162,13 +162,16 @@ class TeacherCache:
 
         Returns:
             `dict[str, Any]`: As the model's own: logits, and tuples of "hidden_states" and "attentions" with `None`
-            for what is not kept; float16 (float32 from int8), logits float32.
+            for layers that are not kept; float16 (float32 from int8), logits float32.
 
         Raises:
             StateError: if a row has another number of tokens than when the cache was made.
         """
         if rows and not 0 <= min(rows) <= max(rows) < len(self):
-            raise StateError(f"Rows {min(rows)} to {max(rows)} are asked of the {len(self)} in {self.folder}.")
+            raise StateError(
+                f"Rows {min(rows)} to {max(rows)} are requested, but the cache in {self.folder} has {len(self)} rows. "
+                "Use the data set that it was made with."
+            )
         width = mask.shape[1]
         padded = {
             name: torch.zeros(len(rows), *block.sized(width), dtype=block.read_dtype)
@@ -194,7 +197,7 @@ class TeacherCache:
         return {name: self._layers(name, tensor) for name, tensor in padded.items()}
 
     def _layers(self, name: str, padded: Tensor) -> Any:
-        """A tuple as long as the teacher is deep, for outputs that come by layer."""
+        """The output as a model returns it: a tuple over the teacher's layers, if it has layers."""
         if name not in self.manifest.layers:
             return padded
         kept = self.manifest.layers[name]
@@ -204,17 +207,17 @@ class TeacherCache:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, and scales (float32) still are when multiplied by codes."""
+    """Whether all values are finite, and stay finite when multiplied by an int8 code."""
     return bool((torch.stack(torch.aminmax(tensor)).abs() < torch.finfo(torch.float32).max / 128).all())
 
 
 def running_sums(lengths: Sequence[int]) -> Sums:
-    """Rows, tokens and squares of tokens before each row, and after the last."""
+    """Cumulative rows, tokens and squared tokens before each row, and after the last."""
     ones, squares = [1] * len(lengths), [length**2 for length in lengths]
     return [0, *accumulate(ones)], [0, *accumulate(lengths)], [0, *accumulate(squares)]
 
 
 def cut(flat: Tensor, block: Block, sums: Sums, row: int, *, scales: bool = False) -> Tensor:
-    """The part of a shard's flat tensor that is the block of a row; shares its memory."""
+    """A view of a shard's flat tensor: the block of one row."""
     start, end = (block.numel([total[i] for total in sums], scales=scales) for i in (row, row + 1))
     return flat[start:end]
