@@ -1,4 +1,4 @@
-"""Reads a DeepSpeed `compression_training` section in the words of `XTCRecipe`.
+"""Reads a DeepSpeed `compression_training` section as an `XTCRecipe`.
 
 What is enabled there and has no equivalent here is refused, as is every unknown key: a recipe read from a file is the
 model that file describes, or there is none. DeepSpeed picks modules by searching patterns in their names; here the
@@ -7,11 +7,13 @@ schedule offsets, and the rest of the DeepSpeed file (batch size, fp16, ZeRO), a
 """
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from hf_xtc.checks import check_choice, check_pattern
 from hf_xtc.errors import RecipeError
 from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
 
 QUANTIZERS_BY_BITS: dict[int | None, str | None] = {None: None, 1: "binary", 2: "ternary", 4: "int4", 8: "int8"}
 
@@ -92,6 +94,18 @@ def recipe_fields(config: dict[str, Any]) -> dict[str, Any]:
         "keep_layers": None,
         "layers": layers,
     }
+
+
+def read_recipe(config: dict[str, Any]) -> XTCRecipe:
+    """The recipe that a DeepSpeed configuration describes; what it does not say is as in `XTCRecipe.paper()`.
+
+    Args:
+        config (`dict`): The whole DeepSpeed configuration, or its `compression_training` section alone.
+
+    Raises:
+        RecipeError: for an unknown key, and for anything enabled that has no equivalent here.
+    """
+    return replace(XTCRecipe.paper(), **recipe_fields(config))
 
 
 def schedule_offsets(config: dict[str, Any]) -> dict[str, int]:

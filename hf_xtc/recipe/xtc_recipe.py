@@ -4,14 +4,13 @@ How a student is *trained* (epochs, learning rate, distillation terms) is not he
 """
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hf_xtc.checks import check_choice, check_count
 from hf_xtc.errors import RecipeError
 from hf_xtc.files.safe_json import parse_json
 from hf_xtc.quantization.specs import FLOAT_DTYPES, ActivationSpec, QuantSpec
-from hf_xtc.recipe.deepspeed import recipe_fields
 from hf_xtc.recipe.layer_map import LayerMap
 
 # Part of a BERT -> what the recipe calls it. Architectures assign their modules to these scopes.
@@ -154,7 +153,9 @@ class XTCRecipe:
         Raises:
             RecipeError: for anything enabled there that has no equivalent here.
         """
-        return replace(cls.paper(), **recipe_fields(config))
+        from hf_xtc.recipe.deepspeed import read_recipe  # the reader builds on the recipe, not the reverse
+
+        return read_recipe(config)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a JSON object; `XTCRecipe.from_dict` reads it back."""
