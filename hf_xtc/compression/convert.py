@@ -114,7 +114,7 @@ def _latent_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def with_weights(student: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model as `student`, whose own weights may be sharded, with these; those that are none of its are left out."""
+    """A model as `student`, whose own weights may be sharded, with these weights; others are left out."""
     whole = _empty(type(student), copy.deepcopy(student.config))
     whole.load_state_dict({name: state_dict[name] for name in whole.state_dict()})
     return whole

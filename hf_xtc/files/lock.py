@@ -77,7 +77,7 @@ class FolderLock:
         except OSError as error:
             raise StateError(f"Could not {doing} the folder {self.folder}: {error}.") from error
         _HELD.add(self)
-        with suppress(OSError):  # on a full disk nobody learns the name, and the lock holds
+        with suppress(OSError):  # on a full disk the name is not written, and the lock still holds
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {platform.node()}")
             self._file.flush()

@@ -58,8 +58,8 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
     """Yields an empty folder inside `folder`; on success its files move into `folder`, on failure nothing is left.
 
     Every file is renamed into place, so a reader sees the old file or the new one, never a part. `config.json` moves
-    last, and an old one that differs goes first where weights are replaced: a folder without it is none that
-    `from_pretrained` takes. Inside a folder that another `whole_folder` yielded, that one does it all.
+    last, and an old one that differs goes first where weights are replaced: `from_pretrained` refuses a
+    folder without it. Inside a folder that another `whole_folder` yielded, that one does it all.
 
     Args:
         folder (`str` or `os.PathLike`): Where the files shall be; made if missing.
@@ -101,7 +101,7 @@ def _move(scratch: Path, target: Path, replaces: tuple[str, ...]) -> None:
     for file in files:
         place = target / file.relative_to(scratch)
         place.parent.mkdir(parents=True, exist_ok=True)
-        file.chmod(mode)  # safetensors writes files that nobody else may read
+        file.chmod(mode)  # safetensors writes files that other users cannot read
         os.replace(file, place)
 
 
@@ -189,7 +189,7 @@ def require_empty(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Checks that results may go into `folder`.
 
     Raises:
-        XTCError: if it is a file, or holds files (a lock and scratch are none) and `overwrite` is false.
+        XTCError: if it is a file, or holds files (other than a lock and scratch) and `overwrite` is false.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():

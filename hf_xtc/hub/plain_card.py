@@ -112,7 +112,7 @@ def plain_card(
         use=usage(model_class.__name__, model_class.__module__.partition(".")[0]),
         results=_results(metrics),
         ledger=made_of,
-        made=told_list(facts) or "- not recorded",
+        made=facts_list(facts) or "- not recorded",
         recipe=recipe.to_json(),
         citations="\n".join(f"- {line}" for line in sorted({XTC, *citations, *quantizer_citations(recipe)})),
     )
@@ -160,7 +160,7 @@ def usage(cls: str, package: str = "hf_xtc") -> str:
 def _results(metrics: Mapping[str, float] | None) -> str:
     if not metrics:
         return "Not measured."
-    rows = "\n".join(f"| {html.escape(key)} | {shown(value)} |" for key, value in metrics.items())
+    rows = "\n".join(f"| {html.escape(key)} | {metric_text(value)} |" for key, value in metrics.items())
     return (
         "Measured at the last evaluation of its training, on the model before it was packed: biases, LayerNorm and "
         f"head are rounded in the file.\n\n| metric | value |\n|---|---|\n{rows}"
@@ -172,27 +172,29 @@ def quantizer_citations(recipe: XTCRecipe) -> set[str]:
     return {QUANTIZERS[spec.quantizer].citation for spec in map(recipe.spec, SCOPES) if spec is not None} - {""}
 
 
-def shown(metric: float | None) -> str:
+def metric_text(metric: float | None) -> str:
     """A metric to four digits; one that is missing or no number was not measured."""
     return "not measured" if metric is None or not math.isfinite(metric) else f"{metric:.4f}"
 
 
-def told_list(facts: Mapping[str, Any]) -> str:
+def facts_list(facts: Mapping[str, Any]) -> str:
     """JSON facts of how a model was made as a Markdown list, escaped, with its teacher's licence or that it is not
     stated; stages of a schedule need a table of their own and are left out."""
     if "teacher" in facts:
         facts = {"teacher": facts["teacher"], "teacher_license": "not stated", **facts}
     return "\n".join(
-        f"- {html.escape(key.replace('_', ' '))}: {html.escape(told(value), quote=False)}"
+        f"- {html.escape(key.replace('_', ' '))}: {html.escape(fact_text(value), quote=False)}"
         for key, value in facts.items()
         if key != "stages"
     )
 
 
-def told(value: Any) -> str:
+def fact_text(value: Any) -> str:
     """A JSON value in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {told(entry)}" for name, entry in value.items() if entry != [])
+        return ", ".join(
+            f"{name.replace('_', ' ')} {fact_text(entry)}" for name, entry in value.items() if entry != []
+        )
     if isinstance(value, list):
-        return "; ".join(map(told, value))
+        return "; ".join(map(fact_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_xtc.compression.size_ledger import Ledger
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.plain_card import card_metadata, shown, told, told_list, usage
+from hf_xtc.hub.plain_card import card_metadata, fact_text, facts_list, metric_text, usage
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 
 
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a compression run measured and was told.
+    """All that a compression run measured, and its settings.
 
     The rows are the teacher, the student after each stage, and the packed file. `seeds` holds the packed file's main
     metric of runs that differ in the seed alone, this one among them, if there were several; `command` makes the file
@@ -79,7 +79,7 @@ def results_table(run: Run) -> str:
     body = [
         [
             html.escape(row.model),
-            shown(row.metrics.get(run.metric)),
+            metric_text(row.metrics.get(run.metric)),
             f"{row.bytes:,}",
             f"{teacher.bytes / row.bytes:.1f}x",
             str(row.layers),
@@ -193,7 +193,7 @@ def _summary(run: Run) -> str:
     packed, teacher = run.rows[-1], run.rows[0]
     ours, theirs = packed.metrics.get(run.metric, math.nan), teacher.metrics.get(run.metric, math.nan)
     share, metric = math.isfinite(ours) and theirs > 0, html.escape(run.metric)
-    kept = f"{ours / theirs:.1%} of the teacher's {metric}" if share else f"{metric} {shown(ours)}"
+    kept = f"{ours / theirs:.1%} of the teacher's {metric}" if share else f"{metric} {metric_text(ours)}"
     return (
         f"A {packed.layers}-layer BERT with {run.recipe.weights or 'float'} weights for {html.escape(run.task)}: "
         f"{packed.bytes:,} bytes, {teacher.bytes / packed.bytes:.1f} times smaller than its {teacher.layers}-layer "
@@ -219,7 +219,7 @@ def _made(run: Run) -> str:
     # Between backticks all is text, but for a backtick.
     code = f"<code>{html.escape(command, quote=False)}</code>" if "`" in command else f"`{command}`"
     lines = [f"- command: {code}"] if command else []
-    return "\n".join([*lines, told_list(run.provenance), *_stages(run)])
+    return "\n".join([*lines, facts_list(run.provenance), *_stages(run)])
 
 
 def _stages(run: Run) -> list[str]:
@@ -235,7 +235,7 @@ def _stages(run: Run) -> list[str]:
         numbers = f"{stage['learning_rate']:g} | {stage['steps']:,} | {stage['epochs']:g} | {stage['seconds']:,.0f}"
         what = f"{html.escape(stage['stage'])} | {html.escape(stage['start'])}"
         lines.append(f"| {what} | {numbers} | {held_out} | {stage['metrics'][run.metric]:.4f} |")
-    tried = [f"tried in {stage['stage']}: {told(stage['tried'])}" for stage in stages if stage["tried"]]
+    tried = [f"tried in {stage['stage']}: {fact_text(stage['tried'])}" for stage in stages if stage["tried"]]
     return [*lines, "", *(f"- {html.escape(line, quote=False)}" for line in tried)]
 
 

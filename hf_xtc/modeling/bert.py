@@ -76,7 +76,7 @@ class XTCBertConfig(XTCConfig, BertConfig):
     xtc: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks what a model is built with, for transformers builds whatever it is told.
+        """Checks the values that a model is built with, since transformers builds with any.
 
         Raises:
             PackedFileError: if a size, the number of heads, the activation, an epsilon or the pad token is no BERT's.

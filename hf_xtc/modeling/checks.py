@@ -17,7 +17,7 @@ from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantization.packing import LARGEST, check_packed
 from hf_xtc.quantization.quantizers import get_quantizer
 
-# Beyond these no model was ever made, and building one would take hours before its file is looked at.
+# No real model is larger, and building one that is would take hours before its file is read.
 MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
 
 
@@ -26,7 +26,7 @@ def check_foreign(values: dict[str, Any]) -> None:
 
     Raises:
         PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, for a
-            head of no size, or for a dtype, classes or names of labels that are none.
+            head of no size, or for a dtype, classes or label names of a wrong kind.
     """
     labels, attentions = values.get("num_labels"), [values.get(f"{name}attn_implementation") for name in ("", "_")]
     dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))

@@ -51,7 +51,7 @@ class FusedEncoder:
         )
 
     def is_current(self, model: Any) -> bool:
-        """Whether the model still is what this was made of, and nobody listens to what happens inside."""
+        """Whether the model is unchanged since this was made, and no hook has to see what happens inside."""
         return (
             self._backend == model.backend
             and self._variant == variant()
@@ -191,12 +191,12 @@ def _operands(model: Any) -> Any:
 
 
 def _asks_gradients(model: Any) -> bool:
-    """Whether anybody trains embeddings or encoder: the layers then say whether they can."""
+    """Whether embeddings or encoder are to be trained: each layer then decides whether it can be."""
     return torch.is_grad_enabled() and any(
         p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters()
     )
 
 
 def _listens(hooks: Any) -> bool:
-    """Whether one of a module's hooks is anybody's but transformers'."""
+    """Whether one of a module's hooks is not transformers' own."""
     return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())

@@ -24,7 +24,7 @@ def guard_zero(scale: Tensor) -> Tensor:
 
 def largest_magnitude(values: Tensor) -> Tensor:
     """`max|x|` over the last axis, kept as an axis of size 1; 20 times faster on CPU than `vector_norm(ord=inf)`."""
-    # Of zeros of both signs the larger one is anybody's choice; a scale is never -0.
+    # Among zeros of both signs the maximum may be either; a scale is never -0.
     return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True)).abs()
 
 

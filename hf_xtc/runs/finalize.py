@@ -93,7 +93,7 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown = ["num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16"]
     shown += ["weight_annealing"]
     shown += ["adversarial_epsilon"] if job.training_args.adversarial_epsilon else []
-    told = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
+    recorded = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "teacher_license", "overwrite", "start_from"}
     unused |= set() if job.args.fine_tune else set(_OF_FINE_TUNING)
     unused |= set(_OF_DEFAULT_SCHEDULE if job.args.schedule else ())
@@ -107,7 +107,7 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
         **job.sizes(),
         "job": {name: value for name, value in options.items() if value not in (None, [], False)},
         "training": {name: getattr(job.training_args, name) for name in shown},
-        "stages": [{name: getattr(receipt, name) for name in told} for receipt in receipts],
+        "stages": [{name: getattr(receipt, name) for name in recorded} for receipt in receipts],
         "versions": {package: version(package) for package in PACKAGES},
     }
 
@@ -131,9 +131,9 @@ def _teaching(job: Job) -> dict[str, Any]:
     """How the teacher was fine-tuned, where this package did it."""
     folder = job.training / "teacher" if job.args.fine_tune else Path(job.args.teacher)
     receipt = _teacher_receipt(folder)
-    told = ["learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection"]
-    told += ["adversarial_epsilon"] if receipt.get("adversarial_epsilon") else []
-    return {"fine_tuned": {name: receipt[name] for name in told}} if receipt else {}
+    recorded = ["learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection"]
+    recorded += ["adversarial_epsilon"] if receipt.get("adversarial_epsilon") else []
+    return {"fine_tuned": {name: receipt[name] for name in recorded}} if receipt else {}
 
 
 def _teacher_receipt(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When two runs are the same: what decides a run's outcome, by name, and the folder that belongs to one run.
+"""When two runs are the same: what decides the result of a run, by name, and the folder that belongs to one run.
 
 A folder keeps the description of its run; the same command continues it, another one is refused.
 """
@@ -19,7 +19,7 @@ from hf_xtc.training.arguments import XTCTrainingArguments
 
 RUN_FILE = "run.json"
 
-# Training arguments that change what is told or kept of a run, not its outcome.
+# Training arguments that change what a run prints or keeps, not its result.
 _BESIDES: tuple[str, ...] = (
     *("logging_", "log_", "hub_", "save_", "dataloader_", "trackio_", "output_dir", "report_to", "run_name"),
     *("project", "disable_tqdm", "push_to_hub", "resume_from_checkpoint", "skip_memory_metrics"),
@@ -27,7 +27,7 @@ _BESIDES: tuple[str, ...] = (
 
 
 def deciding(arguments: XTCTrainingArguments, *, distils: bool = True) -> dict[str, Any]:
-    """The training arguments that decide a run's outcome, as JSON.
+    """The training arguments that decide the result of a run, as JSON.
 
     Args:
         distils (`bool`, *optional*): Without it those of distillation and quantization are left out: fine-tuning on
@@ -86,7 +86,7 @@ def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrit
     Args:
         out (`Path`): The folder of the results.
         training (`Path`): The folder inside it that holds the run's description.
-        description (`dict`): JSON; all that decides the outcome.
+        description (`dict`): JSON; all that decides the result.
         overwrite (`bool`): Another run may be replaced; the caller removes it first (`remove_run`).
 
     Raises:
@@ -111,7 +111,7 @@ def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrit
     with writing(training, kept=""):
         scratch.mkdir(parents=True, exist_ok=True)
         write_json(scratch / RUN_FILE, plain)
-        scratch.rename(training)  # at once: a folder without its description would be nobody's
+        scratch.rename(training)  # at once: a folder without its description would belong to no run
 
 
 def read_run(training: Path) -> dict[str, Any] | None:

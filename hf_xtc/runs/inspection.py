@@ -137,15 +137,15 @@ def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Ch
         HubError: if the repository cannot be read.
         XTCError: if it is no packed model, or the data do not fit it.
     """
-    looked, folder = run_inspect(args), Path(args.model)
-    if looked.commit is not None:
+    inspected, folder = run_inspect(args), Path(args.model)
+    if inspected.commit is not None:
         with hub_errors(args.model, args.revision):
-            folder = Path(snapshot_download(args.model, revision=looked.commit, allow_patterns=list(SHIPPED)))
+            folder = Path(snapshot_download(args.model, revision=inspected.commit, allow_patterns=list(SHIPPED)))
     checks = [
-        _hashes(args, looked.commit),
+        _hashes(args, inspected.commit),
         Check("recorded hash", *_recorded(folder)),
-        Check("ledger", *_counted(looked, folder)),
-        Check("values", *_loaded(looked, folder)),
+        Check("ledger", *_counted(inspected, folder)),
+        Check("values", *_loaded(inspected, folder)),
     ]
     return [*checks, *_metrics(args, data_args, folder)] if checks[-1].agrees else checks
 
@@ -161,8 +161,8 @@ def _hashes(args: VerifyArguments, commit: str | None) -> Check:
             raise
         return Check("commit", None, f"{commit}; its hashes are on the Hub, and HF_HUB_OFFLINE is set")
     wrong = [mismatch["path"] for mismatch in result.mismatches]
-    said = f"hashes of {result.checked_count} files of {commit}"
-    return Check("commit", not wrong, f"{said}; other content: {', '.join(wrong)}" if wrong else said)
+    card = f"hashes of {result.checked_count} files of {commit}"
+    return Check("commit", not wrong, f"{card}; other content: {', '.join(wrong)}" if wrong else card)
 
 
 def _recorded(folder: Path) -> tuple[bool | None, str]:
@@ -172,13 +172,13 @@ def _recorded(folder: Path) -> tuple[bool | None, str]:
     return wanted == found, f"sha256 {found}" + ("" if wanted == found else f", the card says {wanted}")
 
 
-def _counted(looked: Inspection, folder: Path) -> tuple[bool, str]:
-    promised, found = looked.ledger.total_bytes, sum(tensor_bytes(folder / name) for name in looked.files)
-    return found == promised, f"{promised:,} bytes of tensors, {found:,} in {', '.join(looked.files)}"
+def _counted(inspected: Inspection, folder: Path) -> tuple[bool, str]:
+    promised, found = inspected.ledger.total_bytes, sum(tensor_bytes(folder / name) for name in inspected.files)
+    return found == promised, f"{promised:,} bytes of tensors, {found:,} in {', '.join(inspected.files)}"
 
 
-def _loaded(looked: Inspection, folder: Path) -> tuple[bool, str]:
-    loader: Any = looked.model_class
+def _loaded(inspected: Inspection, folder: Path) -> tuple[bool, str]:
+    loader: Any = inspected.model_class
     try:
         loader.from_pretrained(folder)
     except PackedFileError as error:
@@ -191,18 +191,18 @@ def _metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
-    told = _told_metrics(read_card(folder))
+    stated = _card_metrics(read_card(folder))
     checks = []
     for name, value in measured.items():
         if name != "loss":
-            agrees = abs(value - told[name]) <= args.tolerance if name in told else None
-            said = f"the card says {told[name]:.6f}" if name in told else "the card does not say"
-            checks.append(Check(name, agrees, f"{value:.6f}, {said}"))
+            agrees = abs(value - stated[name]) <= args.tolerance if name in stated else None
+            card = f"the card says {stated[name]:.6f}" if name in stated else "the card does not say"
+            checks.append(Check(name, agrees, f"{value:.6f}, {card}"))
     return checks
 
 
-def _told_metrics(card: dict[str, Any]) -> dict[str, float]:
-    """Name -> value of the metrics in a card's `model-index`; a value that is no number is none."""
+def _card_metrics(card: dict[str, Any]) -> dict[str, float]:
+    """Name -> value of the metrics in a card's `model-index`; values that are not numbers are left out."""
     metrics = [
         metric
         for model in card.get("model-index") or ()

@@ -98,7 +98,7 @@ class Job:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """All that decides the run's outcome."""
+        """All that decides the result of the run."""
         shared = {
             "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
             "rows": [len(self.data.train), len(self.data.validation)],

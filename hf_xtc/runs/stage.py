@@ -29,7 +29,7 @@ class Receipt:
     """What a stage did.
 
     Args:
-        stage (`str`), key (`str`): Its name, and a digest of all that decides its outcome.
+        stage (`str`), key (`str`): Its name, and a digest of all that decides its result.
         learning_rate (`float`), steps (`int`), epochs (`float`): Of the run that stayed.
         seconds (`float`): Wall time of training since it was last started.
         tried (`list[dict]`): Learning rate and score on the held-out train rows of each run, if several were tried.
@@ -71,7 +71,7 @@ class StageRun:
 
     Args:
         folder (`Path`): Its own.
-        key (`str`): Digest of all that decides the outcome, the stage itself and the stages before it included.
+        key (`str`): Digest of all that decides the result, the stage itself and the stages before it included.
         metric (`str`): Key of the score that chooses; larger is better.
         build (`Callable`): Makes the model as the stage starts with it.
         trainer (`Callable`): `trainer(model, folder, learning_rate)`, with the held-out rows as its `eval_dataset`.
