@@ -51,7 +51,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 test: lint .venv/installed-demo
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Lines and branches that the tests run, subprocesses included.
 coverage: .venv/installed-test .venv/installed-demo

@@ -110,9 +110,8 @@ def test_a_downloaded_repository_is_inspected_offline(hub, folder, monkeypatch):
         ("inspect", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
         ("verify", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
         ("inspect", "no/such/folder", "'no/such/folder' is neither a folder nor a name that a repository can have"),
-        ("inspect", "user/tiny user/tiny", "'user/tiny' is one word too many; expected: model [options]."),
     ],
-    ids=["inspect none", "verify none", "inspect revision", "verify revision", "no folder", "two names"],
+    ids=["inspect none", "verify none", "inspect revision", "verify revision", "no folder"],
 )
 def test_what_cannot_be_read_is_one_message(hub, folder, capsys, command, name, message):
     push_folder(folder, "user/tiny")
