@@ -9,12 +9,14 @@ import difflib
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
 from hf_xtc.errors import XTCError
+from hf_xtc.files.safe_json import read_json
 from hf_xtc.version import __version__
 
 # What `hf-xtc compress --help` shows; `--help-all` shows all options.
@@ -102,7 +104,7 @@ class _Parser(HfArgumentParser):
         """
         try:
             if len(arguments) == 1 and arguments[0].endswith(".json"):
-                return tuple(self.parse_json_file(arguments[0]))
+                return self._from_file(arguments[0])
             found, unknown = self.parse_known_args(arguments)
             if unknown:
                 self.error(f"unrecognized arguments: {' '.join(self._with_guess(word) for word in unknown)}")
@@ -121,6 +123,18 @@ class _Parser(HfArgumentParser):
             raise
         except ValueError as error:  # transformers' own checks of TrainingArguments
             raise XTCError(str(error)) from error
+
+    def _from_file(self, file: str) -> tuple[Any, ...]:
+        values = read_json(file)
+        needed = [
+            entry.name
+            for kind in self.dataclass_types
+            for entry in fields(kind)
+            if entry.init and entry.default is MISSING and entry.default_factory is MISSING
+        ]
+        if not isinstance(values, dict) or not all(name in values for name in needed):
+            raise XTCError(f"{file} must be a JSON object of options, with at least: {', '.join(needed)}.")
+        return tuple(self.parse_dict(values))
 
     def _with_guess(self, word: str) -> str:
         return word + _guess(word.partition("=")[0], self._option_string_actions)
@@ -278,9 +292,8 @@ def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
     parser.add_argument("--version", action="version", version=f"hf_xtc {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        # What follows the command is left to its own parser, which is made when it is needed.
-        commands.add_parser(name, help=command.help, add_help=False, prefix_chars="\0").add_argument("rest", nargs="*")
+    for name, command in COMMANDS.items():  # their options are left to `command_parser`
+        commands.add_parser(name, help=command.help, add_help=False)
     parser.epilog = "hf-xtc COMMAND --help shows the options of a command."
     return parser
 
@@ -295,14 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{guess}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        COMMANDS[name].run(options)
     except SystemExit as ended:  # after a help, or wrong usage
         return int(ended.code or 0)
-    except XTCError as error:
-        print(f"hf-xtc: {error}", file=sys.stderr)
-        return 1
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        COMMANDS[name].run(options)
     except (XTCError, OSError) as error:
         print(f"hf-xtc: {error}", file=sys.stderr)
         return 1

@@ -101,6 +101,17 @@ def test_options_may_come_from_a_json_file(tmp_path, capsys):
     assert "no.csv" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", [None, "{", "[1]", "{}", '{"folder": "x", "no_such_option": 1}'])
+def test_a_json_file_that_cannot_be_used_is_one_message(text, tmp_path, capsys):
+    file = tmp_path / "options.json"
+    if text is not None:
+        file.write_text(text)
+    assert main(["report", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hf-xtc: ")
+    assert "Traceback" not in error
+
+
 def test_a_refusal_of_training_arguments_is_one_message(tmp_path, capsys):
     options = ["--teacher=x", "--task_name=sst2", f"--output_dir={tmp_path / 'out'}", "--load_best_model_at_end"]
     assert main(["compress", *options]) == 1

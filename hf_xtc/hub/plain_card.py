@@ -1,7 +1,7 @@
 """The card of a packed model that was pushed without a run of `hf-xtc compress`: what its configuration tells.
 
 Size and recipe are facts of the file; metrics are those that the caller measured, or "not measured". Text that comes
-from outside (names of models, labels, data) is escaped. The card of a whole run is `model_card.py`'s, which shares
+from outside (names of models, labels, data) is escaped. The card of a whole run is `run_card.py`'s, which shares
 metadata, example and lists with this one.
 """
 

@@ -1,6 +1,6 @@
 """The main job: teacher -> the stages of a schedule -> packed file -> measured again from disk.
 
-Nothing here knows a command line. The same command started again goes on where it was: see `stages.py`.
+Nothing here knows a command line. The same command started again continues where it was: see `stage.py`.
 """
 
 import dataclasses

@@ -257,7 +257,7 @@ def test_what_the_run_reads_is_not_overwritten(folder, tmp_path, capsys):
     assert (out / "training" / "teacher" / "model.safetensors").exists()
 
 
-def test_schedule_climbs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):
+def test_schedule_runs_its_stages_and_chooses_a_learning_rate_on_held_out_rows(folder, tmp_path):
     out = tmp_path / "out"
     options = [*compress_options(folder, out), "--schedule=ternary-first", "--selection_share=0.2"]
     assert main(["compress", *options, "--learning_rates", "1e-9", "2e-3", "--num_train_epochs=6"]) == 0

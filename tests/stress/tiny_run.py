@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
-import hf_xtc.runs.compress_run as climb
+import hf_xtc.runs.compress_run as compress_run
 import hf_xtc.runs.finalize as outcome
 import hf_xtc.runs.stage as stages
 from hf_xtc.cli import main
@@ -189,7 +189,7 @@ class _Reporter:
         cache_format.SHARD_BYTES = 20_000  # several shards even of so few rows
         stages.time = SimpleNamespace(perf_counter=lambda: 0.0)
         outcome.subprocess = SimpleNamespace(run=_forked)
-        self.wrap(climb, "run_stage", lambda stage, run: f"{stage.name}: training")
+        self.wrap(compress_run, "run_stage", lambda stage, run: f"{stage.name}: training")
         self.wrap(XTCTrainer, "_save_checkpoint", lambda *_: f"{self.stack[1].split(':')[0]}: checkpoint")
         self.wrap(stages, "_finish", lambda *_: f"{self.stack[1].split(':')[0]}: signing")
         self.wrap(Teaching, "_complete", lambda *_: "cache")
