@@ -445,8 +445,12 @@ class XTCTrainer(Trainer):
         """Publishes the packed student, its tokenizer and card, in one commit; they are left in the output folder too.
 
         Args:
-            commit_message, blocking, token, revision, private, kwargs: As in Trainer; `kwargs` go to
-                `create_model_card`.
+            commit_message (`str`, *optional*): Message of the commit.
+            blocking (`bool`): Wait until the push has ended.
+            token (`str`, *optional*): Of the Hub; by default `args.hub_token`.
+            revision (`str`, *optional*): Branch to publish on.
+            private (`bool`, *optional*): Make a new repository private.
+            **kwargs (`Any`): As for `create_model_card`.
 
         Returns:
             `CommitInfo`, or a `Future` of it if not `blocking`; `None` on other processes than the first.
