@@ -18,7 +18,8 @@ from transformers import HfArgumentParser
 
 import results
 from hf_xtc.errors import XTCError
-from hf_xtc.hub.run_card import Run, write_card
+from hf_xtc.hub.card import write_card
+from hf_xtc.hub.results import Run
 
 BITS = {"binary": "1bit", "ternary": "ternary"}
 

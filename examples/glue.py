@@ -20,7 +20,7 @@ import results
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import XTCError
 from hf_xtc.files.writing import WEIGHT_FILES, whole_folder
-from hf_xtc.hub.run_card import Run
+from hf_xtc.hub.results import Run
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.runs.compress_run import run_compress, run_fine_tune
 from hf_xtc.training.arguments import XTCTrainingArguments

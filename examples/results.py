@@ -13,7 +13,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.run_card import Run
+from hf_xtc.hub.results import Run
 
 
 def record(run: Run, seed: int) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _guess(word: str, known: Any) -> str:
 
 
 def _compress(options: tuple[Any, ...]) -> None:
-    from hf_xtc.hub.run_card import results_table
+    from hf_xtc.hub.results import results_table
     from hf_xtc.runs.compress_run import run_compress
 
     run = run_compress(*options)
@@ -188,7 +188,7 @@ def _export(options: tuple[Any, ...]) -> None:
 
 
 def _push(options: tuple[Any, ...]) -> None:
-    from hf_xtc.hub.publish import write_plain_card
+    from hf_xtc.hub.publish import write_model_card
     from hf_xtc.hub.upload import push_folder
     from hf_xtc.runs.arguments import InspectArguments
     from hf_xtc.runs.inspection import run_inspect
@@ -196,7 +196,7 @@ def _push(options: tuple[Any, ...]) -> None:
     (args,) = options
     inspected = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
     if not Path(args.folder, "README.md").exists():
-        write_plain_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
+        write_model_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
     more = {"revision": args.revision, "commit_message": args.commit_message}
     print(push_folder(args.folder, args.repo_id, private=args.private or None, **more))
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_xtc import ledger
-from hf_xtc.hub.plain_card import usage
+from hf_xtc.hub.card import usage
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples" / "minilm-3l-1bit-sst2"

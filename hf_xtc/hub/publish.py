@@ -13,7 +13,7 @@ from hf_xtc.compression.convert import is_packed, pack_model
 from hf_xtc.compression.origin import hub_license
 from hf_xtc.files.headers import weights_sha256
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.plain_card import plain_card
+from hf_xtc.hub.card import model_card
 from hf_xtc.hub.upload import open_repository, push_folder
 from hf_xtc.modeling.base import XTCModel
 
@@ -31,10 +31,10 @@ def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any =
         tokenizer.save_pretrained(folder)
 
 
-def write_plain_card(
+def write_model_card(
     config: Any, model_class: type[PreTrainedModel], folder: str | os.PathLike[str], name: str, **facts: Any
 ) -> None:
-    """Writes the card of a folder that `write_packed` wrote; the arguments are those of `plain_card`.
+    """Writes the card of a folder that `write_packed` wrote; the arguments are those of `model_card`.
 
     The licence of a teacher on the Hub is looked up there, and is not stated where that fails.
 
@@ -42,7 +42,7 @@ def write_plain_card(
         StateError: if the file cannot be written.
     """
     facts["made"] = {**hub_license(config.xtc.get("provenance", {})), **(facts.get("made") or {})}
-    text = plain_card(config, model_class, name, sha256=weights_sha256(folder), **facts)
+    text = model_card(config, model_class, name, sha256=weights_sha256(folder), **facts)
     write_text(os.path.join(folder, "README.md"), text)
 
 
@@ -72,7 +72,7 @@ def push_model(
         write_packed(model, folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
         if "/" not in repo_id:  # the user's own: the card's example loads it by its whole name
             repo_id = open_repository(repo_id, private=options.get("private"), token=options.get("token"))
-        write_plain_card(model.config, type(model), folder, repo_id, metadata=metadata)
+        write_model_card(model.config, type(model), folder, repo_id, metadata=metadata)
         return push_folder(folder, repo_id, **options)
 
 

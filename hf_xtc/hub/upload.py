@@ -37,7 +37,7 @@ SHIPPED = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
 # What a card's example loads while the card lies in the model's folder; a push puts the repository's name there.
-HERE = '".")  # in the model\'s folder; elsewhere, its path'
+FOLDER_ARGUMENT = '".")  # in the model\'s folder; elsewhere, its path'
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may"
 
 
@@ -162,7 +162,7 @@ def push_folder(
 
 def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
     """A file's content; the example of a card loads the repository."""
-    return content.replace(HERE.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
+    return content.replace(FOLDER_ARGUMENT.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
 
 
 def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from hf_xtc.compression.convert import compress
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.files.lock import FolderLock
-from hf_xtc.hub.run_card import Row, Run
+from hf_xtc.hub.results import Row, Run
 from hf_xtc.hub.upload import push_folder
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments

@@ -17,9 +17,9 @@ from hf_xtc.distillation.terms import TERMS
 from hf_xtc.errors import StateError
 from hf_xtc.files.headers import weights_sha256
 from hf_xtc.files.writing import WEIGHT_FILES, whole_folder, write_json
-from hf_xtc.hub.plain_card import quantizer_citations
+from hf_xtc.hub.card import quantizer_citations, write_card
 from hf_xtc.hub.publish import write_packed
-from hf_xtc.hub.run_card import Row, Run, write_card
+from hf_xtc.hub.results import Row, Run
 from hf_xtc.runs.job import Job, weight_bytes
 from hf_xtc.runs.stage import RECEIPT, Receipt
 from hf_xtc.runs.teacher import teacher_origin, teacher_title

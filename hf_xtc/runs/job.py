@@ -17,7 +17,7 @@ from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.errors import RecipeError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.files.writing import clear_unfinished, require_empty
-from hf_xtc.hub.run_card import Row
+from hf_xtc.hub.results import Row
 from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments

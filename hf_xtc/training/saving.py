@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_xtc.distillation.terms import TERMS
 from hf_xtc.errors import XTCError
-from hf_xtc.hub.publish import write_plain_card
+from hf_xtc.hub.publish import write_model_card
 from hf_xtc.modeling.adapters import has_adapters
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def write_student_card(student: Any, args: Any, state: Any, name: str, facts: di
     metadata = {key: facts.get(key) for key in ("language", "license", "tags")}
     metadata["datasets"] = facts.get("dataset_tags") or facts.get("dataset")
     metadata["base_model"] = facts.get("finetuned_from")
-    write_plain_card(
+    write_model_card(
         student.config,
         type(student),
         args.output_dir,

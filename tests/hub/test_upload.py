@@ -40,8 +40,8 @@ from transformers import (
 from hf_xtc import XTCBertForSequenceClassification, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import HubError, RecipeError, StateError, XTCError
-from hf_xtc.hub.publish import write_plain_card
-from hf_xtc.hub.upload import HERE, push_folder, shipped_files
+from hf_xtc.hub.publish import write_model_card
+from hf_xtc.hub.upload import FOLDER_ARGUMENT, push_folder, shipped_files
 
 # huggingface_hub hands files to its HTTP client in a way that this one discourages.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -160,7 +160,10 @@ def test_card_tells_what_is_known_and_its_example_runs(hub, student):
     assert loaded_as_shown(card.text)("good film")[0]["label"].startswith("LABEL_")
 
 
-@pytest.mark.parametrize("head", [BertModel, BertForMultipleChoice], ids=lambda head: head.__name__)
+HEADS_WITHOUT_PIPELINE = [BertModel, BertForMultipleChoice, BertForQuestionAnswering]
+
+
+@pytest.mark.parametrize("head", HEADS_WITHOUT_PIPELINE, ids=lambda head: head.__name__)
 def test_a_model_without_a_pipeline_is_loaded_as_its_card_shows(hub, tiny_config, head):
     packed = pack_model(compress(head(tiny_config), XTCRecipe(keep_layers=2)))
     packed.push_to_hub("user/tiny")
@@ -169,7 +172,7 @@ def test_a_model_without_a_pipeline_is_loaded_as_its_card_shows(hub, tiny_config
 
 def test_a_folders_card_shows_what_runs_there_and_a_pushed_one_what_runs_anywhere(hub, folder, monkeypatch, tmp_path):
     config = AutoConfig.from_pretrained(folder)
-    write_plain_card(config, XTCBertForSequenceClassification, folder, "packed")
+    write_model_card(config, XTCBertForSequenceClassification, folder, "packed")
     monkeypatch.chdir(folder)
     assert loaded_as_shown(Path("README.md").read_text())("good film")[0]["label"].startswith("LABEL_")
     push_folder(folder, "tiny")
@@ -304,7 +307,7 @@ def test_a_snapshot_is_the_folder(hub, folder):
 def test_a_folder_without_a_card_gets_one(hub, folder):
     assert main(["push", str(folder), "user/tiny"]) == 0
     here = ModelCard.load(folder / "README.md").text
-    assert ModelCard.load("user/tiny").text == here.replace(HERE, '"user/tiny")')
+    assert ModelCard.load("user/tiny").text == here.replace(FOLDER_ARGUMENT, '"user/tiny")')
     assert 'pipeline("text-classification", "user/tiny")' in ModelCard.load("user/tiny").text
 
 

@@ -12,7 +12,7 @@ from hf_xtc import XTCRecipe, compress, ledger, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import PackedFileError
 from hf_xtc.files.headers import weights_sha256
-from hf_xtc.hub.publish import write_packed, write_plain_card
+from hf_xtc.hub.publish import write_model_card, write_packed
 from hf_xtc.hub.upload import push_folder
 from hf_xtc.runs.arguments import InspectArguments
 from hf_xtc.runs.inspection import run_inspect
@@ -30,7 +30,7 @@ def folder(tiny_config, tiny_teacher, tmp_path):
     student = compress(tiny_teacher, XTCRecipe(keep_layers=2), provenance={"data": "reviews"})
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}, model_max_length=40)
     write_packed(student, tmp_path / "tiny", tokenizer=tokenizer)
-    write_plain_card(student.config, type(student), tmp_path / "tiny", "user/tiny")
+    write_model_card(student.config, type(student), tmp_path / "tiny", "user/tiny")
     return tmp_path / "tiny"
 
 

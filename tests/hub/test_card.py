@@ -9,8 +9,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 
 from hf_xtc import XTCBertForSequenceClassification, XTCRecipe, compress, ledger
-from hf_xtc.hub.plain_card import plain_card
-from hf_xtc.hub.run_card import Row, Run, card_text, results_table, write_card
+from hf_xtc.hub.card import model_card, run_card, write_card
+from hf_xtc.hub.results import Row, Run, results_table
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_table_has_the_rows_and_the_ratio_of_files(run):
 
 
 def test_metadata_is_valid_and_holds_the_packed_files_metrics(run):
-    data = ModelCard(card_text(run)).data.to_dict()
+    data = ModelCard(run_card(run)).data.to_dict()
     assert data["pipeline_tag"] == "text-classification"
     assert {"xtc", "binary"} <= set(data["tags"])
     (result,) = data["model-index"][0]["results"]
@@ -87,7 +87,7 @@ def yaml_card(metadata):
     ids=["one", "two", "unknown to the Hub", "not stated"],
 )
 def test_teacher_and_licence_are_told_and_are_metadata(hub, run, facts, license, base_model, told):
-    card = ModelCard(card_text(dataclasses.replace(run, provenance={"teacher": "base", **facts})))
+    card = ModelCard(run_card(dataclasses.replace(run, provenance={"teacher": "base", **facts})))
     card.validate()
     assert (card.data.license, card.data.base_model) == (license, base_model)
     assert f"- teacher: base\n- teacher license: {told}" in card.text
@@ -96,7 +96,7 @@ def test_teacher_and_licence_are_told_and_are_metadata(hub, run, facts, license,
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan, "f1": math.nan}], ids=["none", "not a number"])
 def test_a_card_without_metrics_says_not_measured(hub, run, metrics):
     rows = [*run.rows[:-1], dataclasses.replace(run.rows[-1], metrics=metrics)]
-    card = ModelCard(card_text(dataclasses.replace(run, rows=rows)))
+    card = ModelCard(run_card(dataclasses.replace(run, rows=rows)))
     card.validate()
     assert card.data.eval_results is None
     assert "with accuracy not measured." in card.text
@@ -107,7 +107,7 @@ def test_a_card_without_metrics_says_not_measured(hub, run, metrics):
 
 @pytest.mark.parametrize("name", ["own data", "x: y", "<b>", "a/b/c", "- [x]\n# y", "データ"])
 def test_any_name_of_data_makes_valid_metadata(hub, run, name):
-    card = ModelCard(card_text(dataclasses.replace(run, task=name, name=name)))
+    card = ModelCard(run_card(dataclasses.replace(run, task=name, name=name)))
     card.validate()
     (result,) = {r.dataset_name for r in card.data.eval_results}
     assert "<" not in result
@@ -116,7 +116,7 @@ def test_any_name_of_data_makes_valid_metadata(hub, run, name):
 def test_a_plain_cards_metadata_are_valid_with_and_without_metrics(hub, tiny_teacher):
     config, model_class = compress(tiny_teacher).config, XTCBertForSequenceClassification
     for metrics in (None, {}, {"accuracy": 0.5, "f1": math.nan}):
-        card = ModelCard(plain_card(config, model_class, "<i>user/tiny", metrics=metrics))
+        card = ModelCard(model_card(config, model_class, "<i>user/tiny", metrics=metrics))
         card.validate()
         assert ("Not measured." in card.text) == (not metrics)
         assert "<i>" not in card.text
@@ -124,7 +124,7 @@ def test_a_plain_cards_metadata_are_valid_with_and_without_metrics(hub, tiny_tea
 
 
 def test_summary_states_ratio_and_share_of_the_teacher(run):
-    text = card_text(run)
+    text = run_card(run)
     assert "20,000 bytes, 50.0 times smaller than its 4-layer teacher" in text
     assert "with 97.2% of the teacher's accuracy" in text
     assert "Checkpoint: the last step; no split chose it." in text
@@ -132,20 +132,20 @@ def test_summary_states_ratio_and_share_of_the_teacher(run):
 
 
 def test_seeds_are_told_with_their_spread(run):
-    assert "One run with one seed; the spread over seeds was not measured." in card_text(run)
+    assert "One run with one seed; the spread over seeds was not measured." in run_card(run)
     provenance = {**run.provenance, "training": {"seed": 2}}
     several = dataclasses.replace(run, seeds={1: 0.87, 2: 0.875, 3: 0.88}, provenance=provenance)
     assert (
         "Over the seeds 1, 2, 3 the packed file's accuracy is 0.8750 on average, with a standard deviation of 0.0050; "
         "this file is the one of seed 2, the best of them on the train rows held out."
-    ) in card_text(several)
-    assert "One run with one seed" not in card_text(several)
+    ) in run_card(several)
+    assert "One run with one seed" not in run_card(several)
 
 
 def test_text_from_outside_stays_text(run):
     evil = "<script>alert(1)</script>"
     hostile = Run(**{**run.__dict__, "name": evil, "task": evil, "provenance": {"teacher": evil}})
-    body = card_text(hostile).split("---\n", 2)[2]
+    body = run_card(hostile).split("---\n", 2)[2]
     assert "<script>" not in body
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
 
@@ -158,33 +158,33 @@ def test_whatever_a_run_was_told_stays_text(run):
     provenance = {"teacher": evil, evil: evil, "labels": [evil], "stages": [stage]}
     names = {"name": evil, "task": evil, "metric": evil, "command": evil, "selection": evil}
     hostile = dataclasses.replace(run, rows=rows, provenance=provenance, **names)
-    body = card_text(hostile).split("---\n", 2)[2]
+    body = run_card(hostile).split("---\n", 2)[2]
     assert "<script>" not in body
     assert body.count("&lt;script&gt;") > 10
 
 
-def test_what_a_configuration_says_stays_text_in_a_plain_card(tiny_teacher):
+def test_what_a_configuration_says_stays_text_in_a_model_card(tiny_teacher):
     evil = "<script>alert(1)</script>"
     config = compress(tiny_teacher).config
     config.xtc["provenance"] = {evil: {evil: [evil]}}
-    card = plain_card(config, XTCBertForSequenceClassification, evil, metrics={evil: 0.5}, made={evil: evil})
+    card = model_card(config, XTCBertForSequenceClassification, evil, metrics={evil: 0.5}, made={evil: evil})
     assert "<script>" not in card
 
 
 def test_names_cannot_break_out_of_the_metadata(run):
     hostile = Run(**{**run.__dict__, "task": "x\nlicense: evil\n---\n"})
-    header = re.split(r"^---$", card_text(hostile), flags=re.M)[1]
+    header = re.split(r"^---$", run_card(hostile), flags=re.M)[1]
     assert "license" not in yaml.safe_load(header)
 
 
 def test_a_teacher_that_scores_zero_gives_no_share(run):
     rows = [Row("teacher", {"accuracy": 0.0}, 10, 4, "float32"), *run.rows[1:]]
-    assert "nan% of the teacher" not in card_text(Run(**{**run.__dict__, "rows": rows}))
+    assert "nan% of the teacher" not in run_card(Run(**{**run.__dict__, "rows": rows}))
 
 
 def test_written_card_is_the_text(run, tmp_path):
     write_card(run, tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == card_text(run)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == run_card(run)
 
 
 def test_run_as_json_keeps_every_row(run):
@@ -198,7 +198,7 @@ def test_stages_are_a_table_and_tried_rates_are_told(run):
     stage = {"stage": "student", "start": "layers 1, 3 of the teacher", "learning_rate": 5e-4, "steps": 1200}
     stage |= {"epochs": 3.0, "seconds": 61.2, "selection": {"accuracy": 0.91}, "metrics": {"accuracy": 0.875}}
     stage |= {"tried": [{"learning_rate": 1e-4, "accuracy": 0.9}, {"learning_rate": 5e-4, "accuracy": 0.91}]}
-    text = card_text(dataclasses.replace(run, provenance={"stages": [stage]}, command="make it"))
+    text = run_card(dataclasses.replace(run, provenance={"stages": [stage]}, command="make it"))
     assert "- command: `make it`" in text
     assert "| student | layers 1, 3 of the teacher | 0.0005 | 1,200 | 3 | 61 | 0.9100 | 0.8750 |" in text
     assert "- tried in student: learning rate 0.0001, accuracy 0.9; learning rate 0.0005, accuracy 0.91" in text

@@ -1,0 +1,276 @@
+"""The model card of a packed model: the template `card.md.jinja`, filled with facts.
+
+`run_card` is for a finished run of `hf-xtc compress`, `model_card` for a model of which the configuration is all that
+is known. The template escapes nothing (`ModelCard.from_template` renders without autoescape), so text that comes from
+outside, such as names of models, labels and data, is HTML-escaped here.
+"""
+
+import html
+import math
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from hf_xtc.compression.origin import is_license_id
+from hf_xtc.compression.size_ledger import ledger
+from hf_xtc.distillation.terms import XTC
+from hf_xtc.files.writing import write_text
+from hf_xtc.hub.results import Run, metric_text, results_table
+from hf_xtc.hub.upload import FOLDER_ARGUMENT
+from hf_xtc.quantization.specs import QUANTIZERS
+from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+}
+_PIPELINE = """import {package}  # registers the architecture
+from transformers import pipeline
+
+pipe = pipeline("{tag}", {folder}"""
+# The Hub still has this tag, transformers 5 no longer has the pipeline.
+_QUESTION_ANSWERING = """import {package}  # registers the architecture
+from transformers import AutoModelForQuestionAnswering
+
+model = AutoModelForQuestionAnswering.from_pretrained({folder}"""
+_MODEL = """from {package} import {model_class}
+
+model = {model_class}.from_pretrained({folder}"""
+
+
+def run_card(run: Run) -> str:
+    """The model card of a finished run, with its results as `model-index` metadata."""
+    packed, teacher = run.rows[-1], run.rows[0]
+    stages = run.provenance.get("stages", [])
+    return _render(
+        _metadata(
+            run.recipe,
+            run.provenance,
+            tags=["knowledge-distillation"],
+            pipeline_tag="text-classification",
+            model_name=html.escape(run.name),
+            eval_results=_eval_results(run) or None,
+            model_sha256=run.sha256,
+        ),
+        name=html.escape(run.name),
+        depth=packed.layers,
+        family="BERT",
+        weights=run.recipe.weights or "float",
+        bytes=f"{packed.bytes:,}",
+        ratio=f"{teacher.bytes / packed.bytes:.1f}",
+        use=usage("ForSequenceClassification"),
+        ledger=run.ledger,
+        made=[*_command_lines(run.command), *_fact_lines(run.provenance)] or ["not recorded"],
+        recipe=run.recipe.to_json(),
+        citations=run.citations or ["none"],
+        run={
+            "task": html.escape(run.task),
+            "metric": html.escape(run.metric),
+            "teacher_depth": teacher.layers,
+            "score": _score(run),
+            "table": results_table(run),
+            "measured": run.metric in packed.metrics,
+            "selection": html.escape(run.selection, quote=False),
+            "stages": [_stage_cells(stage, run.metric) for stage in stages],
+            "tried": [_tried_line(stage) for stage in stages if stage["tried"]],
+            "seeds": _seeds(run),
+        },
+    )
+
+
+def model_card(
+    config: Any,
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    made: Mapping[str, Any] | None = None,
+    citations: Sequence[str] = (),
+    sha256: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """The model card of a packed model, from its configuration.
+
+    Args:
+        config (`PreTrainedConfig`), model_class (`type`): Of an XTC model in either state.
+        name (`str`): What the card calls the model: `user/name`, or the name of a folder.
+        metrics (`dict[str, float]`, *optional*): Of the last evaluation; without them the card says "Not measured".
+        made (`dict`, *optional*): JSON facts of how it was made; they are added to the provenance in `config`.
+        citations (`Sequence[str]`): Sources of its training; those of its quantizers are added.
+        sha256 (`str`, *optional*): Of `model.safetensors`; `hf-xtc verify` compares it with the file's.
+        metadata (`dict`, *optional*): More fields of `ModelCardData`: license, language, tags, datasets.
+    """
+    size, facts = ledger(config, model_class=model_class), {**config.xtc.get("provenance", {}), **(made or {})}
+    recipe: XTCRecipe = config.recipe
+    given = {key: value for key, value in (metadata or {}).items() if value is not None}
+    fields = {"pipeline_tag": _pipeline_tag(model_class.__name__), "model_sha256": sha256, **given}
+    return _render(
+        _metadata(recipe, facts, **fields),
+        name=html.escape(name),
+        depth=config.num_hidden_layers,
+        family="BERT" if config.model_type == "xtc_bert" else html.escape(config.model_type.removeprefix("xtc_")),
+        weights=recipe.weights or "float",
+        bytes=f"{size.total_bytes:,}",
+        ratio=f"{size.float32_bytes / size.total_bytes:.1f}",
+        use=usage(model_class.__name__, model_class.__module__.partition(".")[0]),
+        metrics=[(html.escape(key), metric_text(value)) for key, value in (metrics or {}).items()],
+        ledger=size,
+        made=_fact_lines(facts) or ["not recorded"],
+        recipe=recipe.to_json(),
+        citations=sorted({XTC, *citations, *quantizer_citations(recipe)}),
+        run={},
+    )
+
+
+def write_card(run: Run, path: str | os.PathLike[str]) -> None:
+    """Writes the card of a run to a file, the `README.md` of its model folder.
+
+    Raises:
+        StateError: if the file cannot be written.
+    """
+    write_text(path, run_card(run))
+
+
+def usage(class_name: str, package: str = "hf_xtc") -> str:
+    """Python code that loads a model from the card's own folder; see `FOLDER_ARGUMENT`.
+
+    Args:
+        class_name (`str`): Name of the model's class; its ending selects the pipeline.
+        package (`str`): The package that registers the architecture.
+    """
+    tag = _pipeline_tag(class_name)
+    if tag == "question-answering":
+        return _QUESTION_ANSWERING.format(package=package, folder=FOLDER_ARGUMENT)
+    if tag is not None:
+        return _PIPELINE.format(package=package, tag=tag, folder=FOLDER_ARGUMENT)
+    return _MODEL.format(package=package, model_class=class_name, folder=FOLDER_ARGUMENT)
+
+
+def quantizer_citations(recipe: XTCRecipe) -> set[str]:
+    """Sources of the quantizers that a recipe uses."""
+    return {QUANTIZERS[spec.quantizer].citation for spec in map(recipe.spec, SCOPES) if spec is not None} - {""}
+
+
+def _render(data: ModelCardData, **facts: Any) -> str:
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **facts))
+
+
+def _metadata(
+    recipe: XTCRecipe, facts: Mapping[str, Any], *, tags: Sequence[str] | str = (), **fields: Any
+) -> ModelCardData:
+    """The card's metadata: tags of the recipe, the teacher's name and licence from `facts`, and `fields`.
+
+    `fields` win over the facts; `None` leaves a field out.
+    """
+    own = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
+    more = [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in own]
+    known = {"base_model": facts.get("base_model"), "license": _license(facts), "library_name": "transformers"}
+    given = {key: value for key, value in {**known, **fields}.items() if value is not None}
+    return ModelCardData(tags=[*own, *more], **given)
+
+
+def _license(facts: Mapping[str, Any]) -> str | list[str] | None:
+    """The teacher's licence as metadata; the Hub refuses names that are not identifiers, so those are left out."""
+    stated = facts.get("teacher_license") or []
+    names = [name for name in ([stated] if isinstance(stated, str) else stated) if is_license_id(name)]
+    return names[0] if len(names) == 1 else names or None
+
+
+def _pipeline_tag(class_name: str) -> str | None:
+    """The Hub's tag for the head of a model class, by the class's name."""
+    return next((tag for head, tag in PIPELINES.items() if class_name.endswith(head)), None)
+
+
+def _eval_results(run: Run) -> list[EvalResult]:
+    """The packed file's metrics; the Hub takes finite numbers, and types of data sets without spaces."""
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=re.sub(r"[^\w.-]+", "-", run.task, flags=re.ASCII),
+            dataset_name=html.escape(run.task),
+            dataset_split="validation",
+            metric_type=metric,
+            metric_value=round(value, 6),
+        )
+        for metric, value in run.rows[-1].metrics.items()
+        if metric != "loss" and math.isfinite(value)
+    ]
+
+
+def _score(run: Run) -> str:
+    """The packed file's main metric: as a share of the teacher's, or by itself where there is no such share."""
+    packed, teacher = (row.metrics.get(run.metric, math.nan) for row in (run.rows[-1], run.rows[0]))
+    metric = html.escape(run.metric)
+    if math.isfinite(packed) and teacher > 0:
+        return f"{packed / teacher:.1%} of the teacher's {metric}"
+    return f"{metric} {metric_text(packed)}"
+
+
+def _seeds(run: Run) -> str:
+    if len(run.seeds) < 2:
+        return "One run with one seed; the spread over seeds was not measured."
+    scores = list(run.seeds.values())
+    names = ", ".join(str(seed) for seed in run.seeds)
+    return (
+        f"Over the seeds {names} the packed file's {html.escape(run.metric)} is {statistics.mean(scores):.4f} on "
+        f"average, with a standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
+        f"{run.provenance['training']['seed']}, the best of them on the train rows held out."
+    )
+
+
+def _command_lines(command: str | None) -> list[str]:
+    if not command:
+        return []
+    # Markdown takes what is between backticks literally, unless it contains a backtick.
+    return [
+        f"command: <code>{html.escape(command, quote=False)}</code>" if "`" in command else f"command: `{command}`"
+    ]
+
+
+def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
+    """`key: value` lines of JSON facts, escaped. A teacher without a licence gets "not stated"; the stages are left
+    out, for the card has a table of them."""
+    if "teacher" in facts:
+        facts = {"teacher": facts["teacher"], "teacher_license": "not stated", **facts}
+    return [
+        f"{html.escape(key.replace('_', ' '))}: {html.escape(_fact_text(value), quote=False)}"
+        for key, value in facts.items()
+        if key != "stages"
+    ]
+
+
+def _fact_text(value: Any) -> str:
+    """A JSON value without brackets and quotes: `learning rate 0.0001, steps 3`; list entries are parted by `;`."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_fact_text(entry)}" for name, entry in value.items() if entry != []
+        )
+    if isinstance(value, list):
+        return "; ".join(map(_fact_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _stage_cells(stage: Mapping[str, Any], metric: str) -> list[str]:
+    return [
+        html.escape(stage["stage"]),
+        html.escape(stage["start"]),
+        f"{stage['learning_rate']:g}",
+        f"{stage['steps']:,}",
+        f"{stage['epochs']:g}",
+        f"{stage['seconds']:,.0f}",
+        "-" if stage["selection"] is None else f"{stage['selection'][metric]:.4f}",
+        f"{stage['metrics'][metric]:.4f}",
+    ]
+
+
+def _tried_line(stage: Mapping[str, Any]) -> str:
+    return html.escape(f"tried in {stage['stage']}: {_fact_text(stage['tried'])}", quote=False)

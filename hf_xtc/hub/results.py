@@ -1,0 +1,92 @@
+"""The results of a compression run: the rows of its table, and everything that its model card states."""
+
+import html
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hf_xtc.compression.size_ledger import Ledger
+from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a run.
+
+    `metrics` are of the validation split, `bytes` is the size of its weight files, `layers` its depth, and `storage`
+    says how its weights are stored.
+    """
+
+    model: str
+    metrics: dict[str, float]
+    bytes: int
+    layers: int
+    storage: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished compression run: its measurements and its settings.
+
+    The rows are the teacher, the student after each stage, and the packed file. `seeds` maps each seed to the main
+    metric of its packed file, where several runs differ in the seed alone; this run is one of them. `command` is the
+    command that reproduces the file, and `sha256` the hash of its weights.
+    """
+
+    name: str
+    task: str
+    metric: str
+    rows: list[Row]
+    ledger: Ledger
+    provenance: dict[str, Any]
+    recipe: XTCRecipe
+    selection: str
+    citations: list[str] = field(default_factory=list)
+    seeds: dict[int, float] = field(default_factory=dict)
+    command: str | None = None
+    sha256: str | None = None
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as a JSON object."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "metric": self.metric,
+            "rows": [asdict(row) for row in self.rows],
+            "ledger": self.ledger.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "provenance": self.provenance,
+            "selection": self.selection,
+            "seeds": self.seeds,
+            "command": self.command,
+            "sha256": self.sha256,
+            "log": self.log,
+        }
+
+
+def results_table(run: Run) -> str:
+    """The rows of a run as a Markdown table whose columns line up in a terminal; names are HTML-escaped."""
+    teacher = run.rows[0]
+    header = ["model", f"{html.escape(run.metric)}, validation", "bytes on disk", "ratio", "layers", "stored as"]
+    body = [
+        [
+            html.escape(row.model),
+            metric_text(row.metrics.get(run.metric)),
+            f"{row.bytes:,}",
+            f"{teacher.bytes / row.bytes:.1f}x",
+            str(row.layers),
+            html.escape(row.storage),
+        ]
+        for row in run.rows
+    ]
+    widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *body]
+    return "\n".join(
+        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def metric_text(metric: float | None) -> str:
+    """A metric to four decimal places; "not measured" if it is missing, NaN or infinite."""
+    return "not measured" if metric is None or not math.isfinite(metric) else f"{metric:.4f}"
