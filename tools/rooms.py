@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_xtc"
 # From the ground up.
 ORDER = [
     *("errors", "version", "registry", "checks"),
-    *("files", "native", "quantization", "backends", "recipe", "data"),
+    *("files", "native", "quantization", "backends", "recipe", "data", "tasks"),
     *("modeling", "distillation", "compression", "export", "hub", "training", "runs", "cli"),
 ]
 # They import nothing of the package: the format in numpy, and the code that pushed folders carry.

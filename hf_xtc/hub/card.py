@@ -25,10 +25,12 @@ from hf_xtc.hub.results import Run, metric_text, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
+from hf_xtc.tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+# Ending of a class name -> tag of the Hub; the last three are heads that transformers trains and this package packs.
 PIPELINES = {
-    "ForSequenceClassification": "text-classification",
+    **{task.head: task.pipeline_tag for task in TASKS.values()},
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
@@ -56,7 +58,7 @@ def run_card(run: Run) -> str:
             run.recipe,
             run.provenance,
             tags=["knowledge-distillation"],
-            pipeline_tag="text-classification",
+            pipeline_tag=_pipeline_tag(run.model_class),
             model_name=html.escape(run.name),
             eval_results=_eval_results(run) or None,
             model_sha256=run.sha256,
@@ -67,7 +69,7 @@ def run_card(run: Run) -> str:
         weights=run.recipe.weights or "float",
         bytes=f"{packed.bytes:,}",
         ratio=f"{teacher.bytes / packed.bytes:.1f}",
-        use=usage("ForSequenceClassification"),
+        use=usage(run.model_class),
         ledger=run.ledger,
         made=[*_command_lines(run.command), *_fact_lines(run.provenance)] or ["not recorded"],
         recipe=run.recipe.to_json(),
@@ -194,7 +196,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
     """The packed file's metrics; the Hub takes finite numbers, and types of data sets without spaces."""
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type=_pipeline_tag(run.model_class),
             dataset_type=re.sub(r"[^\w.-]+", "-", run.task, flags=re.ASCII),
             dataset_name=html.escape(run.task),
             dataset_split="validation",

@@ -30,7 +30,7 @@ class Run:
 
     The rows are the teacher, the student after each stage, and the packed file. `seeds` maps each seed to the main
     metric of its packed file, where several runs differ in the seed alone; this run is one of them. `command` is the
-    command that reproduces the file, and `sha256` the hash of its weights.
+    command that reproduces the file, `sha256` the hash of its weights, and `model_class` the name of its class.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Run:
     command: str | None = None
     sha256: str | None = None
     log: list[dict[str, float]] = field(default_factory=list)
+    model_class: str = "XTCBertForSequenceClassification"
 
     def to_dict(self) -> dict[str, Any]:
         """The run as a JSON object."""

@@ -114,18 +114,12 @@ def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
 
 
 def load_teacher(job: Job) -> PreTrainedModel:
-    """The teacher in float32, with a head for the data's labels, which are named.
+    """The teacher in float32, with a head for the data's labels and their names.
 
-    The problem type is stated: transformers would add it to the configuration at the first loss, which a run that goes
-    on may never compute.
+    `align_labels` gave the data the names of the teacher's labels, unless those were generic (`LABEL_0`).
     """
-    head: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if job.data.label_names is not None:
-        # A teacher with generic label names gets the data's; elsewhere align_labels made the two the same.
-        names = dict(enumerate(job.data.label_names))
-        head = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
-        head["problem_type"] = "single_label_classification"
-    return load_model(job.args.teacher, job.args.teacher_revision, **head)
+    head = job.task.head_config(job.data)
+    return load_model(job.args.teacher, job.task.auto_class, job.args.teacher_revision, **head)
 
 
 def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
@@ -150,11 +144,13 @@ def student_stage(
     before: PreTrainedModel | None,
 ) -> tuple[PreTrainedModel, Receipt]:
     """A student of the teacher: from the stage before, the model to start from, or the teacher itself."""
-
     name = job.args.start_from if before is None else None
 
     def build() -> PreTrainedModel:
-        student = started(name, teacher, recipe) if name else compress(teacher, recipe, weights_from=before)
+        if name:
+            student = started(name, job.task.auto_class, teacher, recipe)
+        else:
+            student = compress(teacher, recipe, weights_from=before)
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = stage.dropout
@@ -178,4 +174,15 @@ def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrained
 
     held_out = job.data.selection is not None
     folder = job.training / stage.name
-    return StageRun(folder, key, job.metric, build, trainer, job.validation(), held_out, job.tokenizer, start)
+    return StageRun(
+        folder=folder,
+        key=key,
+        metric=job.metric,
+        build=build,
+        trainer=trainer,
+        validation=job.validation(),
+        held_out=held_out,
+        tokenizer=job.tokenizer,
+        start=start,
+        auto_class=job.task.auto_class,
+    )

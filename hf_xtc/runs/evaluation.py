@@ -3,20 +3,13 @@
 import tempfile
 from typing import Any
 
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
-from hf_xtc.data.metrics import build_compute_metrics
-from hf_xtc.data.task_data import DataArguments, align_labels, load_task, tokenize
+from hf_xtc.data.task_data import DataArguments, load_task
 from hf_xtc.files.writing import write_json
 from hf_xtc.runs.arguments import EvaluateArguments
+from hf_xtc.tasks import task_of
 
 
 def measure(trainer: Trainer, extra: dict[str, Any]) -> dict[str, float]:
@@ -40,22 +33,23 @@ def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str,
         XTCError: if the data do not match the model's head, or the file is damaged.
     """
     data = load_task(data_args)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model)
+    task = task_of(data)
+    model = task.auto_class.from_pretrained(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    data = align_labels(data, model.config.label2id, args.model)
+    data = task.align_labels(data, model.config, args.model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             TrainingArguments(
                 folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False
             ),
-            eval_dataset=tokenize(data.validation, tokenizer, data_args.max_length),
+            eval_dataset=task.tokenize(data.validation, tokenizer, data_args.max_length),
             processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=build_compute_metrics(data.task, regression=data.regression),
+            data_collator=task.collator(tokenizer),
+            compute_metrics=task.compute_metrics(data),
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for the metrics alone
-        extra = {n: tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
+        extra = {n: task.tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
         metrics = measure(trainer, extra)
     if args.output_file is not None:
         write_json(args.output_file, metrics)

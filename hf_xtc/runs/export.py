@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BertConfig, DataCollatorWithPadding
+from transformers import AutoConfig, AutoTokenizer, BertConfig
 
-from hf_xtc.data.task_data import align_labels, load_task, tokenize
+from hf_xtc.data.task_data import load_task
 from hf_xtc.errors import DataError, StateError
 from hf_xtc.export.exporting import Exported, check_export, write_verified
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import ExportArguments, ExportDataArguments
+from hf_xtc.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +86,11 @@ def validation_batches(
         DataError: if they do not match the head of a sequence classifier.
     """
     data = load_task(data_args)
-    if type(model).__name__.endswith("SequenceClassification"):
-        data = align_labels(data, model.config.label2id, args.model)
-    rows = tokenize(data.validation, tokenizer, data_args.max_length).remove_columns("labels")
-    collate = DataCollatorWithPadding(tokenizer)
+    task = task_of(data)
+    if type(model).__name__.endswith(task.head):  # another head is verified on the texts alone
+        data = task.align_labels(data, model.config, args.model)
+    rows = task.tokenize(data.validation, tokenizer, data_args.max_length).remove_columns("labels")
+    collate = task.collator(tokenizer)
     return (
         _completed(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
         for start in range(0, len(rows), args.batch_size)

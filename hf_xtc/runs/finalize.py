@@ -58,6 +58,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
         citations=_citations(job),
         sha256=weights_sha256(job.out),
         log=receipts[-1].log,
+        model_class=type(student).__name__,
     )
     write_json(job.out / "metrics.json", run.to_dict())
     write_card(run, job.out / "README.md")

@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.data.augmentation import augment
-from hf_xtc.data.metrics import build_compute_metrics, main_metric
-from hf_xtc.data.task_data import DataArguments, TaskData, align_labels, load_task, tokenize
+from hf_xtc.data.task_data import DataArguments, TaskData, load_task
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.errors import RecipeError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
@@ -25,6 +24,7 @@ from hf_xtc.runs.fingerprint import deciding, digest, model_digest, open_run, re
 from hf_xtc.runs.schedule import Schedule, budget_epochs
 from hf_xtc.runs.teacher import load_config, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
+from hf_xtc.tasks import task_of
 from hf_xtc.training.arguments import XTCTrainingArguments
 from hf_xtc.training.trainer import XTCTrainer
 
@@ -56,8 +56,8 @@ class Job:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
         if self.data.selection is not None:
             splits["selection"] = self.data.selection
-        length = self.data_args.max_length
-        self.tokenized = {name: tokenize(split, self.tokenizer, length) for name, split in splits.items()}
+        self.task, length = task_of(self.data), self.data_args.max_length
+        self.tokenized = {name: self.task.tokenize(split, self.tokenizer, length) for name, split in splits.items()}
 
     @property
     def out(self) -> Path:
@@ -77,7 +77,7 @@ class Job:
     @property
     def metric(self) -> str:
         """Key of the task's main score."""
-        return main_metric(self.data.task, self.data.regression)
+        return self.task.main_metric(self.data)
 
     def sizes(self) -> dict[str, Any]:
         """Rows of the splits and the longest row."""
@@ -135,7 +135,7 @@ class Job:
             rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
         if rows is not self.data.train:
             texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
-            self.tokenized["train"] = tokenize(rows.select_columns(texts), self.tokenizer, length)
+            self.tokenized["train"] = self.task.tokenize(rows.select_columns(texts), self.tokenizer, length)
 
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
@@ -148,8 +148,8 @@ class Job:
             train_dataset=self.tokenized["train"],
             eval_dataset=self.tokenized.get("selection", self.tokenized["validation"]),
             processing_class=self.tokenizer,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            compute_metrics=build_compute_metrics(self.data.task, regression=self.data.regression),
+            data_collator=self.task.collator(self.tokenizer),
+            compute_metrics=self.task.compute_metrics(self.data),
         )
 
     def validation(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def prepare(
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     if not args.fine_tune:
-        data = align_labels(data, config.label2id, args.teacher)
+        data = task_of(data).align_labels(data, config, args.teacher)
     unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     if args.start_from and students:

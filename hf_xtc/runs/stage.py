@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 
 from hf_xtc.files.writing import WEIGHT_FILES, clear_unfinished, last_checkpoint, whole_folder, write_json
 from hf_xtc.runs.evaluation import measure
@@ -79,6 +79,7 @@ class StageRun:
         held_out (`bool`): Whether there are held-out rows.
         tokenizer: Saved beside the weights.
         start (`str`): What the weights are at the start, in words for a card.
+        auto_class (`type`): Loads the stage's model.
     """
 
     folder: Path
@@ -90,6 +91,12 @@ class StageRun:
     held_out: bool
     tokenizer: Any
     start: str
+    auto_class: Any
+
+    def load(self) -> PreTrainedModel:
+        """The model in the stage's folder, in float32."""
+        model: PreTrainedModel = self.auto_class.from_pretrained(self.folder, dtype="float32")
+        return model
 
 
 def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
@@ -101,7 +108,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
     receipt = read_receipt(run.folder, run.key)
     if receipt is not None:
         logger.info("Stage %s was finished before.", stage.name)
-        return _load(run.folder), receipt
+        return run.load(), receipt
     if len(stage.learning_rates) > 1:
         rates = {rate: run.folder / f"lr-{rate:g}" for rate in stage.learning_rates}
         receipts = {rate: _train(stage, run, rate, folder) for rate, folder in rates.items()}
@@ -156,7 +163,7 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
 
 def _finish(run: StageRun, receipt: Receipt, tried: list[dict[str, float]]) -> tuple[PreTrainedModel, Receipt]:
     """Measures the model that stays on the validation rows and signs the stage's folder."""
-    model = _load(run.folder)
+    model = run.load()
     trainer = run.trainer(model, run.folder, receipt.learning_rate)
     main, *extra = run.validation
     trainer.eval_dataset = run.validation[main]
@@ -174,8 +181,3 @@ def _chosen_by(best: bool, held_out: bool) -> str:
     if not best:
         return "the last step"
     return "the best step on train rows held out" if held_out else "the best step on the validation split it reports"
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")
-    return model

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from hf_xtc.compression.origin import hub_license, origin
 from hf_xtc.errors import XTCError
@@ -40,11 +40,12 @@ def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
     return _loaded(AutoTokenizer, teacher, revision)
 
 
-def load_model(teacher: str, revision: str | None = None, **head: Any) -> PreTrainedModel:
+def load_model(teacher: str, auto_class: Any, revision: str | None = None, **head: Any) -> PreTrainedModel:
     """A teacher in float32, its adapter merged if it is one.
 
     Args:
         teacher (`str`), revision (`str`, *optional*): As given to the command line.
+        auto_class (`type`): The Auto class of the task.
         head: What the configuration shall say of the head: `num_labels`, `id2label` and so on.
 
     Raises:
@@ -52,9 +53,7 @@ def load_model(teacher: str, revision: str | None = None, **head: Any) -> PreTra
         StateError: if an adapter's base is packed.
         OSError: if there is no such model.
     """
-    model: PreTrainedModel = _loaded(
-        AutoModelForSequenceClassification, teacher, revision, dtype=torch.float32, **head
-    )
+    model: PreTrainedModel = _loaded(auto_class, teacher, revision, dtype=torch.float32, **head)
     return model if adapter_base(teacher) is None else with_adapter(model, teacher)
 
 

@@ -42,12 +42,12 @@ def _shape(config: Any) -> dict[str, Any]:
     return {"model_type": config_class.model_type, **sizes}
 
 
-def started(name: str, teacher: PreTrainedModel, recipe: XTCRecipe) -> PreTrainedModel:
+def started(name: str, auto_class: Any, teacher: PreTrainedModel, recipe: XTCRecipe) -> PreTrainedModel:
     """A latent student of the teacher with its head and the encoder of another model, which `check_start` has passed.
 
     Packed weights become latent ones at the values they stand for, so that annealing starts from the quantized model.
     """
-    model = load_model(name)
+    model = load_model(name, auto_class)
     encoder = (unpack_model(model) if is_packed(model) else model).base_model.state_dict()
     student = compress(teacher, recipe)
     own = {key for key in student.base_model.state_dict() if "activation.range" not in key}

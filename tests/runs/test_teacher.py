@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer, teacher
 # PEFT 0.21 asks a property of models that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
+load_classifier = partial(load_model, auto_class=AutoModelForSequenceClassification)
 WORDS = ["good", "bad", "so", "film", "plot"]
 VOCAB = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
 SHAPE = {"hidden_size": 36, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 50}
@@ -50,7 +52,7 @@ def logits(model, tokenizer):
 
 def test_an_adapter_is_merged_into_the_base_that_it_names(folders):
     assert load_config("adapter").num_labels == 3
-    tokenizer, model = load_tokenizer("adapter"), load_model("adapter", num_labels=3)
+    tokenizer, model = load_tokenizer("adapter"), load_classifier("adapter", num_labels=3)
     assert type(model).__name__ == "BertForSequenceClassification"
     assert not any("lora" in name for name in model.state_dict())
     base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=3)
@@ -98,7 +100,7 @@ def test_a_run_compresses_what_the_adapter_makes_of_its_base(folders, capsys):
     assert not (folders / "out2").exists()
 
 
-@pytest.mark.parametrize("load", [load_config, load_tokenizer, load_model])
+@pytest.mark.parametrize("load", [load_config, load_tokenizer, load_classifier])
 @pytest.mark.parametrize("base", [None, "", "nowhere"])
 def test_a_base_that_cannot_be_found_is_one_error(folders, load, base):
     adapter_config(base_model_name_or_path=base)
@@ -117,21 +119,21 @@ def test_an_adapter_of_another_shape_is_refused(folders):
     wide = BertConfig(vocab_size=len(VOCAB), **{**SHAPE, "hidden_size": 48})
     BertModel(wide).save_pretrained("base")
     with pytest.raises(XTCError, match=r"^The adapter in adapter does not fit its base model Bert"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 def test_prompts_cannot_be_merged(folders):
     base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=3)
     get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)).save_pretrained("adapter")
     with pytest.raises(XTCError, match=r"of a kind that cannot be merged into weights: PROMPT_TUNING\.$"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 def test_a_packed_base_is_refused(folders):
     base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=3)
     pack_model(compress(base, XTCRecipe())).save_pretrained("base")
     with pytest.raises(StateError, match="cannot be merged into packed weights"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
@@ -149,13 +151,13 @@ def edit_adapter(change):
 def test_an_adapter_that_lacks_tensors_is_refused_rather_than_drawn(folders):
     edit_adapter(lambda tensors: tensors.pop(next(name for name in tensors if "lora_A" in name)))
     with pytest.raises(XTCError, match=r"does not hold 1 tensors that its adapter_config.json promises"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 def test_an_adapter_of_no_numbers_is_refused(folders):
     edit_adapter(lambda tensors: tensors[next(name for name in tensors if "lora_B" in name)].fill_(float("nan")))
     with pytest.raises(XTCError, match="holds NaN or infinite values"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 def test_an_adapter_is_never_unpickled(folders):
@@ -163,7 +165,7 @@ def test_an_adapter_is_never_unpickled(folders):
     torch.save(tensors, "adapter/adapter_model.bin")
     Path("adapter/adapter_model.safetensors").unlink()
     with pytest.raises(XTCError, match=r"adapter_model.safetensors is truncated or no safetensors file"):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +186,4 @@ def test_an_adapter_is_never_unpickled(folders):
 def test_a_configuration_that_peft_cannot_take_is_one_error(folders, changes):
     adapter_config(**changes)
     with pytest.raises(XTCError):
-        load_model("adapter", num_labels=3)
+        load_classifier("adapter", num_labels=3)

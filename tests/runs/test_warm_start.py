@@ -45,7 +45,7 @@ def assert_same_encoder(model, packed):
 
 def test_the_encoder_is_the_others_and_the_head_the_teachers(folder, packed):
     teacher = teacher_of(folder)
-    student = started(str(folder / "packed"), teacher, RECIPE)
+    student = started(str(folder / "packed"), AutoModelForSequenceClassification, teacher, RECIPE)
     assert student.config.layer_map.layers == (1, 3)
     assert torch.equal(student.classifier.weight, teacher.classifier.weight)
     assert_same_encoder(pack_model(student), packed)
@@ -54,7 +54,7 @@ def test_the_encoder_is_the_others_and_the_head_the_teachers(folder, packed):
 def test_a_latent_one_gives_its_latent_weights(folder, packed, tmp_path):
     latent = compress(teacher_of(folder), XTCRecipe(layers=(0, 1)))
     latent.save_pretrained(tmp_path / "latent")
-    student = started(str(tmp_path / "latent"), teacher_of(folder), RECIPE)
+    student = started(str(tmp_path / "latent"), AutoModelForSequenceClassification, teacher_of(folder), RECIPE)
     key = "encoder.layer.1.output.dense.weight"
     assert torch.equal(student.base_model.state_dict()[key], latent.base_model.state_dict()[key])
 
