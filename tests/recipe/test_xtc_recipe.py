@@ -263,7 +263,7 @@ def test_layer_map_that_does_not_fit_the_teacher(recipe, text):
 
 
 def test_from_json_refuses_what_is_no_recipe():
-    with refuses("The recipe is no JSON: Expecting value: line 1 column 1 (char 0)."):
+    with refuses("The recipe is not valid JSON: Expecting value: line 1 column 1 (char 0)."):
         XTCRecipe.from_json("oops")
     with refuses("A recipe is a JSON object, not [1]."):
         XTCRecipe.from_json("[1]")
