@@ -1,8 +1,8 @@
-"""Packed matrix products: what multiplies a float input by a packed weight.
+"""Backends: implementations of the product of a float input and a packed weight.
 
-A backend holds no state of its own and never changes the file layout. `reference` defines the result; the others
-compute the same sums in integers and promise a stated tolerance against it. Choose with `model.set_backend(name)`, the
-environment variable `XTC_BACKEND`, or `PackedLinear.backend`.
+A backend holds no state and never changes the file layout. `reference` defines the result; the others compute the same
+sums in integers and equal it within a stated tolerance. Choose one with `model.set_backend(name)`, the environment
+variable `XTC_BACKEND`, or `PackedLinear.backend`.
 """
 
 from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product

@@ -1,4 +1,4 @@
-"""Which backend a packed linear runs on: the one asked for, where it serves the operands, else the reference."""
+"""Chooses the backend of a packed linear: the requested one if it supports the operands, else the reference."""
 
 import logging
 import os
@@ -16,30 +16,30 @@ DEFAULT = "auto"
 
 
 def default_backend() -> str:
-    """The name that new packed layers start with: `XTC_BACKEND` of the environment, else `DEFAULT`."""
+    """The backend of new packed layers: the environment variable `XTC_BACKEND`, else `DEFAULT`."""
     return check_backend(os.environ.get("XTC_BACKEND") or DEFAULT)
 
 
 def check_backend(name: str) -> str:
-    """`name`, if there is a backend of that name.
+    """Returns `name` if a backend of that name is registered.
 
     Raises:
-        XTCError: if there is none (names those there are).
+        XTCError: if there is none (lists those registered).
     """
     BACKENDS[name]
     return name
 
 
 def choose(name: str, product: Product, *, gradient: bool) -> str:
-    """The name of the backend that computes `product` when `name` is asked for.
+    """The name of the backend that computes `product` when `name` is requested.
 
     Args:
         name (`str`): A name in `BACKENDS`.
         product (`Product`): The operands.
-        gradient (`bool`): Gradients shall pass. "auto" leaves that, and `torch.compile`, to the reference.
+        gradient (`bool`): Whether gradients must flow. "auto" then uses the reference, as under `torch.compile`.
 
     Raises:
-        StateError: if gradients shall pass through a backend that was named and has none.
+        StateError: if gradients must flow and the backend, other than "auto", is not differentiable.
         XTCError: if the backend does not exist.
     """
     backend: Backend = BACKENDS[name]()
@@ -53,14 +53,15 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
             )
         return "reference"
     if not backend.supports(product):
-        _say_fallback(name, _reason(product))
+        _warn_fallback(name, _unsupported(product))
         return "reference"
     if not torch.compiler.is_compiling():
         say_choice(name, variant())
     return name
 
 
-def _reason(product: Product) -> str:
+def _unsupported(product: Product) -> str:
+    """The operand that no integer backend supports, in words."""
     if product.activation is None:
         return "activations in float"
     if not product.dtype.is_floating_point:
@@ -73,11 +74,11 @@ def _reason(product: Product) -> str:
 
 @cache
 def say_choice(name: str, native: str | None) -> None:
-    """Logs, once, what packed linears run on."""
+    """Logs, once, the backend and operations that packed linears run on."""
     how = "PyTorch operations (no native operator)" if native is None else f"the native operator ({native})"
     logger.info("Packed linears run on the %r backend, %s.", name, how)
 
 
 @cache
-def _say_fallback(name: str, reason: str) -> None:
-    logger.warning("The %r backend does not serve %s; such linears run on 'reference'.", name, reason)
+def _warn_fallback(name: str, reason: str) -> None:
+    logger.warning("The %r backend does not support %s; such linears run on 'reference'.", name, reason)

@@ -1,9 +1,9 @@
 """The integer backends: codes times 8-bit activations, summed exactly in 32 bits, then scaled per token and channel.
 
 `int8` expands the codes to bytes once; `packed` keeps them packed in memory (binary 1 bit, ternary 2 bits) and expands
-a tile at a time; `auto` takes the one that was measured to be faster. Each runs on the native operator where that is
-installed and serves the operands, and on PyTorch's own operations everywhere else. Both differ from the reference in
-float32 rounding only.
+a tile at a time; `auto` uses the one that was measured to be faster. Each runs on the native operator where that is
+installed and supports the operands, and on PyTorch operations otherwise. Both differ from the reference in float32
+rounding only.
 """
 
 import torch
@@ -35,7 +35,7 @@ def native_serves(product: Product) -> bool:
 
 
 def integer_product(x: Tensor, weight: Tensor, largest: int) -> Tensor:
-    """`x @ weight.T` of int8 integers: exact sums, as float32.
+    """`x @ weight.T` of int8 integers, summed exactly, as float32.
 
     Args:
         x (`torch.Tensor` of shape `(rows, n)`, `int8`), weight (`torch.Tensor` of shape `(columns, n)`, `int8`).
@@ -44,23 +44,23 @@ def integer_product(x: Tensor, weight: Tensor, largest: int) -> Tensor:
     if x.is_cuda:
         return padded_int_mm(x, weight).float()
     # Without VNNI, PyTorch's integer product is 20 times slower than its float one, which is exact below 2**24. With
-    # it, torch 2.13 gives garbage for one column (strides of 1 in both axes).
+    # it, torch 2.13 gives wrong results for one column (strides of 1 in both axes).
     if (x.shape[1] == 1 or not torch.cpu._is_vnni_supported()) and 128 * largest * x.shape[1] < 2**24:
         return x.float() @ weight.float().t()
     return torch._int_mm(x, weight.t()).float()
 
 
 def padded_int_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """`torch._int_mm(x, weight.T)` where it takes more than 16 rows, and sizes divisible by 8, only (CUDA)."""
+    """`torch._int_mm(x, weight.T)`, padded to more than 16 rows and sizes divisible by 8, as CUDA requires."""
     rows, columns = x.shape[0], weight.shape[0]
-    more, short, thin = max(17 - rows, 0), -x.shape[1] % 8, -columns % 8
-    x = torch.nn.functional.pad(x, (0, short, 0, more))
-    weight = torch.nn.functional.pad(weight, (0, short, 0, thin))
+    extra_rows, extra_inner, extra_columns = max(17 - rows, 0), -x.shape[1] % 8, -columns % 8
+    x = torch.nn.functional.pad(x, (0, extra_inner, 0, extra_rows))
+    weight = torch.nn.functional.pad(weight, (0, extra_inner, 0, extra_columns))
     return torch._int_mm(x, weight.t())[:rows, :columns]
 
 
 class _Expanded:
-    """A weight as int8 integers: `weight = step * integers`, one step per tensor, row or group of columns."""
+    """The product with a weight held as int8: `weight = step * integers`, a step per tensor, row or column group."""
 
     def __init__(self, product: Product):
         weight, self.bias, activation, _ = product
@@ -78,7 +78,7 @@ class _Expanded:
 
     def __call__(self, x: Tensor) -> Tensor:
         levels = self.activation.levels(x.detach().reshape(-1, x.shape[-1]))
-        # Asymmetric levels of 8 bits go from 0 to 255: half of that is added after the product, as whole numbers too.
+        # Asymmetric 8-bit levels span 0 to 255: subtract 128 to fit int8, add it back exactly after the product.
         shift = 128 if levels.offset is not None and self.activation.spec.bits == 8 else 0
         values = (levels.values - shift if shift else levels.values).to(torch.int8)
         groups = self.step.shape[1] if self.grouped else 1
@@ -86,12 +86,12 @@ class _Expanded:
         for group, (part, weight) in enumerate(
             zip(values.chunk(groups, 1), self.integers.chunk(groups, 1), strict=True)
         ):
-            whole = integer_product(part, weight.contiguous(), self.largest)
+            sums = integer_product(part, weight.contiguous(), self.largest)
             if levels.offset is None:
-                y += whole * levels.scale * self.step[:, group]
+                y += sums * levels.scale * self.step[:, group]
             else:
                 total = weight.float().sum(1)
-                y += ((whole + shift * total) * levels.scale + total * levels.offset) * self.step[:, group]
+                y += ((sums + shift * total) * levels.scale + total * levels.offset) * self.step[:, group]
         if self.bias is not None:
             y += self.bias.detach().float()
         return y.to(x.dtype).view(*x.shape[:-1], len(self.integers))
@@ -115,8 +115,8 @@ class _IntegerBackend(Backend):
 
 
 def _native(product: Product, layout: int) -> Prepared:
-    """The product by the native operator. An input that it cannot read (another width or device, a tracer) goes to the
-    reference, and so has PyTorch's usual result or error."""
+    """The product on the native operator. Inputs that it does not support (another width or device, a tracer) go to
+    the reference, which gives PyTorch's usual result or error."""
     levels = get_quantizer(product.weight.spec.quantizer).levels
     weight = native.NativeWeight([product.weight], [product.bias], levels, layout)
     reference = ReferenceBackend().prepare(product)
@@ -125,7 +125,7 @@ def _native(product: Product, layout: int) -> Prepared:
 
 @BACKENDS.register("int8")
 class Int8Backend(_IntegerBackend):
-    """Codes expanded to one byte each at the first forward."""
+    """Expands codes to one byte each at the first forward."""
 
     def prepare(self, product: Product) -> Prepared:
         return _native(product, native.BYTES) if native_serves(product) else _Expanded(product)
@@ -133,7 +133,7 @@ class Int8Backend(_IntegerBackend):
 
 @BACKENDS.register("packed")
 class PackedBackend(_IntegerBackend):
-    """Codes stay packed in memory: a tile at a time is expanded inside the native operator; without it, one layer."""
+    """Keeps codes packed in memory and expands a tile at a time; without the native operator, a layer at a time."""
 
     def prepare(self, product: Product) -> Prepared:
         layout = packed_layout(product.weight.spec.quantizer)

@@ -8,7 +8,7 @@ from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
 
 @BACKENDS.register("reference")
 class ReferenceBackend(Backend):
-    """Decodes the whole weight at every call: exact, and as slow as it sounds for small batches."""
+    """Decodes the whole weight at every call: exact, but slow for small batches."""
 
     differentiable = True
 

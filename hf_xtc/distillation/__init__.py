@@ -1,1 +1,1 @@
-"""Distillation: the terms of the loss, the matching of student and teacher, and the teacher cache."""
+"""Distillation: loss terms, matching of student and teacher, and the teacher cache."""

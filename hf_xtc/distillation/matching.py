@@ -1,4 +1,4 @@
-"""How student and teacher are matched: the terms to train with, the order of labels, the head, and the layers."""
+"""Matches student and teacher: loss terms, label order, head, and layers."""
 
 import logging
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_terms(weights: Mapping[str, float], temperature: float) -> dict[str, DistillationTerm]:
-    """The terms of these names, by name; `temperature` is that of the term 'logits'."""
+    """Name -> term, for the names in `weights`; `temperature` is used by the term 'logits'."""
     options: dict[str, dict[str, Any]] = {"logits": {"temperature": temperature}}
     return {name: TERMS[name](**options.get(name, {})) for name in weights}
 
 
 def label_order(student: Any, teacher: Any) -> list[int] | None:
-    """Indices that bring the teacher's logits into the student's label order; `None` if they are in it already.
+    """Indices that reorder the teacher's logits into the student's label order; `None` if none are needed.
 
     Args:
         student, teacher (`PreTrainedConfig`): Their `label2id` are compared by name, ignoring case.
@@ -28,18 +28,18 @@ def label_order(student: Any, teacher: Any) -> list[int] | None:
     """
     if student.num_labels != teacher.num_labels or not getattr(teacher, "id2label", None):
         return None
-    ours = [str(student.id2label[i]).lower() for i in range(student.num_labels)]
-    theirs = [str(teacher.id2label[i]).lower() for i in range(teacher.num_labels)]
+    student_labels = [str(student.id2label[i]).lower() for i in range(student.num_labels)]
+    teacher_labels = [str(teacher.id2label[i]).lower() for i in range(teacher.num_labels)]
     generic = [f"label_{i}" for i in range(student.num_labels)]
-    if ours == theirs or generic in (ours, theirs):
+    if student_labels == teacher_labels or generic in (student_labels, teacher_labels):
         return None
-    if sorted(ours) != sorted(theirs):
+    if sorted(student_labels) != sorted(teacher_labels):
         raise XTCError(
-            f"The student's labels are {ours}, the teacher's {theirs}: their logits mean different things. "
-            "Set label2id and id2label of both configs to the same names."
+            f"The student's labels are {student_labels}, the teacher's {teacher_labels}: their logits mean different "
+            "things. Set label2id and id2label of both configs to the same names."
         )
     logger.warning("Teacher and student order their labels differently; the teacher's logits are reordered by name.")
-    return [theirs.index(name) for name in ours]
+    return [teacher_labels.index(name) for name in student_labels]
 
 
 def fit_logits(term: DistillationTerm | None, student: Any) -> None:
@@ -79,7 +79,7 @@ def fit_layers(student: Any, teacher: Any) -> LayerMap:
 
 
 def stage_terms(names: list[str], stage: int, stages: int) -> list[str]:
-    """The terms that train in one stage: 2 stages are intermediate, head; 3 are intermediate, all, head.
+    """The terms of one stage: with 2 stages intermediate, head; with 3 intermediate, all, head.
 
     Raises:
         RecipeError: if no term is left for the stage.

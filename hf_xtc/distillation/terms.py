@@ -1,8 +1,8 @@
 """Distillation terms: each maps the outputs of student and teacher for one batch to a scalar loss.
 
-All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and a
-batch split in two halves gives the mean of the two losses (gradient accumulation and data parallelism change nothing).
-Layers are summed, as in the reference code. Terms see tensors only; the trainer weights, adds and logs them.
+All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and the
+loss of a batch is the mean of those of its halves (gradient accumulation and data parallelism change nothing). Layers
+are summed, as in the reference code. Terms take tensors only; the trainer weights, adds and logs them.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.registry import Registry
 
 TERMS = Registry("distillation term")
-"""Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` names them."""
+"""Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` takes names."""
 
 TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
 XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
@@ -27,9 +27,9 @@ XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Sim
 class DistillationTerm(ABC):
     """One part of the distillation loss. Registered in `TERMS` under the name it is logged by.
 
-    `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"); others
-    are not computed. `mapped` terms read only the teacher layers that the layer map names; the teacher cache leaves
-    out the others. `intermediate` terms train the encoder, the others the head (stages train them in turn).
+    `needs` names the model outputs it reads beyond the logits ("hidden_states", "attentions"); others are not
+    computed. `mapped` terms read only the teacher layers in the layer map; the teacher cache leaves out the others.
+    `intermediate` terms train the encoder, the others the head (stages train them in turn).
     """
 
     needs: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ class DistillationTerm(ABC):
 
         Args:
             student (`Mapping[str, Any]`): Outputs of the student, by name: "logits", "hidden_states", "attentions".
-            teacher (`Mapping[str, Any]`): Outputs of the teacher, likewise.
+            teacher (`Mapping[str, Any]`): Outputs of the teacher, by the same names.
             batch (`dict[str, torch.Tensor]`): Model inputs, `attention_mask` of shape `(batch, tokens)` among them.
             layer_map (`LayerMap`): Which teacher layer each student layer is compared with.
 
@@ -51,7 +51,7 @@ class DistillationTerm(ABC):
             `torch.Tensor` of shape `()`, float32.
 
         Raises:
-            XTCError: if the outputs do not match; names the term to drop.
+            XTCError: if the outputs do not match; says which term to drop.
         """
 
 
@@ -79,7 +79,7 @@ def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
     Args:
         batch (`dict[str, torch.Tensor]`): Model inputs; `attention_mask` is `(..., tokens)`, any dtype.
-        like (`torch.Tensor` of shape `(rows, ..., tokens, features)`): An output; gives the rows and the device.
+        like (`torch.Tensor` of shape `(rows, ..., tokens, features)`): An output; the mask has its rows and device.
 
     Returns:
         `torch.Tensor` of shape `(rows, tokens)`, float32; each choice of a multiple-choice example is a row.
@@ -92,7 +92,7 @@ def token_mask(batch: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Mean over examples of the mean of `(student - teacher)**2` over the elements that count.
+    """Mean over examples of the mean of `(student - teacher)**2` over elements whose mask is 1.
 
     Args:
         student, teacher (`torch.Tensor` of shape `(batch, ...)`, any float dtype): The gradient reaches the student.
@@ -102,8 +102,8 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         `torch.Tensor` of shape `()`, float32.
     """
     inner = tuple(range(1, student.dim()))
-    copies = student[0].numel() / mask[0].numel()
-    count = mask.sum(inner, keepdim=True).clamp(min=1) * (copies * student.shape[0])
+    per_entry = student[0].numel() / mask[0].numel()  # elements that share one entry of the mask
+    count = mask.sum(inner, keepdim=True).clamp(min=1) * (per_entry * student.shape[0])
     error: Tensor = _MaskedError.apply(student, teacher, mask, count)
     return error
 
@@ -111,7 +111,7 @@ def masked_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """`-sum_c softmax(teacher / T)_c log_softmax(student / T)_c * T**2`, over the last axis (Hinton et al. 2015).
 
-    Summed over classes, unlike the reference code, which averages over them too (1 / C of this).
+    Summed over classes; the reference code averages over them (1 / C of this).
 
     Args:
         student, teacher (`torch.Tensor` of shape `(..., classes)`): Logits.
@@ -125,14 +125,14 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     return -(target * log_student).sum(-1) * temperature**2
 
 
-def _pair(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor, Tensor]:
-    ours, theirs = student[key], teacher[key]
-    if ours.shape != theirs.shape:
+def _same_shape(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor, Tensor]:
+    """One output of student and teacher; raises `XTCError` if their shapes differ."""
+    if student[key].shape != teacher[key].shape:
         raise XTCError(
-            f"Student and teacher give {key} of shapes {list(ours.shape)} and {list(theirs.shape)}. "
-            f"Use a teacher with the student's head, or drop the term {term!r}."
+            f"Student and teacher give {key} of shapes {list(student[key].shape)} and "
+            f"{list(teacher[key].shape)}. Use a teacher with the student's head, or drop the term {term!r}."
         )
-    return ours, theirs
+    return student[key], teacher[key]
 
 
 @TERMS.register("logits")
@@ -144,7 +144,7 @@ class LogitsTerm(DistillationTerm):
 
     Args:
         temperature (`float`): Softens both distributions.
-        regression (`bool`): Mean squared error whatever the number of outputs.
+        regression (`bool`): Use mean squared error for any number of outputs.
     """
 
     citations = ("Hinton et al., Distilling the Knowledge in a Neural Network, 2015", XTC)
@@ -159,13 +159,13 @@ class LogitsTerm(DistillationTerm):
         keys = [key for key in student if key.endswith("logits") and key in teacher]
         if not keys:
             raise XTCError("Student and teacher have no logits in common; drop the term 'logits'.")
-        losses = [self._loss(key, *_pair(student, teacher, key, "logits"), batch) for key in keys]
+        losses = [self._loss(key, *_same_shape(student, teacher, key, "logits"), batch) for key in keys]
         return torch.stack(losses).sum()
 
     def _loss(self, key: str, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         if key in ("start_logits", "end_logits"):
             padding = token_mask(batch, student.unsqueeze(-1)) == 0
-            # -1e30 and not the lowest float, which a temperature below 1 would make infinite, and 0 * infinity NaN.
+            # Not the lowest float: a temperature below 1 would make it infinite, and 0 * infinity is NaN.
             student, teacher = (x.float().masked_fill(padding, -1e30) for x in (student, teacher))
         if self.regression or student.shape[-1] == 1:
             loss = (student.float() - teacher.detach().float()).square().mean(-1)

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what a file holds, read and compared before any tensor is."""
+"""Headers of safetensors files, read and checked before any tensor is loaded."""
 
 import hashlib
 import os
@@ -21,20 +21,18 @@ _DTYPES = {
     "I8": torch.int8,
     "I64": torch.int64,
 }
-
-
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tensor_bytes(file: str | os.PathLike[str]) -> int:
-    """Bytes of a safetensors file less its header: those of its tensors."""
+    """Bytes of the tensors of a safetensors file: its size without the header."""
     with open(file, "rb") as content:
         header = int.from_bytes(content.read(8), "little")
     return os.path.getsize(file) - 8 - header
 
 
 def weights_sha256(folder: str | os.PathLike[str]) -> str | None:
-    """sha256 (hex) of a folder's `model.safetensors`; `None` if its weights are in shards."""
+    """sha256 (hex) of a folder's `model.safetensors`; `None` if there is none (sharded weights)."""
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
         return None
@@ -42,7 +40,7 @@ def weights_sha256(folder: str | os.PathLike[str]) -> str | None:
 
 
 def file_sha256(file: str | os.PathLike[str]) -> Any:
-    """The sha256 of a file, as `hashlib` gives it; the file need not fit into memory."""
+    """The `hashlib.sha256` object of a file, which is read in blocks of 1 MiB."""
     digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
     with open(file, "rb") as content:
         while block := content.read(1 << 20):
@@ -54,15 +52,15 @@ def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tu
     """Name -> (dtype, shape) of every tensor of a safetensors file; reads the header only.
 
     Raises:
-        PackedFileError: if the file is truncated or no safetensors file.
+        PackedFileError: if the file is truncated or not a safetensors file.
     """
     try:
-        if os.path.exists(file) and not os.path.isfile(file):  # of a pipe or a device there may be no end
+        if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe or a device may never end
             raise OSError("no plain file")
         with safe_open(file, framework="pt") as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
             return {name: (dtype_named(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
-    except (SafetensorError, OSError, MemoryError) as error:  # no address space for a file of terabytes
+    except (SafetensorError, OSError, MemoryError) as error:  # MemoryError: no address space to map terabytes
         raise PackedFileError(
             f"{file} is truncated or no safetensors file ({error}). Download or write it again."
         ) from error
@@ -80,17 +78,17 @@ def check_header(
     *,
     exact: bool = False,
 ) -> None:
-    """Compares a file's header with the tensors that the configuration promises.
+    """Checks that a file's header matches the tensors that its config.json describes.
 
     Args:
-        header: As `read_header` gives.
+        header (`dict`): Name -> (dtype, shape), as `read_header` returns it.
         expected (`dict[str, torch.Tensor]`): Tensors the file must hold; codes and scales must be of exactly this
             dtype, the others of any float dtype.
-        where (`str`): Name of the file in messages.
-        exact (`bool`): The file must hold no other tensors.
+        where (`str`): Name of the file in error messages.
+        exact (`bool`): Whether the file must hold no other tensors.
 
     Raises:
-        PackedFileError: if a tensor is missing or too many, has another shape or a wrong dtype.
+        PackedFileError: if a tensor is missing or unexpected, or has a wrong shape or dtype.
     """
     missing = [name for name in expected if name not in header]
     if missing:

@@ -1,4 +1,4 @@
-"""JSON from outside: of plain files only, and whatever is wrong with it is one `OSError` or `ValueError`."""
+"""Reads untrusted JSON, from regular files only; every failure is an `OSError` or a `ValueError`."""
 
 import json
 import os
@@ -9,10 +9,10 @@ MOST_BYTES = 2**26
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`.
+    """Parses JSON, as `json.loads`.
 
     Raises:
-        ValueError: if it is no JSON, or nested too deeply to be read.
+        ValueError: if it is not JSON, or nested too deeply to be read.
     """
     try:
         return json.loads(text)
@@ -24,11 +24,11 @@ def read_json(file: str | os.PathLike[str]) -> Any:
     """The JSON of a file.
 
     Raises:
-        OSError: if it cannot be read, is larger than `MOST_BYTES`, or is a pipe or a device, of which there is no end.
-        ValueError: if it is no UTF-8 or no JSON, or nested too deeply to be read.
+        OSError: if it cannot be read, is larger than `MOST_BYTES`, or is not a regular file.
+        ValueError: if it is not UTF-8 or not JSON, or nested too deeply to be read.
     """
     path = Path(file)
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise OSError(f"{path} is no plain file")
     if path.stat().st_size > MOST_BYTES:
         raise OSError(f"{path} has {path.stat().st_size} bytes, more than any configuration or record of a run")

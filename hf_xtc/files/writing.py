@@ -1,7 +1,4 @@
-"""Files: written whole or not at all, and read only when their header says what the model expects.
-
-Knows folders, safetensors headers and JSON; no models. Nothing is ever unpickled.
-"""
+"""Writes files, folders and checkpoints whole or not at all, and cleans up after interrupted writes."""
 
 import json
 import os
@@ -17,16 +14,16 @@ from safetensors import SafetensorError
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.files.lock import LOCK_FILE
 
-# What a process is writing; where none writes, the rest of one that was killed.
+# Prefix of files and folders that are being written, or that a killed process left behind.
 SCRATCH = ".incomplete-"
 WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
-# The code that packed folders carried in earlier versions. They still load; a model saved over one replaces it.
+# Code file that earlier versions put into packed folders. These still load; saving a model into one removes it.
 OLD_CODE = "modeling_xtc_bert.py"
 
 
 @contextmanager
 def writing(target: str | os.PathLike[str], *, kept: str = "Nothing half-written was left there.") -> Iterator[None]:
-    """Turns a write that fails, whichever library says so and how, into an error that names the place and its space.
+    """Turns a failed write, in any library, into a `StateError` with the target, the cause and the free space.
 
     Raises:
         StateError: if a file cannot be written (disk full, read-only folder); names the cause.
@@ -42,11 +39,11 @@ def writing(target: str | os.PathLike[str], *, kept: str = "Nothing half-written
             cause = "PyTorch could not write a file to its end"
         else:
             raise
-        raise StateError(f"Could not write {target}: {cause}{_room(target, cause)}. {kept}".rstrip()) from error
+        raise StateError(f"Could not write {target}: {cause}{_free_space(target, cause)}. {kept}".rstrip()) from error
 
 
-def _room(target: str | os.PathLike[str], cause: str) -> str:
-    """The space there is, where that may be the cause."""
+def _free_space(target: str | os.PathLike[str], cause: str) -> str:
+    """The free space, in words, if a full disk may be the cause; else empty."""
     place = next((path for path in Path(target).absolute().parents if path.is_dir()), None)
     if place is None or not any(words in cause for words in ("No space", "quota", "too large", "to its end")):
         return ""
@@ -58,12 +55,12 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
     """Yields an empty folder inside `folder`; on success its files move into `folder`, on failure nothing is left.
 
     Every file is renamed into place, so a reader sees the old file or the new one, never a part. `config.json` moves
-    last, and an old one that differs goes first where weights are replaced: `from_pretrained` refuses a
-    folder without it. Inside a folder that another `whole_folder` yielded, that one does it all.
+    last, and where weights are replaced an old one that differs is removed first: `from_pretrained` refuses a folder
+    without it. Inside a folder that another `whole_folder` yielded, files are written there directly.
 
     Args:
-        folder (`str` or `os.PathLike`): Where the files shall be; made if missing.
-        replaces (`tuple[str, ...]`): Globs of the files that belong together (weights and their shards): where one is
+        folder (`str` or `os.PathLike`): Destination; created if missing.
+        replaces (`tuple[str, ...]`): Globs of files that belong together (weights and their shards): if one is
             written, those of an earlier save are removed.
 
     Raises:
@@ -89,9 +86,10 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
 
 
 def _move(scratch: Path, target: Path, replaces: tuple[str, ...]) -> None:
+    """Moves the files of `scratch` into `target`, `config.json` last; see `whole_folder`."""
     mode = _default_mode(scratch)
     files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
-    if any(any(scratch.glob(pattern)) for pattern in replaces):  # else nothing supersedes the earlier files
+    if any(any(scratch.glob(pattern)) for pattern in replaces):  # otherwise earlier weights stay valid
         old, new = target / "config.json", scratch / "config.json"
         if new.exists() and old.exists() and old.read_bytes() != new.read_bytes():
             old.unlink()
@@ -152,13 +150,13 @@ def whole_checkpoint(folder: Path) -> Iterator[None]:
         with writing(folder, kept="Earlier checkpoints are kept; make room and start again."):
             yield
     except BaseException:
-        if not _finished(folder):
+        if not _is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: Trainer writes its state last."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written completely: Trainer writes its state last."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,19 +165,19 @@ def _finished(checkpoint: Path) -> bool:
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
-    """The newest `checkpoint-*` folder of a training that was written to its end, or `None`."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if _finished(path)]
+    """The newest complete `checkpoint-*` folder in the folder of a training run, or `None`."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if _is_complete(path)]
     return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
 
 
 def clear_unfinished(*folders: Path) -> None:
-    """Removes what processes that were killed had begun in these folders: scratch, and checkpoints without an end.
+    """Removes what killed processes left in these folders: scratch files and incomplete checkpoints.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
     """
     for folder in folders:
         for path in [*folder.glob(f"{SCRATCH}*"), *folder.glob("checkpoint-*")]:
-            if path.name.startswith(SCRATCH) or (path.is_dir() and not _finished(path)):
+            if path.name.startswith(SCRATCH) or (path.is_dir() and not _is_complete(path)):
                 shutil.rmtree(path, ignore_errors=True)
                 with suppress(OSError):  # a file
                     path.unlink()
@@ -194,6 +192,6 @@ def require_empty(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise XTCError(f"{path} is a file; results need a folder. Give another --output_dir.")
-    rests = (LOCK_FILE, SCRATCH)
-    if path.is_dir() and not overwrite and not all(file.name.startswith(rests) for file in path.iterdir()):
+    ignored = (LOCK_FILE, SCRATCH)
+    if path.is_dir() and not overwrite and not all(file.name.startswith(ignored) for file in path.iterdir()):
         raise XTCError(f"The folder {path} is not empty. Give another --output_dir, or --overwrite to replace it.")

@@ -1,1 +1,1 @@
-"""Values to codes to bytes and back: specs, quantizers of weights and activations, packing. PyTorch alone."""
+"""Quantization: specs, quantizers of weights and activations, packing. Depends on PyTorch only."""

@@ -1,19 +1,19 @@
-"""Codes <-> bytes: the written file format, version 1.
+"""Packs codes into bytes; specification of the packed file format, version 1.
 
 A packed checkpoint is a `config.json` with `state: "packed"` and the object `xtc` (`format_version`, `recipe`,
-`layer_map`, `provenance`), and safetensors in which a quantized module at `PATH` is
+`layer_map`, `provenance`), and safetensors in which a quantized module at `PATH` has
 
     PATH.weight_packed     uint8, (rows, packed_width(columns, levels))
     PATH.weight_scale      recipe.scale_dtype, QuantSpec.scale_shape(rows, columns)
     PATH.bias              recipe.rest_dtype, if it has one
     PATH.activation.range  float32, (2,): low and high, if the recipe calibrates activations statically
 
-and every other tensor lies in `recipe.rest_dtype` under the name transformers gives it. An output layer that shares
-the word embedding is not stored again. Values are read by `quantizers`: code - 1/2 times twice the scale (binary),
-code - 1 times the scale (ternary), code - levels/2 times the scale (int4, int8).
+and every other tensor is stored in `recipe.rest_dtype` under its name in transformers. An output layer tied to the
+word embedding is not stored. Codes are decoded by `quantizers`: `(code - 1/2) * 2 * scale` (binary), `(code - 1) *
+scale` (ternary), `(code - levels / 2) * scale` (int4, int8).
 
-Each row of codes packs and pads alone. A byte holds `codes_per_byte(levels)` codes as the digits of one number in base
-`levels`, element 0 the lowest digit:
+Each row of codes is packed and padded separately. A byte holds `codes_per_byte(levels)` codes as the digits of one
+number in base `levels`, element 0 the lowest digit:
 
     byte = sum(code[i] * levels ** i  for i in range(codes_per_byte))
 
@@ -24,7 +24,7 @@ Each row of codes packs and pads alone. A byte holds `codes_per_byte(levels)` co
 | 16     | 2              | 4             | nibbles, element 0 the lower |
 | 256    | 1              | 8             | one code                     |
 
-A short last byte of a row is filled with zero codes.
+The last byte of a row is padded with codes 0.
 """
 
 from typing import NamedTuple
@@ -37,14 +37,14 @@ from hf_xtc.quantization.quantizers import decode_weight, encode_weight, get_qua
 from hf_xtc.quantization.specs import QuantSpec
 
 FORMAT_VERSION = 1
-# No scale, bias or other number of a packed model is beyond: then no logit of a BERT overflows in float32.
+# Largest magnitude of a scale, bias or other float in a packed model, so that no logit of a BERT overflows float32.
 LARGEST = 2.0**18
 
 _PER_BYTE = {2: 8, 3: 5, 16: 2, 256: 1}
 
 
 def codes_per_byte(levels: int) -> int:
-    """How many codes below `levels` one byte holds.
+    """Number of codes below `levels` that one byte holds.
 
     Raises:
         XTCError: if no width is defined for `levels`.
@@ -104,7 +104,7 @@ def unpack(packed: Tensor, columns: int, levels: int) -> Tensor:
         `torch.Tensor` of shape `(rows, columns)`, `uint8`.
 
     Raises:
-        XTCError: if the width does not belong to `columns`.
+        XTCError: if the width of `packed` is not `packed_width(columns, levels)`.
     """
     if packed.shape[-1] != packed_width(columns, levels):
         raise XTCError(
@@ -120,13 +120,13 @@ def unpack(packed: Tensor, columns: int, levels: int) -> Tensor:
 
 
 class PackedWeight(NamedTuple):
-    """A quantized weight as it lies in the file.
+    """A quantized weight as stored in the file.
 
     Args:
         packed (`torch.Tensor` of shape `(rows, packed_width(columns, levels))`, `uint8`).
         scale (`torch.Tensor` of shape `spec.scale_shape(rows, columns)`, `spec.scale_dtype`).
         columns (`int`): Codes per row.
-        spec (`QuantSpec`): How codes and scale are read.
+        spec (`QuantSpec`): How codes and scale are decoded.
     """
 
     packed: Tensor
@@ -135,12 +135,12 @@ class PackedWeight(NamedTuple):
     spec: QuantSpec
 
     def decode(self) -> Tensor:
-        """The weight in float32, `(rows, columns)`: bit for bit what training saw."""
+        """The weight in float32, `(rows, columns)`, bitwise equal to the fake-quantized weight in training."""
         levels = get_quantizer(self.spec.quantizer).levels
         return decode_weight(unpack(self.packed, self.columns, levels), self.scale, self.spec)
 
     def rows(self, index: Tensor) -> "PackedWeight":
-        """The rows named by `index` (`torch.Tensor` of shape `(n,)`, integer), still packed."""
+        """The rows at `index` (`torch.Tensor` of shape `(n,)`, integer), still packed."""
         scale = self.scale if self.spec.granularity == "per_tensor" else self.scale[index]
         return PackedWeight(self.packed[index], scale, self.columns, self.spec)
 
@@ -151,10 +151,10 @@ def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> Packed
     Args:
         weight (`torch.Tensor` of shape `(rows, columns)`, any float dtype): Left unchanged.
         spec (`QuantSpec`): Quantizer and granularity.
-        name (`str`): What errors call the weight.
+        name (`str`): Name of the weight in error messages.
 
     Raises:
-        StateError: if the weight holds NaN or infinity, or its scale overflows `spec.scale_dtype`.
+        StateError: if the weight holds NaN or infinity, or a scale overflows `spec.scale_dtype` or exceeds `LARGEST`.
         RecipeError: if the group size does not divide the columns.
     """
     bad = int((~torch.isfinite(weight)).sum())
@@ -168,22 +168,23 @@ def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> Packed
         raise StateError(f"A scale of {name} overflows {spec.scale_dtype}. Use scale_dtype='float32'.")
     if scale.numel() and float(scale.max()) > LARGEST:
         raise StateError(
-            f"A scale of {name} is {float(scale.max()):g}; no packed model has one beyond {LARGEST:,.0f}."
+            f"A scale of {name} is {float(scale.max()):g}, but a packed file holds at most {LARGEST:,.0f}. "
+            "Go back to an earlier checkpoint and train with a lower learning rate."
         )
     return PackedWeight(pack(codes, get_quantizer(spec.quantizer).levels), scale, weight.shape[1], spec)
 
 
 def check_packed(packed: Tensor, scale: Tensor, levels: int, name: str) -> None:
-    """Checks the values of loaded codes and scales, where shapes and types are right already.
+    """Checks the values of loaded codes and scales, whose shapes and dtypes are checked already.
 
     Raises:
-        PackedFileError: if a byte is none that `pack` writes, or a scale is negative, NaN or infinite.
+        PackedFileError: if a byte is one that `pack` never writes, or a scale is negative, NaN or infinite.
     """
     largest = levels ** codes_per_byte(levels) - 1
     if packed.numel() and int(packed.max()) > largest:
         raise PackedFileError(
-            f"{name}.weight_packed holds the byte {int(packed.max())}, but {levels}-level codes end at {largest}. "
-            "The file is damaged; download or write it again."
+            f"{name}.weight_packed holds the byte {int(packed.max())}, but bytes of {levels}-level codes end at "
+            f"{largest}. The file is damaged; download or write it again."
         )
     if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
         raise PackedFileError(

@@ -1,10 +1,10 @@
-"""Values <-> codes <-> scales: the numerics of training and of the file alike.
+"""Weight quantizers: weights to codes and scales and back, the same in training and in the file.
 
-A quantizer is three pure functions, `scale`, `encode` and `decode`. Training sees `decode(encode(weight))`, the file
-holds `encode(weight)`; so the fake-quantized weight *equals* the packed weight, bit for bit. Formulas are those of
+A quantizer is three pure functions, `scale`, `encode` and `decode`. Training uses `decode(encode(weight))`, the file
+holds `encode(weight)`; so the fake-quantized weight is bitwise *equal* to the decoded one. Formulas are those of
 DeepSpeed's `compression/utils.py` (XTC's reference code), except that `sign(0) = +1` (three values do not fit one
-bit), that an all-zero group has scale 0 and decodes to zeros (there: NaN), and that scales are rounded to the type
-they are stored in. The gradient is the identity straight-through estimator of the reference: no clipping mask.
+bit), that an all-zero group has scale 0 and decodes to zeros (NaN in DeepSpeed), and that scales are rounded to the
+dtype they are stored in. The gradient is the identity straight-through estimator of the reference: no clipping mask.
 """
 
 from abc import ABC, abstractmethod
@@ -18,20 +18,20 @@ from hf_xtc.quantization.specs import QUANTIZERS, QuantSpec
 
 
 def guard_zero(scale: Tensor) -> Tensor:
-    """`scale` with zeros replaced by one, so that dividing by it yields no NaN."""
+    """`scale` with zeros replaced by ones, so that division by it gives no NaN."""
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def largest_magnitude(values: Tensor) -> Tensor:
     """`max|x|` over the last axis, kept as an axis of size 1; 20 times faster on CPU than `vector_norm(ord=inf)`."""
-    # Among zeros of both signs the maximum may be either; a scale is never -0.
+    # Of 0 and -0 the maximum may be either, but a scale must not be -0.
     return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True)).abs()
 
 
 class Quantizer(ABC):
-    """One way to write a group of weights as small integers and a scale.
+    """Encodes groups of weights as small integers, each group with one scale.
 
-    `levels` is the number of codes, `bits` what a code needs alone (`packing` may store several more tightly).
+    `levels` is the number of codes, `bits` the bits of one code (`packing` stores a ternary code in 1.6).
     All methods are pure and take `groups` of shape `(num_groups, size)`, float32. Decoders convert codes to float
     first, then work in place: mixed-dtype arithmetic is 20 to 100 times slower on CPU.
     """
@@ -54,21 +54,21 @@ class Quantizer(ABC):
 
     @abstractmethod
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """Values of codes: the shape of `codes`, in the dtype of `scale` (which broadcasts against them)."""
+        """Values of codes: the shape of `codes`, in the dtype of `scale`, which broadcasts against `codes`."""
 
     def fake(self, groups: Tensor, scale_dtype: torch.dtype) -> Tensor:
-        """`decode(encode(groups))` with the scale rounded to `scale_dtype`: what training sees, in float32.
+        """Fake-quantizes: `decode(encode(groups))` in float32, with the scale rounded to `scale_dtype`.
 
-        A quantizer may compute it in fewer passes, to the same bits.
+        A subclass may compute it in fewer passes if the result is bitwise equal.
         """
         scale = self.scale(groups).to(scale_dtype).float()
         return self.decode(self.encode(groups, scale), scale)
 
 
 class _FusedQuantizer(Quantizer):
-    """A quantizer whose fake-quantization the native operator finishes in one pass, once the scale is known.
+    """A quantizer that fake-quantizes with the native operator, in one pass after the scale.
 
-    A subclass with a `scale`, `encode` or `decode` of its own is computed by these, unless it has a `_fake_into` too.
+    A subclass that overrides `scale`, `encode` or `decode` but not `_fake_into` does not use the native operator.
     """
 
     def __init_subclass__(cls) -> None:
@@ -111,7 +111,7 @@ class BinaryQuantizer(_FusedQuantizer):
 
 @QUANTIZERS.register("ternary")
 class TernaryQuantizer(_FusedQuantizer):
-    """Ternary weight networks (Li et al. 2016, eq. 5-6): threshold `0.7 mean|w|`, scale the mean beyond it."""
+    """Ternary weight networks (Li et al. 2016, eq. 5-6): threshold `0.7 mean|w|`, scale the mean `|w|` above it."""
 
     levels = 3
     citation = "Li et al., Ternary Weight Networks, 2016"
@@ -120,8 +120,8 @@ class TernaryQuantizer(_FusedQuantizer):
         magnitude = groups.abs()
         return magnitude, 0.7 * magnitude.mean(1, keepdim=True)
 
-    def _mean_beyond(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
-        """Mean of the magnitudes beyond the threshold; overwrites `magnitude`."""
+    def _mean_above(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
+        """Mean of the magnitudes above the threshold; overwrites `magnitude`."""
         if serves(magnitude):
             count = keep_beyond_(magnitude, threshold)
         else:
@@ -130,7 +130,7 @@ class TernaryQuantizer(_FusedQuantizer):
         return magnitude.sum(1, keepdim=True) / count.clamp_(min=1)
 
     def scale(self, groups: Tensor) -> Tensor:
-        return self._mean_beyond(*self._magnitude(groups))
+        return self._mean_above(*self._magnitude(groups))
 
     def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
         _, threshold = self._magnitude(groups)
@@ -141,7 +141,7 @@ class TernaryQuantizer(_FusedQuantizer):
 
     def _fake_into(self, out: Tensor, groups: Tensor, scale_dtype: torch.dtype) -> None:
         magnitude, threshold = self._magnitude(groups)
-        scale = self._mean_beyond(magnitude, threshold).to(scale_dtype).float()
+        scale = self._mean_above(magnitude, threshold).to(scale_dtype).float()
         fake_ternary_into(out, groups, threshold, scale)
 
 
@@ -177,14 +177,14 @@ def get_quantizer(name: str) -> Quantizer:
     """The quantizer registered under `name`.
 
     Raises:
-        XTCError: if there is none (names those there are).
+        XTCError: if there is none (lists those registered).
     """
     quantizer: Quantizer = QUANTIZERS[name]()
     return quantizer
 
 
 def _groups(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """What shares a scale, float32 of shape `(num_groups, size)`."""
+    """The weight as groups that share a scale, float32 of shape `(num_groups, size)`."""
     rows, columns = weight.shape
     size = weight.numel() if spec.granularity == "per_tensor" else columns // spec.scale_shape(rows, columns)[1]
     return weight.detach().float().reshape(-1, size)
@@ -214,7 +214,7 @@ def decode_weight(codes: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
 
     Args:
         codes (`torch.Tensor` of shape `(rows, columns)`, `uint8`).
-        scale (`torch.Tensor` of shape `spec.scale_shape(rows, columns)`; per-channel scales may carry any rows).
+        scale (`torch.Tensor` of shape `spec.scale_shape(rows, columns)`).
         spec (`QuantSpec`): Quantizer and granularity.
     """
     rows, columns = codes.shape
@@ -239,7 +239,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """`decode(encode(weight))` with the identity straight-through gradient: no mask, none through the scale.
+    """`decode(encode(weight))` with an identity straight-through gradient: no clipping mask, none through the scale.
 
     Args:
         weight (`torch.Tensor` of shape `(rows, columns)`, any float dtype): Latent weight; left unchanged.

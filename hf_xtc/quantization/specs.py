@@ -1,6 +1,6 @@
-"""Specs: how one tensor is quantized, and which teacher layer answers for which student layer.
+"""Specs: how weights and activations are quantized.
 
-Frozen, validated, JSON-able; no tensors. `QUANTIZERS` stands here because a spec names one; `quantizers.py` fills it.
+Frozen, validated, JSON-able; no tensors. `QUANTIZERS` is here because specs name quantizers; `quantizers.py` fills it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from hf_xtc.errors import RecipeError
 from hf_xtc.registry import Registry
 
 QUANTIZERS = Registry("quantizer")
-"""Name -> `Quantizer`; `@QUANTIZERS.register("name")` adds one. A recipe names them."""
+"""Name -> `Quantizer`; `@QUANTIZERS.register("name")` adds one. Recipes refer to them by name."""
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
@@ -32,11 +32,11 @@ class QuantSpec:
         quantizer (`str`): A name in `QUANTIZERS`: "binary", "ternary", "int4" or "int8".
         granularity (`str`): "per_tensor", "per_channel" (one scale per row) or "per_group".
         group_size (`int`, *optional*): Columns per group; required by, and only by, "per_group".
-        scale_dtype (`str`): Type of the scale, in training as in the file: "float16", "bfloat16" or "float32".
+        scale_dtype (`str`): Dtype of the scale, in training as in the file: "float16", "bfloat16" or "float32".
 
     Raises:
         XTCError: if the quantizer is not registered.
-        RecipeError: if another field has a value that does not exist.
+        RecipeError: if another field has an invalid value.
     """
 
     quantizer: str = "binary"
@@ -50,8 +50,8 @@ class QuantSpec:
         check_choice("scale_dtype", self.scale_dtype, FLOAT_DTYPES)
         if (self.granularity == "per_group") != (self.group_size is not None):
             raise RecipeError(
-                f"granularity={self.granularity!r} with group_size={self.group_size!r}: a group size is needed by "
-                "'per_group' and has no meaning elsewhere. Set both or neither."
+                f"granularity={self.granularity!r} with group_size={self.group_size!r}: 'per_group' requires a "
+                "group size, and the other granularities take none."
             )
         if self.group_size is not None:
             check_count("group_size", self.group_size)
@@ -80,11 +80,11 @@ class ActivationSpec:
 
     Args:
         bits (`int`): 8 or 4.
-        symmetric (`bool`): Levels around zero, or between the minimum and the maximum.
+        symmetric (`bool`): Levels around zero; else between the minimum and the maximum.
         calibration (`str`): "dynamic" (one range per token) or "static" (one running range per layer).
 
     Raises:
-        RecipeError: if a field has a value that does not exist.
+        RecipeError: if a field has an invalid value.
     """
 
     bits: int = 8

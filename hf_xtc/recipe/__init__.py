@@ -1,1 +1,1 @@
-"""What a compressed model is made of: the recipe, the layer map, and readers of other people's recipes."""
+"""The recipe of a compressed model, its layer map, and the reader of DeepSpeed configurations."""

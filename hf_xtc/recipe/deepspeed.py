@@ -1,9 +1,9 @@
 """Reads a DeepSpeed `compression_training` section as an `XTCRecipe`.
 
-What is enabled there and has no equivalent here is refused, as is every unknown key: a recipe read from a file is the
-model that file describes, or there is none. DeepSpeed picks modules by searching patterns in their names; here the
-patterns are searched in the names of a BERT, and must cover whole scopes. Training settings other than the two
-schedule offsets, and the rest of the DeepSpeed file (batch size, fp16, ZeRO), are not read.
+Unknown keys, and enabled features without an equivalent here, raise an error, so that a recipe never differs from the
+file it is read from. DeepSpeed selects modules by searching patterns in their names; here the patterns are searched in
+the module names of a BERT, and must cover whole scopes. Training settings other than the two schedule offsets, and the
+rest of the DeepSpeed file (batch size, fp16, ZeRO), are not read.
 """
 
 import re
@@ -34,11 +34,11 @@ PRUNING_SHARED_KEYS = (
     "block_pattern", "dense_ratio", "excluded_modules",
 )  # fmt: skip
 
-# Shared weight parameter -> the one value with an equivalent (taken if absent), why no other, and what to do.
+# Shared weight parameter -> the only supported value (also the default), and why no other is supported.
 REQUIRED: dict[str, tuple[object, str]] = {
-    "quantize_groups": (1, "its groups cut rows. Set 1 (per tensor), or build XTCRecipe(granularity='per_channel')."),
+    "quantize_groups": (1, "its groups span rows. Set 1 (per tensor), or build XTCRecipe(granularity='per_channel')."),
     "quantization_type": ("symmetric", "weights are quantized around zero only. Set it to 'symmetric'."),
-    "rounding": ("nearest", "a packed weight must equal the one trained. Set it to 'nearest'."),
+    "rounding": ("nearest", "packed and trained weights must be equal. Set it to 'nearest'."),
     "quantize_weight_in_forward": (True, "weights are fake-quantized in the forward pass only. Set it to true."),
 }
 
@@ -49,7 +49,7 @@ ENCODER_LINEARS = (
 WORDS = "bert.embeddings.word_embeddings"
 POSITIONS = ["bert.embeddings.position_embeddings", "bert.embeddings.token_type_embeddings"]
 POOLER, HEAD = "bert.pooler.dense", "classifier"
-# Without layer reduction the file does not tell the depth: patterns must then cover the deepest BERT, BERT-large.
+# Without layer reduction the file does not give the depth: patterns must then cover the deepest BERT, BERT-large.
 DEEPEST = 24
 
 ENCODER_ADVICE = (
@@ -60,7 +60,7 @@ POSITION_ADVICE = "Position and token-type embeddings share one quantizer. Cover
 
 
 def recipe_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The `XTCRecipe` fields that a DeepSpeed configuration decides; the others are the reference's (`paper()`).
+    """The `XTCRecipe` fields that a DeepSpeed configuration sets; the others are as in `XTCRecipe.paper()`.
 
     Args:
         config (`dict`): The whole DeepSpeed configuration, or its `compression_training` section alone.
@@ -83,7 +83,7 @@ def recipe_fields(config: dict[str, Any]) -> dict[str, Any]:
     section = _compression_section(config)
     for technique in PRUNING:
         if _enabled_part(section, technique) is not None:
-            raise RecipeError(f"{technique} is enabled, but only whole layers are removed here. Disable it.")
+            raise RecipeError(f"{technique} is enabled, but pruning is not supported. Disable it.")
     layers = _teacher_layers(section)
     depth = DEEPEST if layers is None else len(layers)
     encoder = [f"bert.encoder.layer.{layer}.{name}" for layer in range(depth) for name in ENCODER_LINEARS]
@@ -97,7 +97,7 @@ def recipe_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(config: dict[str, Any]) -> XTCRecipe:
-    """The recipe that a DeepSpeed configuration describes; what it does not say is as in `XTCRecipe.paper()`.
+    """The recipe that a DeepSpeed configuration describes; other fields are as in `XTCRecipe.paper()`.
 
     Args:
         config (`dict`): The whole DeepSpeed configuration, or its `compression_training` section alone.
@@ -115,11 +115,11 @@ def schedule_offsets(config: dict[str, Any]) -> dict[str, int]:
         config (`dict`): The whole DeepSpeed configuration, or its `compression_training` section alone.
 
     Returns:
-        `dict[str, int]`: `weight_quantization_start` and `activation_quantization_start`, in optimizer steps; 0 where
-        nothing is said (as DeepSpeed documents; its code starts activations at step 1000).
+        `dict[str, int]`: `weight_quantization_start` and `activation_quantization_start`, in optimizer steps; 0 if
+        not given (as DeepSpeed documents; its code starts activations at step 1000).
 
     Raises:
-        RecipeError: for an unknown key, or an offset that is no number of steps.
+        RecipeError: for an unknown key, or an offset that is not a number of steps.
     """
     section, offsets = _compression_section(config), {}
     for technique in (WEIGHTS, ACTIVATIONS):
@@ -132,7 +132,7 @@ def schedule_offsets(config: dict[str, Any]) -> dict[str, int]:
 
 
 def _check_keys(where: str, values: Any, known: tuple[str, ...]) -> None:
-    """Raises `RecipeError` if `values` is not a dict or has a key that is not known."""
+    """Raises `RecipeError` if `values` is not a dict or has an unknown key."""
     if not isinstance(values, dict):
         raise RecipeError(f"{where} must be a JSON object; got {values!r}.")
     unknown = [repr(key) for key in values if key not in known]
@@ -141,7 +141,7 @@ def _check_keys(where: str, values: Any, known: tuple[str, ...]) -> None:
 
 
 def _is_enabled(where: str, values: dict[str, Any]) -> bool:
-    """The `enabled` switch, off if absent."""
+    """The value of `enabled`, false if absent."""
     enabled = values.get("enabled", False)
     if not isinstance(enabled, bool):
         raise RecipeError(f"{where}.enabled={enabled!r} must be true or false.")
@@ -155,7 +155,7 @@ def _compression_section(config: dict[str, Any]) -> dict[str, Any]:
     if "compression_training" not in config and not set(config) & set(SECTIONS):
         keys = ", ".join(map(repr, config)) or "none"
         raise RecipeError(
-            "This is no DeepSpeed compression configuration: it lacks 'compression_training' and every part of it. "
+            "This is not a DeepSpeed compression configuration: it lacks 'compression_training' and all of its parts. "
             f"Its keys are: {keys}. Pass the whole DeepSpeed JSON, or its 'compression_training' section."
         )
     section: dict[str, Any] = config.get("compression_training", config)
@@ -164,7 +164,7 @@ def _compression_section(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _enabled_part(section: dict[str, Any], technique: str) -> dict[str, Any] | None:
-    """The part of one technique if it is enabled; its keys are checked even if it is not."""
+    """The section of one technique if it is enabled, else `None`; its keys are checked either way."""
     part: dict[str, Any] = section.get(technique, {})
     _check_keys(technique, part, ("shared_parameters", "different_groups"))
     shared, groups = part.get("shared_parameters", {}), part.get("different_groups", {})
@@ -177,7 +177,7 @@ def _enabled_part(section: dict[str, Any], technique: str) -> dict[str, Any] | N
     if not _is_enabled(f"{technique}.shared_parameters", shared):
         return None
     if not groups and technique not in PRUNING:
-        raise RecipeError(f"{technique} is enabled but has no different_groups, so it covers nothing. Add one.")
+        raise RecipeError(f"{technique} is enabled but has no different_groups, so it applies to no module. Add one.")
     return part
 
 
@@ -195,13 +195,13 @@ def _teacher_layers(section: dict[str, Any]) -> tuple[int, ...] | None:
         raise RecipeError(f"{LAYERS}.keep_number_layer={keep!r}, but teacher_layer has {named}. Make them agree.")
     prefix = part.get("module_name_prefix", "bert.encoder.layer")
     check_choice(f"{LAYERS}.module_name_prefix", prefix, ("bert.encoder.layer", "bert.encoder"))
-    return LayerMap(tuple(layers), 1000).layers  # here, before the modules of each are named
+    return LayerMap(tuple(layers), 1000).layers  # checks the layers before their number is used
 
 
 def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> list[str]:
-    """The modules of a BERT in whose names a pattern of the group is found; `"*"` finds all."""
+    """The modules of a BERT whose names match a pattern of the group; `"*"` matches all."""
     if group.get("related_modules"):
-        raise RecipeError(f"{where}.related_modules={group['related_modules']!r} belongs to pruning. Remove it.")
+        raise RecipeError(f"{where}.related_modules={group['related_modules']!r} is for pruning only. Remove it.")
     known = [*encoder, WORDS, *POSITIONS, POOLER, HEAD]
     patterns = ["*"] if group.get("modules", "*") == "*" else group["modules"]
     if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, str) for pattern in patterns):
@@ -211,24 +211,24 @@ def _matched_modules(where: str, group: dict[str, Any], encoder: list[str]) -> l
         check_pattern(f"{where}.modules", pattern)
         try:
             hits = [name for name in known if pattern == "*" or re.search(pattern, name)]
-        except (re.error, OverflowError, RecursionError) as err:
-            raise RecipeError(f"{where}.modules: {pattern!r} is no regular expression ({err}). Correct it.") from None
+        except (re.error, OverflowError, RecursionError) as e:
+            raise RecipeError(f"{where}.modules: {pattern!r} is not a regular expression ({e}). Correct it.") from None
         if not hits:
-            raise RecipeError(f"{where}.modules: {pattern!r} is in no BERT module name ({encoder[0]}). Correct it.")
+            raise RecipeError(f"{where}.modules: {pattern!r} matches no BERT module (e.g. {encoder[0]}). Correct it.")
         found.update(hits)
     return [name for name in known if name in found]
 
 
 def _group_bits(technique: str, where: str, params: dict[str, Any]) -> int:
-    """The bits of one group, constant over training."""
+    """The bits of one group, which must be constant during training."""
     name, choices = ("bits", (8, 4)) if technique == ACTIVATIONS else ("target_bits", (1, 2, 4, 8))
     bits: int = params.get(name, 0)
     check_choice(f"{where}.params.{name}", bits, choices)
     start = bits if technique == ACTIVATIONS else params.get("start_bits")
     if start != bits:
         raise RecipeError(
-            f"{where}.params has start_bits={start!r} but target_bits={bits}. A recipe names one quantizer; bits do "
-            f"not shrink with quantization_period. Start at the target: start_bits={bits}."
+            f"{where}.params has start_bits={start!r} but target_bits={bits}. The bits of a module do not "
+            f"change during training. Set start_bits={bits}."
         )
     return bits
 
@@ -239,11 +239,11 @@ def _bits_by_module(technique: str, part: dict[str, Any], encoder: list[str]) ->
     owner: dict[str, str] = {}
     for name, group in part["different_groups"].items():
         where = f"{technique}.different_groups.{name}"
-        wanted = _group_bits(technique, where, group.get("params", {}))
+        group_bits = _group_bits(technique, where, group.get("params", {}))
         for module in _matched_modules(where, group, encoder):
             if module in owner:
                 raise RecipeError(f"{technique} has {module} in {owner[module]!r} and {name!r}. Name it in one group.")
-            owner[module], bits[module] = name, wanted
+            owner[module], bits[module] = name, group_bits
     if HEAD in bits:
         raise RecipeError(
             f"{technique}.different_groups.{owner[HEAD]} covers '{HEAD}', but the task head stays in float. "
@@ -253,12 +253,12 @@ def _bits_by_module(technique: str, part: dict[str, Any], encoder: list[str]) ->
 
 
 def _common_bits(technique: str, bits: dict[str, int], modules: list[str], advice: str) -> int | None:
-    """The bits that all these modules have, `None` if none of them is quantized."""
-    first, wanted = modules[0], bits.get(modules[0])
+    """The bits that all these modules share, `None` if none of them is quantized."""
+    first, common = modules[0], bits.get(modules[0])
     for module in modules:
-        if (other := bits.get(module)) != wanted:
-            raise RecipeError(f"{technique} gives {first} bits={wanted} but {module} bits={other}. {advice}")
-    return wanted
+        if (other := bits.get(module)) != common:
+            raise RecipeError(f"{technique} gives {first} bits={common} but {module} bits={other}. {advice}")
+    return common
 
 
 def _encoder_bits(technique: str, bits: dict[str, int], encoder: list[str]) -> int | None:
@@ -267,7 +267,7 @@ def _encoder_bits(technique: str, bits: dict[str, int], encoder: list[str]) -> i
 
 
 def _weight_bits(part: dict[str, Any] | None, encoder: list[str]) -> dict[str, int]:
-    """Module name -> weight bits; raises if a shared parameter has no equivalent."""
+    """Module name -> weight bits; raises `RecipeError` if a shared parameter has no equivalent."""
     if part is None:
         return {}
     shared, where = part["shared_parameters"], f"{WEIGHTS}.shared_parameters"
@@ -277,12 +277,12 @@ def _weight_bits(part: dict[str, Any] | None, encoder: list[str]) -> dict[str, i
     mixed = shared.get("fp16_mixed_quantize", {})
     _check_keys(f"{where}.fp16_mixed_quantize", mixed, ("enabled", "quantize_change_ratio"))
     if _is_enabled(f"{where}.fp16_mixed_quantize", mixed):
-        raise RecipeError(f"{where}.fp16_mixed_quantize is enabled, but weights are quantized whole here. Disable it.")
+        raise RecipeError(f"{where}.fp16_mixed_quantize is enabled, but not supported. Disable it.")
     return _bits_by_module(WEIGHTS, part, encoder)
 
 
 def _weight_fields(bits: dict[str, int], encoder: list[str]) -> dict[str, Any]:
-    """The recipe fields that the weight bits decide."""
+    """The recipe fields that depend on the weight bits."""
     return {
         "weights": QUANTIZERS_BY_BITS[_encoder_bits(WEIGHTS, bits, encoder)],
         "granularity": "per_tensor",
@@ -293,7 +293,7 @@ def _weight_fields(bits: dict[str, int], encoder: list[str]) -> dict[str, Any]:
 
 
 def _activation_fields(part: dict[str, Any] | None, weights: dict[str, int], encoder: list[str]) -> dict[str, Any]:
-    """The recipe fields that activation quantization decides; embeddings have no float input and are ignored."""
+    """The recipe fields of activation quantization; embeddings have no float input and are ignored."""
     if part is None:
         return {"activation_bits": None}
     bits, shared = _bits_by_module(ACTIVATIONS, part, encoder), part["shared_parameters"]
@@ -302,8 +302,8 @@ def _activation_fields(part: dict[str, Any] | None, weights: dict[str, int], enc
         if (module in bits) != (module in weights):
             one, other = ("inputs", "weights") if module in bits else ("weights", "inputs")
             raise RecipeError(
-                f"{what} would have quantized {one} but float {other}. The inputs of quantized linears are quantized, "
-                f"for all or for none. Name the same linears in {ACTIVATIONS} as in {WEIGHTS}."
+                f"{what} would have quantized {one} but float {other}. Quantize the inputs of all quantized linears, "
+                f"or of none. Name the same linears in {ACTIVATIONS} as in {WEIGHTS}."
             )
     kind, calibration = shared.get("quantization_type", "symmetric"), shared.get("range_calibration", "dynamic")
     check_choice(f"{ACTIVATIONS}.shared_parameters.quantization_type", kind, ("symmetric", "asymmetric"))

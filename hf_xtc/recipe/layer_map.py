@@ -1,4 +1,4 @@
-"""The layer map: which teacher layer initialises and teaches each student layer."""
+"""The layer map: the teacher layer that each student layer is copied from and distilled from."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from hf_xtc.errors import RecipeError
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Which teacher layer initialises and teaches each student layer.
+    """The teacher layer that each student layer is copied from and distilled from.
 
     Args:
         layers (`tuple[int, ...]`): `layers[i]` is the teacher layer (from 0) that student layer `i` is copied from.
         num_teacher_layers (`int`): Depth of the teacher.
-        shifted (`bool`): Keep the hidden-state map of the reference code (facts: DeepSpeedExamples `util.py`), which
-            pairs the embedding output with the output of teacher layer `layers[0] - 1`.
+        shifted (`bool`): Use the hidden-state map of the reference code (DeepSpeedExamples `util.py`), which pairs
+            the embedding output with the output of teacher layer `layers[0] - 1`.
 
     Raises:
         RecipeError: if the layers are empty, repeated, not increasing or out of range.
@@ -75,14 +75,14 @@ class LayerMap:
     def hidden_states(self) -> tuple[int, ...]:
         """Teacher hidden-state index (0 = embedding output) for each of the student's `len(layers) + 1` hidden states.
 
-        The output of teacher layer `t` (index `t + 1`) teaches the output of the student layer copied from it, and the
-        embedding output teaches the embedding output. The shifted map keeps the reference code's index
-        `layers[0] - 1` for the first; a map from layer 0 makes that -1, the *last* hidden state, there, and 0 here.
+        The output of a student layer is compared with that of the teacher layer `t` it is copied from (index `t + 1`),
+        and the embedding output with the embedding output. The shifted map uses the reference code's `layers[0] - 1`
+        for the first index. With `layers[0] == 0` that is -1, the *last* hidden state, there, but 0 here.
         """
         first = max(self.layers[0] - 1, 0) if self.shifted else 0
         return (first, *(layer + 1 for layer in self.layers))
 
     @property
     def attentions(self) -> tuple[int, ...]:
-        """Teacher layer whose attention scores teach each student layer."""
+        """Teacher layer whose attention scores each student layer is compared with."""
         return self.layers

@@ -1,4 +1,4 @@
-"""The recipe: everything that decides what a compressed model looks like, as one frozen JSON-able value.
+"""The recipe: all that defines the structure of a compressed model, as one frozen, JSON-able value.
 
 How a student is *trained* (epochs, learning rate, distillation terms) is not here but in `XTCTrainingArguments`.
 """
@@ -13,13 +13,13 @@ from hf_xtc.files.safe_json import parse_json
 from hf_xtc.quantization.specs import FLOAT_DTYPES, ActivationSpec, QuantSpec
 from hf_xtc.recipe.layer_map import LayerMap
 
-# Part of a BERT -> what the recipe calls it. Architectures assign their modules to these scopes.
+# The parts of a model that a recipe quantizes alike. Architectures assign their modules to these scopes.
 SCOPES = ("attention", "feed_forward", "pooler", "word_embeddings", "position_embeddings")
 
 
 @dataclass(frozen=True)
 class XTCRecipe:
-    """What a compressed model is made of.
+    """How a compressed model is quantized, and which layers it keeps.
 
     Args:
         weights (`str`, *optional*): Quantizer of the encoder's (and pooler's) linears: "binary", "ternary", "int4",
@@ -33,13 +33,13 @@ class XTCRecipe:
         activation_symmetric (`bool`), activation_calibration (`str`): See `ActivationSpec`.
         keep_layers (`int`, *optional*): Depth of the student; its layers are spread evenly over the teacher's.
         layers (`tuple[int, ...]`, *optional*): The teacher layers to keep, from 0; excludes `keep_layers`.
-        shifted_hidden_map (`bool`): Keep the reference code's hidden-state map (see `LayerMap`).
-        scale_dtype (`str`): Type of the scales, in training as in the file.
-        rest_dtype (`str`): Type in which the packed file stores what is not quantized.
+        shifted_hidden_map (`bool`): Use the reference code's hidden-state map (see `LayerMap`).
+        scale_dtype (`str`): Dtype of the scales, in training as in the file.
+        rest_dtype (`str`): Dtype in which the packed file stores what is not quantized.
 
     Raises:
-        XTCError: if a quantizer is unknown (names those registered).
-        RecipeError: if a field has a value that does not exist or contradicts another.
+        XTCError: if a quantizer is unknown (lists those registered).
+        RecipeError: if a field has an invalid value or contradicts another.
 
     Example:
         >>> XTCRecipe(weights="ternary", keep_layers=5).layer_map(12).layers
@@ -75,7 +75,7 @@ class XTCRecipe:
         if self.keep_layers is not None:
             check_count("keep_layers", self.keep_layers)
         check_choice("rest_dtype", self.rest_dtype, FLOAT_DTYPES)
-        # Fields that nothing uses (the granularity of float weights, say) must still make sense.
+        # Unused fields (such as the granularity of float weights) are checked too.
         QuantSpec("binary", self.granularity, self.group_size, self.scale_dtype)
         ActivationSpec(8, self.activation_symmetric, self.activation_calibration)
         for scope in SCOPES:
@@ -106,7 +106,7 @@ class XTCRecipe:
         return ActivationSpec(self.activation_bits, self.activation_symmetric, self.activation_calibration)
 
     def layer_map(self, num_teacher_layers: int) -> LayerMap:
-        """The `LayerMap` onto a teacher of that depth.
+        """The `LayerMap` for a teacher of that depth.
 
         Raises:
             RecipeError: if the layers do not fit the teacher.
@@ -120,7 +120,7 @@ class XTCRecipe:
     def paper(
         cls, bits: int = 1, *, keep_layers: int | None = None, layers: tuple[int, ...] | None = None
     ) -> "XTCRecipe":
-        """The reference's recipe to the letter: per-tensor float32 scales, pooler and position embeddings in float32.
+        """The recipe of the reference code: per-tensor float32 scales, pooler and position embeddings in float32.
 
         Args:
             bits (`int`): 1 (binary) or 2 (ternary).
@@ -153,7 +153,7 @@ class XTCRecipe:
         Raises:
             RecipeError: for anything enabled there that has no equivalent here.
         """
-        from hf_xtc.recipe.deepspeed import read_recipe  # the reader builds on the recipe, not the reverse
+        from hf_xtc.recipe.deepspeed import read_recipe  # deepspeed.py imports this module
 
         return read_recipe(config)
 
@@ -168,7 +168,7 @@ class XTCRecipe:
         """Reads what `to_dict` wrote.
 
         Raises:
-            RecipeError: if a field is unknown or has a value that does not exist.
+            RecipeError: if a field is unknown or has an invalid value.
         """
         if not isinstance(values, dict):
             raise RecipeError(f"A recipe is a JSON object, not {str(values)[:80]}.")
@@ -179,7 +179,7 @@ class XTCRecipe:
         return cls(**values)
 
     def to_json(self) -> str:
-        """The recipe as a JSON text, one field a line; `XTCRecipe.from_json` reads it back."""
+        """The recipe as JSON text, one field per line; `XTCRecipe.from_json` reads it back."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
@@ -187,10 +187,10 @@ class XTCRecipe:
         """Reads what `to_json` wrote.
 
         Raises:
-            RecipeError: if it is no JSON, or a field is unknown or has a value that does not exist.
+            RecipeError: if it is not JSON, or a field is unknown or has an invalid value.
         """
         try:
             values = parse_json(text)
         except ValueError as error:
-            raise RecipeError(f"The recipe is no JSON: {error}.") from error
+            raise RecipeError(f"The recipe is not valid JSON: {error}.") from error
         return cls.from_dict(values)

@@ -280,14 +280,14 @@ def test_auto_leaves_gradients_to_the_reference():
 
 @pytest.mark.parametrize("backend", INTEGER)
 def test_what_a_backend_does_not_serve_falls_back_and_is_said_once(backend, caplog):
-    choice_module._say_fallback.cache_clear()
+    choice_module._warn_fallback.cache_clear()
     layer, x = packed_linear(backend, activation=None), random(3, 21, seed=1)
     with caplog.at_level("INFO"):
         found = [layer(x), layer(x)]
     layer.backend = "reference"
     assert all(torch.equal(y, layer(x)) for y in found)
     assert caplog.messages == [
-        f"The '{backend}' backend does not serve activations in float; such linears run on 'reference'."
+        f"The '{backend}' backend does not support activations in float; such linears run on 'reference'."
     ]
 
 

@@ -334,9 +334,8 @@ def test_left_padding_to_the_longest_is_taken_with_a_warning(tmp_path, monkeypat
     teacher = make_teacher()
     trainer = train(tmp_path / "out", tmp_path / "cache", teacher=teacher, per_device_train_batch_size=1)
     assert [message for message in caplog.messages if "left" in message] == [
-        "Rows are padded on the left to the longest of their batch: where positions are absolute, the teacher's "
-        "outputs depend on that padding, and the cache holds those of its own batches. Pad on the right, or to one "
-        "length."
+        "Rows are padded on the left to the longest of their batch: with absolute positions the teacher's outputs "
+        "depend on that padding, which differs between the cache and training. Pad on the right, or to one length."
     ]
     assert len(logged(trainer, "loss")) == 4
     found = TeacherCache(tmp_path / "cache").read([0, 1], pad(DATA[:2], left=True)["attention_mask"])
@@ -402,7 +401,7 @@ def test_a_whole_cache_needs_no_teacher(tmp_path):
 
 def test_a_cache_that_is_not_whole_needs_the_teacher(tmp_path, small_shards):
     cache = tmp_path / "cache"
-    text = f"{cache} holds no complete teacher cache (%s). Give teacher_model, and it is made."
+    text = f"{cache} holds no complete teacher cache (%s). Give teacher_model to make it."
     with refuses(text % "no cache.json", StateError):
         make_trainer(tmp_path, student=compress(make_teacher()), teacher_model=None, teacher_cache=str(cache))
     train(tmp_path / "out", cache)
@@ -526,10 +525,9 @@ def test_a_damaged_shard_is_made_again(tmp_path, small_shards, caplog, damage):
         what = "is truncated or no safetensors file"
     else:
         shutil.copy(shard_file(cache, 0), file)
-        what = "does not hold what cache.json says"
+        what = "does not match cache.json"
     with refuses(
-        f"{cache} holds no complete teacher cache (shard-00001.safetensors {what}). Give teacher_model, "
-        "and it is made.",
+        f"{cache} holds no complete teacher cache (shard-00001.safetensors {what}). Give teacher_model to make it.",
         StateError,
     ):
         TeacherCache(cache)
@@ -574,7 +572,7 @@ def test_values_that_float16_cannot_hold(tmp_path):
     with torch.no_grad():
         teacher.bert.encoder.layer[3].output.LayerNorm.bias.fill_(1e5)
     text = (
-        r"^The teacher's hidden_states for row \d+ reach 1000\d\d, which float16 cannot hold\. "
+        r"^The teacher's hidden_states for row \d+ reach 1000\d\d, which overflows float16\. "
         r"Use teacher_cache_dtype='int8'\.$"
     )
     with pytest.raises(StateError, match=text):
@@ -588,7 +586,7 @@ def test_a_broken_teacher(tmp_path):
     student = compress(teacher, XTCRecipe(keep_layers=2))
     with torch.no_grad():
         teacher.classifier.bias.fill_(float("nan"))
-    text = r"^The teacher's logits for row \d+ are not finite: the teacher is broken, or overflows in its precision\. "
+    text = r"^The teacher's logits for row \d+ are NaN or infinite\. Check the teacher's weights, or run it in "
     with pytest.raises(StateError, match=text):
         train(tmp_path / "out", tmp_path / "cache", teacher=teacher, student=student)
 
@@ -645,8 +643,8 @@ def test_a_stale_cache_is_refused(tmp_path, made, name):
     make, differs = STALE[name]
     before = {path: path.read_bytes() for path in made.iterdir()}
     text = (
-        rf"^The cache in {re.escape(str(made))} was made with {differs.replace('X', '[0-9a-f]{8}')}: its targets are "
-        r"wrong here\. Give teacher_cache another folder, or delete this one\.$"
+        rf"^The cache in {re.escape(str(made))} was made with {differs.replace('X', '[0-9a-f]{8}')}: its targets do "
+        r"not fit this run\. Give teacher_cache another folder, or delete this one\.$"
     )
     with pytest.raises(StateError, match=text):
         train(tmp_path, made, **make())
@@ -718,7 +716,7 @@ def test_rows_that_change_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("trainers.collate", masking)
     with refuses(
-        "Rows of the train_dataset change from one reading to the next (random masking or augmentation): the "
+        "Rows of the train_dataset change each time they are read (random masking or augmentation): the "
         "teacher's outputs for them cannot be cached. Train without teacher_cache."
     ):
         train(tmp_path / "out", tmp_path / "cache")
@@ -729,8 +727,8 @@ def test_rows_that_change_later_are_found_while_training(made):
     collator = CachedTargets(lambda features: collate(shortened(features, 2)), TeacherCache(made))
     tokens = len(DATA[5]["input_ids"])
     with refuses(
-        f"Row 5 has 2 tokens in its batch, but {tokens} in the teacher cache. Rows must be the same at every reading: "
-        "a data collator or data set that changes them cannot be cached.",
+        f"Row 5 has 2 tokens in its batch, but {tokens} in the teacher cache. Rows must be the same every "
+        "time they are read: data sets and collators that change them cannot be cached.",
         StateError,
     ):
         collator(rows.__getitems__([5, 6]))
@@ -759,7 +757,7 @@ class Tuples(torch.utils.data.Dataset):
         (
             Stream(),
             "teacher_cache needs a train_dataset with a length and rows by index; a Stream has no length or cannot be "
-            "indexed. Train without a cache, or load the data whole.",
+            "indexed. Train without a cache, or use a map-style data set.",
         ),
         (Tuples(), "teacher_cache needs rows that are dictionaries; row 0 is a tuple."),
     ],
@@ -933,7 +931,7 @@ def test_values_that_are_no_numbers_are_refused_where_a_shard_is_opened(value, t
     tensors = load_file(shard_file(tmp_path, 0))
     tensors["hidden_states.scale"][0] = value
     save_file(tensors, shard_file(tmp_path, 0))
-    with pytest.raises(StateError, match=r"is damaged: .* Delete it, give teacher_model, and it is made again"):
+    with pytest.raises(StateError, match=r"is damaged: .* Delete it, and give teacher_model to make it again"):
         TeacherCache(tmp_path).read([0], torch.ones(1, 3))
 
 

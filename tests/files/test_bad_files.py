@@ -166,11 +166,11 @@ def test_shard(damage, folder, student):
         ),
         (
             put_value(f"{LINEAR}.weight_packed", 243),
-            f"{LINEAR}.weight_packed holds the byte 243, but 3-level codes end at 242. {DAMAGED}",
+            f"{LINEAR}.weight_packed holds the byte 243, but bytes of 3-level codes end at 242. {DAMAGED}",
         ),
         (
             put_value("bert.embeddings.word_embeddings.weight_packed", 255),
-            "bert.embeddings.word_embeddings.weight_packed holds the byte 255, but 3-level codes end at 242. "
+            "bert.embeddings.word_embeddings.weight_packed holds the byte 255, but bytes of 3-level codes end at 242. "
             f"{DAMAGED}",
         ),
         *(

@@ -258,7 +258,7 @@ def test_check_packed_accepts_the_last_byte_and_scale_zero(levels):
 @pytest.mark.parametrize("byte", range(243, 256))
 def test_check_packed_refuses_bytes_that_are_no_trits(byte):
     with refuses(
-        f"dense.weight_packed holds the byte {byte}, but 3-level codes end at 242. "
+        f"dense.weight_packed holds the byte {byte}, but bytes of 3-level codes end at 242. "
         "The file is damaged; download or write it again.",
         PackedFileError,
     ):

@@ -83,14 +83,14 @@ def test_quant_spec_accepts(quantizer, dtype):
         ({"scale_dtype": "float8"},
          "scale_dtype='float8' does not exist. Use one of: float16, bfloat16, float32."),
         ({"granularity": "per_group"},
-         "granularity='per_group' with group_size=None: a group size is needed by 'per_group' and has no meaning "
-         "elsewhere. Set both or neither."),
+         "granularity='per_group' with group_size=None: 'per_group' requires a group size, and the other "
+         "granularities take none."),
         ({"group_size": 64},
-         "granularity='per_channel' with group_size=64: a group size is needed by 'per_group' and has no meaning "
-         "elsewhere. Set both or neither."),
+         "granularity='per_channel' with group_size=64: 'per_group' requires a group size, and the other "
+         "granularities take none."),
         ({"granularity": "per_tensor", "group_size": 64},
-         "granularity='per_tensor' with group_size=64: a group size is needed by 'per_group' and has no meaning "
-         "elsewhere. Set both or neither."),
+         "granularity='per_tensor' with group_size=64: 'per_group' requires a group size, and the other "
+         "granularities take none."),
         ({"granularity": "per_group", "group_size": 0}, "group_size=0 must be a positive whole number."),
         ({"granularity": "per_group", "group_size": -8}, "group_size=-8 must be a positive whole number."),
         ({"granularity": "per_group", "group_size": 8.0}, "group_size=8.0 must be a positive whole number."),

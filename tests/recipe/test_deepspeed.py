@@ -274,20 +274,19 @@ PRUNING_KEYS = (
     "path, value, text",
     [
         (f"{SHARED}/quantize_groups", 64,
-         "weight_quantization.shared_parameters.quantize_groups=64 has no equivalent: its groups cut rows. "
+         "weight_quantization.shared_parameters.quantize_groups=64 has no equivalent: its groups span rows. "
          "Set 1 (per tensor), or build XTCRecipe(granularity='per_channel')."),
         (f"{SHARED}/quantization_type", "asymmetric",
          "weight_quantization.shared_parameters.quantization_type='asymmetric' has no equivalent: weights are "
          "quantized around zero only. Set it to 'symmetric'."),
         (f"{SHARED}/rounding", "stochastic",
-         "weight_quantization.shared_parameters.rounding='stochastic' has no equivalent: a packed weight must equal "
-         "the one trained. Set it to 'nearest'."),
+         "weight_quantization.shared_parameters.rounding='stochastic' has no equivalent: packed and trained "
+         "weights must be equal. Set it to 'nearest'."),
         (f"{SHARED}/quantize_weight_in_forward", False,
          "weight_quantization.shared_parameters.quantize_weight_in_forward=False has no equivalent: weights are "
          "fake-quantized in the forward pass only. Set it to true."),
         (f"{SHARED}/fp16_mixed_quantize", {"enabled": True},
-         "weight_quantization.shared_parameters.fp16_mixed_quantize is enabled, but weights are quantized whole here. "
-         "Disable it."),
+         "weight_quantization.shared_parameters.fp16_mixed_quantize is enabled, but not supported. Disable it."),
         (f"{SHARED}/fp16_mixed_quantize", {"ratio": 0.1},
          "weight_quantization.shared_parameters.fp16_mixed_quantize has unknown keys: 'ratio'. "
          "It may have: enabled, quantize_change_ratio."),
@@ -296,7 +295,7 @@ PRUNING_KEYS = (
         (f"{SHARED}/quantise_groups", 1,
          f"weight_quantization.shared_parameters has unknown keys: 'quantise_groups'. It may have: {WEIGHT_KEYS}."),
         ("weight_quantization/different_groups", {},
-         "weight_quantization is enabled but has no different_groups, so it covers nothing. Add one."),
+         "weight_quantization is enabled but has no different_groups, so it applies to no module. Add one."),
         ("weight_quantization/different_groups", [],
          "weight_quantization.different_groups must be a JSON object; got []."),
         ("weight_quantization", None, "weight_quantization must be a JSON object; got None."),
@@ -305,11 +304,11 @@ PRUNING_KEYS = (
         (f"{WQ}/params/target_bits", 3,
          "weight_quantization.different_groups.wq1.params.target_bits=3 does not exist. Use one of: 1, 2, 4, 8."),
         (f"{WQ}/params/start_bits", 8,
-         "weight_quantization.different_groups.wq1.params has start_bits=8 but target_bits=1. A recipe names one "
-         "quantizer; bits do not shrink with quantization_period. Start at the target: start_bits=1."),
+         "weight_quantization.different_groups.wq1.params has start_bits=8 but target_bits=1. The bits of a "
+         "module do not change during training. Set start_bits=1."),
         (f"{WQ}/params", {"target_bits": 2},
-         "weight_quantization.different_groups.wq1.params has start_bits=None but target_bits=2. A recipe names one "
-         "quantizer; bits do not shrink with quantization_period. Start at the target: start_bits=2."),
+         "weight_quantization.different_groups.wq1.params has start_bits=None but target_bits=2. The bits of a "
+         "module do not change during training. Set start_bits=2."),
         (f"{WQ}/params/bits", 1,
          "weight_quantization.different_groups.wq1.params has unknown keys: 'bits'. "
          "It may have: start_bits, target_bits, quantization_period."),
@@ -320,16 +319,16 @@ PRUNING_KEYS = (
          "weight_quantization.different_groups.wq1.modules='attention.self' must be a list of patterns, "
          "e.g. ['attention.self']."),
         (f"{WQ}/modules", [WORDS, "atention.self"],
-         f"weight_quantization.different_groups.wq1.modules: 'atention.self' is in no BERT module name ({QUERY}). "
+         f"weight_quantization.different_groups.wq1.modules: 'atention.self' matches no BERT module (e.g. {QUERY}). "
          "Correct it."),
         (f"{WQ}/modules", ["layer.("],
-         "weight_quantization.different_groups.wq1.modules: 'layer.(' is no regular expression (missing ), "
+         "weight_quantization.different_groups.wq1.modules: 'layer.(' is not a regular expression (missing ), "
          "unterminated subpattern at position 6). Correct it."),
         (f"{WQ}/modules", "*",
          "weight_quantization.different_groups.wq1 covers 'classifier', but the task head stays in float. "
          "List the modules without it, e.g. ['attention.self', 'intermediate', 'output.dense']."),
         (f"{WQ}/related_modules", [["self.query"]],
-         "weight_quantization.different_groups.wq1.related_modules=[['self.query']] belongs to pruning. Remove it."),
+         "weight_quantization.different_groups.wq1.related_modules=[['self.query']] is for pruning only. Remove it."),
         ("weight_quantization/different_groups/wq2", weight_group(8, ["attention.output.dense"]),
          "weight_quantization has bert.encoder.layer.0.attention.output.dense in 'wq1' and 'wq2'. "
          "Name it in one group."),
@@ -359,9 +358,9 @@ PRUNING_KEYS = (
         ("layer_reduction/teacher_layers", [1],
          f"layer_reduction has unknown keys: 'teacher_layers'. It may have: {LAYER_KEYS}."),
         ("sparse_pruning/shared_parameters/enabled", True,
-         "sparse_pruning is enabled, but only whole layers are removed here. Disable it."),
+         "sparse_pruning is enabled, but pruning is not supported. Disable it."),
         ("channel_pruning", {"shared_parameters": {"enabled": True}},
-         "channel_pruning is enabled, but only whole layers are removed here. Disable it."),
+         "channel_pruning is enabled, but pruning is not supported. Disable it."),
         ("row_pruning/shared_parameters/enable", True,
          f"row_pruning.shared_parameters has unknown keys: 'enable'. It may have: {PRUNING_KEYS}."),
         ("weight_quantisation", {},
@@ -375,7 +374,7 @@ def test_refusals_in_the_reference_config(path, value, text):
 
 @pytest.mark.parametrize("name", ["sparse_pruning", "row_pruning", "head_pruning", "channel_pruning"])
 def test_every_pruning_is_refused(name):
-    with refuses(f"{name} is enabled, but only whole layers are removed here. Disable it."):
+    with refuses(f"{name} is enabled, but pruning is not supported. Disable it."):
         recipe_fields({name: pruning(True, {"dense_ratio": 0.5}, ["intermediate"])})
 
 
@@ -405,7 +404,7 @@ def test_weights_that_fit_no_scope(groups, text):
 
 
 COUPLED = (
-    "The inputs of quantized linears are quantized, for all or for none. "
+    "Quantize the inputs of all quantized linears, or of none. "
     "Name the same linears in activation_quantization as in weight_quantization."
 )
 
@@ -441,11 +440,11 @@ def test_activations_without_weights():
     "config, text",
     [
         ({"train_batch_size": 32, "fp16": {}},
-         "This is no DeepSpeed compression configuration: it lacks 'compression_training' and every part of it. "
+         "This is not a DeepSpeed compression configuration: it lacks 'compression_training' and all of its parts. "
          "Its keys are: 'train_batch_size', 'fp16'. Pass the whole DeepSpeed JSON, or its 'compression_training' "
          "section."),
         ({},
-         "This is no DeepSpeed compression configuration: it lacks 'compression_training' and every part of it. "
+         "This is not a DeepSpeed compression configuration: it lacks 'compression_training' and all of its parts. "
          "Its keys are: none. Pass the whole DeepSpeed JSON, or its 'compression_training' section."),
         ("ds_config.json", "A DeepSpeed configuration is a dict; got str. Read it with json.load."),
         ({"compression_training": None}, "compression_training must be a JSON object; got None."),

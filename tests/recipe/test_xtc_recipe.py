@@ -204,8 +204,8 @@ FIELDS = ", ".join(field.name for field in fields(XTCRecipe))
         ({"granularity": "per_row"},
          "granularity='per_row' does not exist. Use one of: per_tensor, per_channel, per_group."),
         ({"group_size": 64},
-         "granularity='per_channel' with group_size=64: a group size is needed by 'per_group' and has no meaning "
-         "elsewhere. Set both or neither."),
+         "granularity='per_channel' with group_size=64: 'per_group' requires a group size, and the other "
+         "granularities take none."),
         ({"activation_bits": 2}, "activation bits=2 does not exist. Use one of: 8, 4."),
         ({"activation_calibration": "ema"},
          "activation calibration='ema' does not exist. Use one of: dynamic, static."),
@@ -263,7 +263,7 @@ def test_layer_map_that_does_not_fit_the_teacher(recipe, text):
 
 
 def test_from_json_refuses_what_is_no_recipe():
-    with refuses("The recipe is no JSON: Expecting value: line 1 column 1 (char 0)."):
+    with refuses("The recipe is not valid JSON: Expecting value: line 1 column 1 (char 0)."):
         XTCRecipe.from_json("oops")
     with refuses("A recipe is a JSON object, not [1]."):
         XTCRecipe.from_json("[1]")

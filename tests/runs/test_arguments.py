@@ -64,8 +64,8 @@ def test_options_give_the_recipe_they_name(options, recipe):
         ),
         (
             ["--granularity", "per_group"],
-            "granularity='per_group' with group_size=None: a group size is needed by 'per_group' and has no meaning "
-            "elsewhere. Set both or neither.",
+            "granularity='per_group' with group_size=None: 'per_group' requires a group size, and the other "
+            "granularities take none.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

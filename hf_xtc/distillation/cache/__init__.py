@@ -1,7 +1,7 @@
-"""A teacher's outputs on disk, so that training does not run the teacher.
+"""The teacher cache: a teacher's outputs on disk, so that training does not run the teacher.
 
 `format` defines the files and when a cache is stale, `shards` writes and reads them, `rows` adds the cached outputs to
-batches, and `making` makes, completes or reuses a cache. The trainer uses them; they import nothing of it.
+batches, and `making` makes, completes or reuses a cache. The trainer imports this package, never the reverse.
 """
 
 from hf_xtc.distillation.cache.making import Teaching

@@ -1,12 +1,12 @@
 """The format of the teacher cache, and when a cache is stale.
 
 A cache is a folder with `cache.json` (format version, key, which outputs are kept, how rows are split into shards) and
-`shard-00000.safetensors`, ... Rows keep their order: a row's number in the data set is its place. In a shard each kept
-output is one flat tensor, row after row; a row's *block* is contiguous and has no padding. Its shape stands in
-`cache.json`, with "tokens" for the row's real tokens: `[3]` for logits, `[4, "tokens", 384]` for four hidden states,
-`[3, 12, "tokens", "tokens"]` for the attention scores of three layers of twelve heads. Logits are float32; the others
-float16, or int8 with one float32 scale for each last axis (`NAME.scale`: per token of a hidden state, per query of
-scores). A shard is written whole or not at all, so a shard that exists is complete. Reading maps files into memory.
+`shard-00000.safetensors`, ... Rows are in the order of the data set. In a shard each kept output is one flat tensor,
+row after row; a row's *block* is contiguous and has no padding. `cache.json` gives its shape, with "tokens" for the
+number of the row's real tokens: `[3]` for logits, `[4, "tokens", 384]` for four hidden states, `[3, 12, "tokens",
+"tokens"]` for the attention scores of three layers of twelve heads. Logits are float32; the others float16, or int8
+with one float32 scale per vector along the last axis (`NAME.scale`: per token of a hidden state, per query of scores).
+A shard is written whole or not at all, so a shard that exists is complete. Reading maps files into memory.
 """
 
 import math
@@ -26,11 +26,11 @@ from hf_xtc.files.writing import write_json
 
 FORMAT_VERSION = 1
 TOKENS = "tokens"
-PLACES = {"hidden_states": slice(-2, -1), "attentions": slice(-2, None)}  # of the axes of tokens
-DEEPEST = 10_000  # layers; reading a batch makes a list of this length
+PLACES = {"hidden_states": slice(-2, -1), "attentions": slice(-2, None)}  # the axes that must be "tokens"
+DEEPEST = 10_000  # most layers of a teacher; reading a batch makes a list of this length
 SHARD_BYTES = 2**27
 CACHE_FILE = "cache.json"
-_ELSEWHERE = "Give teacher_cache another folder, or delete this one."
+_ADVICE = "Give teacher_cache another folder, or delete this one."
 
 Shape = tuple[int | str, ...]
 
@@ -40,8 +40,8 @@ class Block:
     """The layout of one output for one row.
 
     Args:
-        shape (`tuple[int | str, ...]`): As in `cache.json`; "tokens" for the axes as long as the row.
-        dtype (`torch.dtype`): float32, float16, or int8 (then with a scale per last axis).
+        shape (`tuple[int | str, ...]`): As in `cache.json`, with "tokens" for axes of the row's length.
+        dtype (`torch.dtype`): float32, float16, or int8 (then with scales).
     """
 
     shape: Shape
@@ -53,7 +53,7 @@ class Block:
 
     @cached_property
     def _factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(elements, power of the number of tokens), of values and of scales; reading needs it for every row."""
+        """(factor, power) of the values and of the scales: a row of `n` tokens has `factor * n**power`."""
         values, scales = (
             (math.prod(int(size) for size in shape if size != TOKENS), shape.count(TOKENS))
             for shape in (self.shape, self.shape[:-1])
@@ -62,39 +62,39 @@ class Block:
 
     @property
     def read_dtype(self) -> torch.dtype:
-        """The dtype that reading gives: float32 for int8, else `dtype`."""
+        """The dtype of the tensors that are read: float32 for int8, else `dtype`."""
         return torch.float32 if self.dtype == torch.int8 else self.dtype
 
     def numel(self, sums: Sequence[int], *, scales: bool = False) -> int:
-        """Elements (or scales) of rows; `sums` is their count, their tokens, and the sum of squares of these."""
+        """Number of values (or scales) of several rows; `sums`: their count, tokens, and sum of squared tokens."""
         factor, power = self._factors[scales]
         return factor * sums[power]
 
     def nbytes(self, sums: Sequence[int]) -> int:
-        """Bytes of rows, scales included; `sums` as in `numel`."""
+        """Bytes of several rows, scales included; `sums` as in `numel`."""
         scales = self.numel(sums, scales=True) if self.dtype == torch.int8 else 0
         return self.numel(sums) * self.dtype.itemsize + scales * torch.float32.itemsize
 
     def encode(self, block: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The block in `dtype`, and the float32 scales of int8.
+        """The block in `dtype`, and its float32 scales if that is int8. The error continues "The teacher's NAME ...".
 
         Raises:
-            XTCError: if a value is not finite, or float16 cannot hold it.
+            XTCError: if a value is NaN or infinite, or overflows float16.
         """
         largest = block.abs().max().item()
         if not math.isfinite(largest):
-            raise XTCError("are not finite: the teacher is broken, or overflows in its precision. Repair it.")
+            raise XTCError("are NaN or infinite. Check the teacher's weights, or run it in a higher precision.")
         if self.dtype == torch.int8:
             scale = block.abs().amax(-1, keepdim=True) / 127
             return (block / scale.clamp(min=1e-30)).round().to(torch.int8), scale.squeeze(-1)
         if largest > torch.finfo(self.dtype).max:
-            raise XTCError(f"reach {largest:.6g}, which float16 cannot hold. Use teacher_cache_dtype='int8'.")
+            raise XTCError(f"reach {largest:.6g}, which overflows float16. Use teacher_cache_dtype='int8'.")
         return block.to(self.dtype), None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of a shard, their tokens, and the sum of the squares of these, which give its size."""
+    """Number of rows of a shard, their tokens, and the sum of their squared tokens, which give its size."""
 
     rows: int
     tokens: int
@@ -102,12 +102,12 @@ class Shard:
 
     @property
     def sums(self) -> tuple[int, int, int]:
-        """As `Block.numel` takes them."""
+        """The argument `sums` of `Block.numel`."""
         return self.rows, self.tokens, self.pairs
 
 
 def _is_count(value: object) -> bool:
-    """Whether a value is a number of rows, tokens, layers or features; no machine holds 2**48 of them."""
+    """Whether a value is a plausible number of rows, tokens, layers or features: positive, below 2**48."""
     return type(value) is int and 0 < value < 2**48
 
 
@@ -116,12 +116,12 @@ class Manifest:
     """The contents of `cache.json`.
 
     Args:
-        key (`dict`): Fingerprints "teacher", "tokenizer" and "data", and the "recipe" in clear.
+        key (`dict`): Hashes of "teacher", "tokenizer" and "data", and the "recipe" itself.
         dtype (`str`): "float16" or "int8", of all outputs but logits.
         outputs (`dict[str, tuple]`): Name of a model output -> shape of a row's block; the first axis of
             "hidden_states" and "attentions" counts the layers kept.
         layers (`dict[str, tuple[int, ...]]`): The hidden states and attention layers that are kept.
-        depths (`dict[str, int]`): How many of each the teacher has.
+        depths (`dict[str, int]`): Number of hidden states and attention layers of the teacher.
         shards (`tuple[Shard, ...]`): In the order of the rows.
         teacher_config (`dict`): The teacher's configuration.
     """
@@ -136,19 +136,19 @@ class Manifest:
 
     @property
     def blocks(self) -> dict[str, Block]:
-        """The blocks of a row by output."""
-        kept = {"float16": torch.float16, "int8": torch.int8}[self.dtype]
-        return {n: Block(s, torch.float32 if n.endswith("logits") else kept) for n, s in self.outputs.items()}
+        """Name of an output -> layout of a row's block."""
+        dtype = {"float16": torch.float16, "int8": torch.int8}[self.dtype]
+        return {n: Block(s, torch.float32 if n.endswith("logits") else dtype) for n, s in self.outputs.items()}
 
     def tensors(self, index: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Name -> (dtype, shape) of what shard `index` holds; `tokens` counts the tokens of each row."""
+        """Name -> (dtype, shape) of the tensors in shard `index`; the tensor `tokens` has the tokens of each row."""
         sums = self.shards[index].sums
-        held: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {TOKENS: (torch.int64, (sums[0],))}
+        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {TOKENS: (torch.int64, (sums[0],))}
         for name, block in self.blocks.items():
-            held[name] = (block.dtype, (block.numel(sums),))
+            tensors[name] = (block.dtype, (block.numel(sums),))
             if block.dtype == torch.int8:
-                held[f"{name}.scale"] = (torch.float32, (block.numel(sums, scales=True),))
-        return held
+                tensors[f"{name}.scale"] = (torch.float32, (block.numel(sums, scales=True),))
+        return tensors
 
     def check(self) -> None:
         """Checks the values of a manifest that was read from a file.
@@ -178,12 +178,12 @@ class Manifest:
 
     def nbytes(self, indices: Sequence[int] | None = None) -> int:
         """Bytes of these shards (default: all), headers not counted."""
-        wanted = range(len(self.shards)) if indices is None else indices
-        held = [tensor for index in wanted for tensor in self.tensors(index).values()]
-        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in held)
+        chosen = range(len(self.shards)) if indices is None else indices
+        tensors = [tensor for index in chosen for tensor in self.tensors(index).values()]
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in tensors)
 
     def write(self, folder: Path) -> None:
-        """Writes `cache.json`; makes the folder if missing.
+        """Writes `cache.json`; creates the folder if missing.
 
         Raises:
             StateError: if it cannot be written.
@@ -216,12 +216,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         where = folder / CACHE_FILE
         raise StateError(
-            f"{where} does not describe a teacher cache of format {FORMAT_VERSION} ({error}). {_ELSEWHERE}"
+            f"{where} does not describe a teacher cache of format {FORMAT_VERSION} ({error}). {_ADVICE}"
         ) from None
 
 
 def plan_shards(outputs: Mapping[str, Shape], dtype: str, lengths: Sequence[int]) -> tuple[Shard, ...]:
-    """The shards of rows with these numbers of tokens: at most `SHARD_BYTES` each, but at least one row."""
+    """Splits rows with these numbers of tokens into shards of at most `SHARD_BYTES`, but at least one row."""
     blocks = Manifest({}, dtype, dict(outputs), {}, {}, (), {}).blocks.values()
     shards: list[Shard] = []
     rows = tokens = pairs = size = 0
@@ -240,7 +240,7 @@ def shard_file(folder: Path, index: int) -> Path:
 
 
 def broken_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
-    """Number of each shard that is missing, truncated or has other contents -> what is wrong with it."""
+    """Index -> what is wrong, for each shard that is missing, truncated or has unexpected contents."""
     broken = {}
     for index in range(len(manifest.shards)):
         file = shard_file(folder, index)
@@ -248,7 +248,7 @@ def broken_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
             if not file.exists():
                 broken[index] = f"{file.name} is missing"
             elif read_header(file) != manifest.tensors(index):
-                broken[index] = f"{file.name} does not hold what {CACHE_FILE} says"
+                broken[index] = f"{file.name} does not match {CACHE_FILE}"
         except PackedFileError:
             broken[index] = f"{file.name} is truncated or no safetensors file"
     return broken
@@ -258,12 +258,12 @@ def check_key(folder: Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) 
     """Compares the key of a cache with this run's; a component that is `None` here is not compared.
 
     Raises:
-        StateError: if they differ; names what differs.
+        StateError: if they differ; lists the differences.
     """
-    words = {"teacher": "another teacher", "tokenizer": "another tokenizer", "data": "other data"}
+    described = {"teacher": "another teacher", "tokenizer": "another tokenizer", "data": "other data"}
     differ = [
         f"{text} ({str(stored.get(name))[:8]} there, {ours[name][:8]} here)"
-        for name, text in words.items()
+        for name, text in described.items()
         if ours[name] is not None and stored.get(name) != ours[name]
     ]
     there = stored.get("recipe", {})
@@ -272,4 +272,4 @@ def check_key(folder: Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) 
         differ.append(f"another recipe ({'; '.join(recipe)})")
     if differ:
         made = " and ".join([", ".join(differ[:-1]), differ[-1]] if differ[1:] else differ)
-        raise StateError(f"The cache in {folder} was made with {made}: its targets are wrong here. {_ELSEWHERE}")
+        raise StateError(f"The cache in {folder} was made with {made}: its targets do not fit this run. {_ADVICE}")

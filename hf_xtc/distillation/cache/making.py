@@ -1,8 +1,8 @@
-"""Makes, completes or reuses the teacher cache of a training, or refuses one that does not fit it.
+"""Makes, completes or reuses the teacher cache of a training run; raises an error for one that does not match it.
 
-A cache is made with the teacher and the collator of the training, whatever columns the data have. The teacher's
-outputs for a row must depend on that row alone: rows that change from one reading to the next (random masking in the
-collator) are refused. Padding on the left is accepted, with a warning where positions depend on the rest of a batch.
+A cache is made with the teacher and the collator of the run, for any columns of the data. The teacher's outputs for a
+row must depend on that row alone: rows that change each time they are read (random masking in the collator) are an
+error. Padding on the left is accepted, with a warning if positions then depend on the other rows of a batch.
 """
 
 import hashlib
@@ -38,18 +38,18 @@ from hf_xtc.recipe.layer_map import LayerMap
 
 logger = logging.getLogger(__name__)
 
-_SURVEYED_ROWS = 1000
-# Fields of a configuration that no output depends on, or that change when the model is used.
+_SCANNED_ROWS = 1000
+# Fields of a configuration that do not affect the outputs, or that change when the model is used.
 _IGNORED = re.compile(
     "_.*|transformers_version|.*label.*|dtype|architectures|problem_type|.*dropout.*|.*_token_id|output_.*|use_cache"
 )
 
 
 def kept_layers(terms: Sequence[DistillationTerm], layer_map: LayerMap, depth: int) -> dict[str, tuple[int, ...]]:
-    """The hidden states and attention layers that terms read: the layer map's, or all for terms that are not `mapped`.
+    """The hidden states and attention layers that terms read: the layer map's, or all if a term is not `mapped`.
 
     Args:
-        depth (`int`): Layers of the teacher.
+        depth (`int`): Number of layers of the teacher.
     """
     kept = {}
     for kind, count in (("hidden_states", depth + 1), ("attentions", depth)):
@@ -61,16 +61,16 @@ def kept_layers(terms: Sequence[DistillationTerm], layer_map: LayerMap, depth: i
 
 
 def teacher_fingerprint(teacher: nn.Module, config: Mapping[str, Any]) -> str:
-    """sha256 of the teacher's tensors and of the part of its configuration that its outputs depend on."""
+    """sha256 of the teacher's tensors and of the fields of its configuration that affect its outputs."""
     relevant = {key: value for key, value in config.items() if not _IGNORED.fullmatch(key)}
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
-        _update(digest, name, tensor)
+        _hash_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 of a tokenizer, its current padding and truncation aside; "none" without one."""
+    """sha256 of a tokenizer without its padding and truncation settings; "none" for `None`."""
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -82,7 +82,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _update(digest: Any, name: str, tensor: Tensor) -> None:
+def _hash_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -90,24 +90,24 @@ def _update(digest: Any, name: str, tensor: Tensor) -> None:
 
 @dataclass
 class Teaching:
-    """The teacher and the data of a training, and the folder of their cache.
+    """The teacher and the data of a training run, and the folder of their cache.
 
     Args:
-        folder (`Path`): Of the cache.
+        folder (`Path`): Folder of the cache.
         dtype (`str`): "float16" or "int8".
         rows (`NumberedRows`): The data.
         collator (`Callable`): Makes batches of rows.
-        labels (`list[str]`): Keys of a batch that the teacher does not see.
-        terms (`list[DistillationTerm]`): The outputs that they need are kept.
-        layer_map (`LayerMap`): Of the student.
+        labels (`list[str]`): Keys of a batch that are not passed to the teacher.
+        terms (`list[DistillationTerm]`): Terms whose inputs are cached.
+        layer_map (`LayerMap`): Layer map of the student.
         teacher_config (`PreTrainedConfig`): The teacher's configuration.
         teacher (`nn.Module`, *optional*): Without one, the cache must be complete.
         run (`Callable`): (batch without labels, names of outputs beyond the logits) -> the teacher's outputs, in the
-            precision of the training.
+            precision of the run.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Part of the key.
-        precision (`str`): Of autocast; part of the key.
-        batch_size (`int`): Rows at a time.
-        quiet (`bool`): No progress bar.
+        precision (`str`): Precision of autocast; part of the key.
+        batch_size (`int`): Rows per forward pass of the teacher.
+        quiet (`bool`): Show no progress bar.
     """
 
     folder: Path
@@ -138,12 +138,12 @@ class Teaching:
             make (`bool`): Whether missing shards are made; if not, they are an error.
 
         Raises:
-            StateError: if the folder holds the cache of another training, the disk is too small, or the cache cannot
-                be made or written.
-            XTCError: if the rows change from one reading to the next, or the teacher's outputs have no known layout.
+            StateError: if the folder holds the cache of another run, the disk is too small, or the cache cannot be
+                made or written.
+            XTCError: if the rows change each time they are read, or the teacher's outputs have an unknown layout.
         """
         self._check_rows()
-        lengths, key = self._survey()
+        lengths, key = self._scan()
         manifest = read_manifest(self.folder)
         if manifest is not None:
             check_key(self.folder, manifest.key, key)
@@ -153,7 +153,7 @@ class Teaching:
         return TeacherCache(self.folder)
 
     def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
-        """Makes the shards that are still missing once this process holds the lock."""
+        """Makes the shards that are missing or broken once this process holds the lock."""
         clear_unfinished(self.folder)
         manifest = read_manifest(self.folder) or self._plan(lengths, key)
         check_key(self.folder, manifest.key, key)
@@ -172,41 +172,41 @@ class Teaching:
         return {key: value for key, value in batch.items() if key not in self.labels}, sequence_mask(batch)
 
     def _check_rows(self) -> None:
-        """Checks that rows are the same at two readings; warns if padding on the left shifts positions.
+        """Checks that rows read twice are the same; warns if padding on the left shifts positions.
 
         Raises:
             XTCError: if they differ.
         """
-        some = range(min(len(self.rows), 32))
-        (first, mask), (second, _) = self._batch(some), self._batch(some)
+        sample = range(min(len(self.rows), 32))
+        (first, mask), (second, _) = self._batch(sample), self._batch(sample)
         if any(isinstance(v, Tensor) and not torch.equal(v, second[key]) for key, v in first.items()):
             raise XTCError(
-                "Rows of the train_dataset change from one reading to the next (random masking or augmentation): the "
+                "Rows of the train_dataset change each time they are read (random masking or augmentation): the "
                 "teacher's outputs for them cannot be cached. Train without teacher_cache."
             )
         shifted = (mask[:, 0] == 0).nonzero().flatten().tolist()
         if shifted and self._batch(shifted[:1])[1][0, 0] != 0:
             logger.warning(
-                "Rows are padded on the left to the longest of their batch: where positions are absolute, the "
-                "teacher's outputs depend on that padding, and the cache holds those of its own batches. "
+                "Rows are padded on the left to the longest of their batch: with absolute positions the teacher's "
+                "outputs depend on that padding, which differs between the cache and training. "
                 "Pad on the right, or to one length."
             )
 
-    def _survey(self) -> tuple[list[int], dict[str, Any]]:
-        """Tokens of each row, and the key of the cache."""
+    def _scan(self) -> tuple[list[int], dict[str, Any]]:
+        """Reads all rows; returns the number of tokens of each, and the key of the cache."""
         lengths: list[int] = []
         digest = hashlib.sha256()
-        for start in range(0, len(self.rows), _SURVEYED_ROWS):
-            batch, mask = self._batch(range(start, min(start + _SURVEYED_ROWS, len(self.rows))))
+        for start in range(0, len(self.rows), _SCANNED_ROWS):
+            batch, mask = self._batch(range(start, min(start + _SCANNED_ROWS, len(self.rows))))
             counts = (mask != 0).sum(1)
             if not counts.all():
                 raise DataError(f"Row {start + int(counts.argmin())} of the train_dataset has no token.")
             lengths += counts.tolist()
-            _update(digest, TOKENS, counts)
+            _hash_tensor(digest, TOKENS, counts)
             for name in sorted(batch):
                 value = batch[name]
                 if isinstance(value, Tensor):
-                    _update(digest, name, value[mask != 0] if value.shape == mask.shape else value)
+                    _hash_tensor(digest, name, value[mask != 0] if value.shape == mask.shape else value)
         recipe: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
         recipe |= {kind: list(self.layers.get(kind, ())) for kind in ("hidden_states", "attentions")}
         return lengths, {
@@ -224,7 +224,7 @@ class Teaching:
         return Manifest(key, self.dtype, outputs, self.layers, self.depths, shards, self.config)
 
     def _outputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The teacher's outputs that are kept, float32 on the CPU; axis 0 is the batch, axis 1 the layers, if any."""
+        """The teacher's outputs to cache, float32 on the CPU; axis 0 is the batch, axis 1 the layers, if any."""
         outputs = self.run(batch, self.layers)
         kept = {name: outputs[name] for name in outputs if name.endswith("logits")}
         for kind, layers in self.layers.items():

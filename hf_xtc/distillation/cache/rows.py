@@ -1,4 +1,4 @@
-"""Data sets whose rows hold their number, and batches that hold the teacher's outputs for their rows."""
+"""A data set with row numbers, and a data collator that adds the cached outputs for these rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ TARGETS = "xtc_targets"
 
 
 class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """A data set whose rows also hold their own number, as `xtc_row`."""
+    """A data set that adds to each row its index, as `xtc_row`."""
 
     def __init__(self, source: Any):
         if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
             raise XTCError(
                 f"teacher_cache needs a train_dataset with a length and rows by index; a {type(source).__name__} "
-                "has no length or cannot be indexed. Train without a cache, or load the data whole."
+                "has no length or cannot be indexed. Train without a cache, or use a map-style data set."
             )
         if len(source) == 0:
             raise DataError("The train_dataset is empty: there is nothing to cache.")
@@ -34,10 +34,10 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows, read in one call where the data set can."""
+        """Several rows, read in one call if the data set has `__getitems__`."""
         indices = [int(index) for index in indices]
-        together = getattr(self.source, "__getitems__", None)
-        rows = [self.source[index] for index in indices] if together is None else together(indices)
+        getitems = getattr(self.source, "__getitems__", None)
+        rows = [self.source[index] for index in indices] if getitems is None else getitems(indices)
         if not isinstance(rows[0], Mapping):
             raise XTCError(
                 f"teacher_cache needs rows that are dictionaries; row {indices[0]} is a {type(rows[0]).__name__}."
@@ -46,7 +46,7 @@ class NumberedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class CachedTargets:
-    """A data collator that adds the teacher's outputs to what another makes, under `xtc_targets`."""
+    """A data collator that adds the cached outputs, as `xtc_targets`, to the batches of another collator."""
 
     def __init__(self, collator: Callable[[list[Any]], Any], cache: TeacherCache):
         self.collator, self.cache = collator, cache

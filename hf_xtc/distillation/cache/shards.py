@@ -1,7 +1,7 @@
 """Shards of a teacher cache: written from padded batches, read back into padded batches.
 
-A shard holds the real tokens of a row alone, so the two batches may be padded differently. The reader maps
-files into memory and copies each block once, into the batch; it can be used in the workers of a data loader.
+A shard holds no padding, so the two batches may be padded differently. The reader maps files into memory and copies
+each block once, into the batch; it works in the worker processes of a data loader.
 """
 
 import bisect
@@ -47,7 +47,7 @@ def places(mask: Tensor) -> list[slice | Tensor]:
 
 
 def _index(shape: Shape, place: slice | Tensor) -> tuple[Any, ...]:
-    """The index of a row's block in its padded form."""
+    """The index of a row's block in a padded output of that row."""
     axes = [place if size == TOKENS else slice(None) for size in shape]
     if isinstance(place, Tensor) and shape.count(TOKENS) == 2:
         axes[shape.index(TOKENS)] = place.unsqueeze(1)
@@ -58,7 +58,7 @@ class ShardWriter:
     """Collects the blocks of a shard's rows, in any order, and writes the shard.
 
     Args:
-        manifest (`Manifest`): Of the cache.
+        manifest (`Manifest`): Manifest of the cache.
         index (`int`): Number of the shard.
         lengths (`list[int]`): Tokens of each of its rows.
     """
@@ -78,7 +78,7 @@ class ShardWriter:
             mask (`torch.Tensor` of shape `(batch, width)`): 1 for real tokens.
 
         Raises:
-            StateError: if a value is not finite or too large for the dtype; names the output and the row.
+            StateError: if a value is NaN, infinite or too large for the dtype; names the output and the row.
         """
         for i, (row, place) in enumerate(zip(rows, places(mask), strict=True)):
             for name, block in self._blocks.items():
@@ -104,10 +104,10 @@ class TeacherCache:
     """A complete cache, opened for reading; its length is the number of rows.
 
     Args:
-        folder (`str` or `os.PathLike`): As `teacher_cache` of the training arguments.
+        folder (`str` or `os.PathLike`): The `teacher_cache` of the training arguments.
 
     Raises:
-        StateError: if the folder holds no cache, or a shard is missing, truncated or has other contents.
+        StateError: if the folder holds no cache, or a shard is missing, truncated or has unexpected contents.
     """
 
     def __init__(self, folder: str | Path):
@@ -116,18 +116,18 @@ class TeacherCache:
         broken = {0: "no cache.json"} if manifest is None else broken_shards(self.folder, manifest)
         if manifest is None or broken:
             what = f"{next(iter(broken.values()))}" + (f", and {len(broken) - 1} more" if len(broken) > 1 else "")
-            raise StateError(f"{folder} holds no complete teacher cache ({what}). Give teacher_model, and it is made.")
+            raise StateError(f"{folder} holds no complete teacher cache ({what}). Give teacher_model to make it.")
         self.manifest = manifest
         self._blocks = manifest.blocks
         self._starts = [0, *accumulate(shard.rows for shard in manifest.shards)]
         self._opened: dict[int, tuple[dict[str, Tensor], Sums]] = {}
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self._starts[-1]
 
     def __reduce__(self) -> Any:
-        """Pickles the folder alone; another process opens the files itself."""
+        """Pickles the folder only; another process opens the files itself."""
         return TeacherCache, (self.folder,)
 
     def _open(self, index: int) -> tuple[dict[str, Tensor], Sums]:
@@ -142,15 +142,15 @@ class TeacherCache:
         """Checks the values of a shard, whose names, dtypes and shapes are checked already.
 
         Raises:
-            StateError: if its numbers of tokens are not those in `cache.json`, or a value is NaN or infinite.
+            StateError: if its numbers of tokens differ from `cache.json`, or a value is NaN or infinite.
         """
         lengths = tensors[TOKENS].tolist()
-        counted = min(lengths) > 0 and tuple(total[-1] for total in running_sums(lengths))
+        sums = min(lengths) > 0 and tuple(total[-1] for total in running_sums(lengths))
         floats = (tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.numel())
-        if counted != self.manifest.shards[index].sums or not all(_is_finite(tensor) for tensor in floats):
+        if sums != self.manifest.shards[index].sums or not all(_is_finite(tensor) for tensor in floats):
             raise StateError(
-                f"{shard_file(self.folder, index)} is damaged: its numbers of tokens are not those in {CACHE_FILE}, "
-                "or values are NaN or infinite. Delete it, give teacher_model, and it is made again."
+                f"{shard_file(self.folder, index)} is damaged: its numbers of tokens differ from {CACHE_FILE}, "
+                "or values are NaN or infinite. Delete it, and give teacher_model to make it again."
             )
 
     def read(self, rows: Sequence[int], mask: Tensor) -> dict[str, Any]:
@@ -161,8 +161,8 @@ class TeacherCache:
             mask (`torch.Tensor` of shape `(rows, width)`): 1 for real tokens.
 
         Returns:
-            `dict[str, Any]`: As the model's own: logits, and tuples of "hidden_states" and "attentions" with `None`
-            for layers that are not kept; float16 (float32 from int8), logits float32.
+            `dict[str, Any]`: Outputs as a model returns them: logits, and tuples of "hidden_states" and "attentions"
+            with `None` for layers that are not kept; float16 (float32 from int8), logits float32.
 
         Raises:
             StateError: if a row has another number of tokens than when the cache was made.
@@ -182,11 +182,11 @@ class TeacherCache:
             tensors, sums = self._open(shard)
             local = row - self._starts[shard]
             tokens = sums[1][local + 1] - sums[1][local]
-            found = place.stop - place.start if isinstance(place, slice) else len(place)
-            if tokens != found:
+            in_batch = place.stop - place.start if isinstance(place, slice) else len(place)
+            if tokens != in_batch:
                 raise StateError(
-                    f"Row {row} has {found} tokens in its batch, but {tokens} in the teacher cache. Rows must be the "
-                    "same at every reading: a data collator or data set that changes them cannot be cached."
+                    f"Row {row} has {in_batch} tokens in its batch, but {tokens} in the teacher cache. Rows must be "
+                    "the same every time they are read: data sets and collators that change them cannot be cached."
                 )
             for name, block in self._blocks.items():
                 values = cut(tensors[name], block, sums, local).view(block.sized(tokens))
