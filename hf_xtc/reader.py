@@ -1,4 +1,4 @@
-"""A packed BERT read with numpy and safetensors alone: the file format's second implementation, and its manual.
+"""Reads a packed BERT with numpy and safetensors alone: a second implementation of the file format, and its manual.
 
 This file stands alone, without PyTorch, transformers or the rest of hf_xtc: copy it, or run it. `python reader.py
 FOLDER` lists a folder's quantized tensors, `python reader.py FOLDER 101 2307 102` classifies token ids.
@@ -7,12 +7,12 @@ From bytes to logits:
 1. `config.json` says `model_type: "xtc_bert"`, `state: "packed"`, BERT's own sizes, and in `xtc` the `format_version`
    (1) and the `recipe`: how each part is quantized. `model.safetensors` (or its shards) holds the tensors.
 2. A weight is `PATH.weight` in float or, quantized, `PATH.weight_packed` (bytes) and `PATH.weight_scale`.
-3. Bytes to codes: each row of a weight lies in whole bytes of its own. A byte is a number in base `levels` (2, 3, 16
+3. Bytes to codes: each row of a weight is padded to whole bytes. A byte is a number in base `levels` (2, 3, 16
    or 256, by the quantizer), and its digits are codes, the lowest digit first (`unpack`).
 4. Codes to weights: a code stands for a whole number, and that times a scale is the weight. A scale belongs to a whole
    tensor, a row, or a group of columns of a row: its shape says which (`decode`).
 5. Inputs of quantized linears are rounded to 8 (or 4) bits, so that all products are of whole numbers (`on_levels`).
-6. The rest is BERT as it is (`PackedBert`).
+6. The rest is an ordinary BERT (`PackedBert`).
 """
 
 import json
@@ -48,7 +48,7 @@ QUANTIZERS = {
     "int8": Codes(levels=256, per_byte=1, first=-128, step=1),
 }
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
-LARGEST = np.float32(2**18)  # no number of a packed model is beyond, so that no logit overflows
+LARGEST = np.float32(2**18)  # limit of all magnitudes, so that no logit overflows
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
 ACTIVATIONS = {
@@ -58,7 +58,7 @@ ACTIVATIONS = {
 
 
 def unpack(packed: Array, columns: int, codes: Codes) -> Array:
-    """Bytes `(rows, ceil(columns / per_byte))` to codes `(rows, columns)`; what is left of a last byte is padding.
+    """Bytes `(rows, ceil(columns / per_byte))` to codes `(rows, columns)`; the rest of the last byte is padding.
 
     Example:
         >>> unpack(np.array([[0b10110101]], dtype=np.uint8), 8, QUANTIZERS["binary"])
@@ -77,14 +77,14 @@ def decode(packed: Array, scale: Array, columns: int, codes: Codes) -> Array:
     return whole.astype(np.float32) * scale.astype(np.float32).repeat(columns // scale.shape[1], axis=1)
 
 
-def _guarded(step: Array) -> Array:
+def _nonzero(step: Array) -> Array:
     return np.where(step == 0, np.float32(1), step)
 
 
 def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
-    """What a quantized linear sees of its input `(..., features)`: the nearest of `2**activation_bits` equal steps.
+    """Rounds the input `(..., features)` of a quantized linear to the nearest of `2**activation_bits` equal steps.
 
-    `seen` is the lowest and highest value that training saw (`PATH.activation.range`; equal: it saw nothing, and `x`
+    `seen` is the lowest and highest value seen in training (`PATH.activation.range`; equal if there was none: `x` then
     stays in float, as without `activation_bits`); `None` takes them from each row of features.
     """
     bits = recipe["activation_bits"]
@@ -95,26 +95,26 @@ def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
     if recipe["activation_symmetric"]:
         half = 2 ** (bits - 1)
         step = np.maximum(abs(low), abs(high)) / np.float32(half)
-        return np.asarray(np.clip(np.round(values / _guarded(step)), -half, half - 1) * step, x.dtype)
+        return np.asarray(np.clip(np.round(values / _nonzero(step)), -half, half - 1) * step, x.dtype)
     step = (high - low) / np.float32(2**bits)
-    step = np.where(step == 0, _guarded(abs(low)), step)
+    step = np.where(step == 0, _nonzero(abs(low)), step)
     zero = np.round(low / step) * step
     return np.asarray(np.clip(np.round((values - zero) / step), 0, 2**bits - 1) * step + zero, x.dtype)
 
 
 def plain_file(folder: Path, name: str) -> bytes:
-    """What a file of a folder holds; raises `OSError` for a pipe, a device, or a place outside of the folder."""
+    """The bytes of a file; raises `OSError` if it is outside of the folder, not a regular file, or too large."""
     if Path(name).name != name or not (folder / name).is_file():
         raise OSError(f"{name} is no plain file of the folder")
     if name.endswith(".safetensors"):
-        safetensors.safe_open(folder / name, "np")  # refuses, unread, what is longer than its header says
+        safetensors.safe_open(folder / name, "np")  # raises if the size is not the header's, without reading on
     elif (folder / name).stat().st_size > 2**26:
         raise OSError(f"{name} is too large")
     return (folder / name).read_bytes()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder; raises `ReadError` if it is none of a packed BERT that this file reads."""
+    """The `config.json` of a folder; raises `ReadError` unless it is of a packed BERT that this reads."""
     try:
         config = dict(json.loads(plain_file(folder, "config.json")))
     except Exception as error:
@@ -125,14 +125,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     xtc = config.get("xtc")
     version, recipe = (xtc.get("format_version"), xtc.get("recipe", {})) if isinstance(xtc, dict) else (None, {})
     if version != 1 or not isinstance(recipe, dict):
-        raise ReadError(f"{folder} is of format version {version}; this reads version 1. Take a newer reader.")
+        raise ReadError(f"{folder} has format version {version}; this reads version 1. Use a newer reader.")
     missing = [key for key in SIZES if type(config.get(key)) is not int or not 0 < config[key] < 2**31]
     missing += [key for key in RECIPE if key not in recipe]
     if missing:
         raise ReadError(f"The config.json of {folder} lacks {', '.join(sorted(missing))}. Download it again.")
     heads, bits, eps = config["num_attention_heads"], recipe["activation_bits"], config.get("layer_norm_eps")
     if config["hidden_size"] % heads or bits not in (None, 4, 8) or type(eps) is not float or not 0 < eps < 1:
-        raise ReadError(f"{folder} says {heads} heads, {bits} bits, layer_norm_eps={eps!r}. Download it again.")
+        raise ReadError(f"{folder} is invalid: {heads} heads, {bits} bits, layer_norm_eps={eps!r}. Download it again.")
     if str(config.get("hidden_act")) not in ACTIVATIONS or config.get("is_decoder"):
         raise ReadError(f"This reads encoders with {' or '.join(ACTIVATIONS)}, not with {config.get('hidden_act')}.")
     return config
@@ -158,14 +158,14 @@ def _array(entry: dict[str, Any]) -> Array:
     if entry["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     if flat.dtype != np.uint8 and not (abs(flat) <= LARGEST).all():
-        raise ValueError("a tensor holds numbers that no model has")
+        raise ValueError("a tensor holds NaN, infinite or too large values")
     return flat.reshape(entry["shape"])
 
 
 class PackedBert:
-    """A packed BERT: its weights by path (decoded anew wherever they are used), its encoder, a classifier's logits.
+    """A packed BERT: its weights by path (decoded at every use), its encoder, and a classifier's logits.
 
-    All arithmetic is in `dtype`, float32 or float64, but levels of activations are float32.
+    All arithmetic is in `dtype`, float32 or float64, except that activations are rounded to levels in float32.
     Raises `ReadError` if the folder holds no packed BERT of format version 1.
     """
 
@@ -178,14 +178,14 @@ class PackedBert:
         self.prefix = "bert." if any(name.startswith("bert.") for name in self.tensors) else ""
 
     def tensor(self, name: str, *shape: int) -> Array:
-        """The tensor of that name, as stored, of a shape that may be asked for."""
+        """The tensor of that name, as stored; raises `ReadError` if there is none, or none of the given shape."""
         if name not in self.tensors or shape not in ((), self.tensors[name].shape):
             what = f"{name} {list(shape)}".removesuffix(" []")
             raise ReadError(f"The file holds no tensor {what}; config.json and weights are not of one model.")
         return self.tensors[name]
 
     def codes(self, path: str) -> Codes:
-        """What the codes of the weight at `path` are, by the recipe."""
+        """The recipe's codes for the weight at `path`."""
         field = "position_weights" if "embeddings" in path else "weights"
         field = "embedding_weights" if "word_embeddings" in path or "decoder" in path else field
         if str(name := self.recipe.get(field)) not in QUANTIZERS:
@@ -193,12 +193,12 @@ class PackedBert:
         return QUANTIZERS[str(name)]
 
     def columns(self, path: str) -> int:
-        """How many columns the weight at `path` has: a packed row, padded to whole bytes, does not tell."""
+        """Number of columns of the weight at `path`, which its packed rows, padded to whole bytes, leave open."""
         wide = path.endswith(".output.dense") and not path.endswith("attention.output.dense")
         return int(self.config["intermediate_size" if wide else "hidden_size"])
 
     def weight(self, path: str, rows: Array | None = None) -> Array:
-        """The weight at `path`, or those of its rows that are asked for: decoded to float32, or as stored in float."""
+        """The weight at `path`, or the given rows of it: decoded to float32, or as stored if it is in float."""
         chosen, columns = slice(None) if rows is None else rows, self.columns(path)
         if f"{path}.weight_packed" not in self.tensors:
             return self.tensor(f"{path}.weight", *self.tensor(f"{path}.weight").shape[:1], columns)[chosen]
@@ -208,11 +208,11 @@ class PackedBert:
         if not fits or len(scale) not in (1, len(packed)) or columns % scale.shape[1]:
             raise ReadError(f"{path} holds bytes {packed.shape} and scales {scale.shape} for {columns} columns.")
         if packed.max(initial=0) >= codes.levels**codes.per_byte or scale.min() < 0:
-            raise ReadError(f"{path} holds bytes or scales that no packed weight has. Download the file again.")
+            raise ReadError(f"{path} holds invalid bytes or scales. Download the file again.")
         return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, codes)
 
     def linear(self, path: str, x: Array) -> Array:
-        """`x @ weight.T + bias`; the input of a quantized weight is put on levels first."""
+        """`x @ weight.T + bias`; the input of a quantized weight is rounded first (`on_levels`)."""
         if f"{path}.weight_packed" in self.tensors:
             static = self.recipe["activation_calibration"] == "static"
             x = on_levels(x, self.recipe, self.tensor(f"{path}.activation.range", 2) if static else None)
@@ -238,7 +238,7 @@ class PackedBert:
         return self.weight(path, index.reshape(-1)).reshape(*index.shape, -1).astype(self.dtype)
 
     def attention(self, path: str, x: Array, kept: Array) -> Array:
-        """Self-attention of every token to the tokens that `kept`, `(batch, tokens)`, names."""
+        """Self-attention of every token to the tokens where `kept`, `(batch, tokens)`, is true."""
 
         def heads(name: str) -> Array:
             split = self.linear(f"{path}.self.{name}", x).reshape(*x.shape[:2], self.config["num_attention_heads"], -1)
@@ -247,8 +247,8 @@ class PackedBert:
         query, key, value = heads("query"), heads("key"), heads("value")
         scores = query @ key.swapaxes(2, 3) / self.dtype(math.sqrt(query.shape[-1]))
         scores = np.where(kept[:, None, None, :], scores, np.finfo(self.dtype).min)
-        odds = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = odds / odds.sum(-1, keepdims=True) @ value
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = weights / weights.sum(-1, keepdims=True) @ value
         return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape))
 
     def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:

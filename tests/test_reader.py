@@ -159,8 +159,8 @@ def change_config(folder, **changes):
     [
         ({"state": "latent"}, "holds a xtc_bert model in state latent; this reads packed xtc_bert models."),
         ({"model_type": "bert"}, "holds a bert model in state packed; this reads packed xtc_bert models."),
-        ({"xtc": {"format_version": 2}}, "is of format version 2; this reads version 1. Take a newer reader."),
-        ({"xtc": None}, "is of format version None; this reads version 1. Take a newer reader."),
+        ({"xtc": {"format_version": 2}}, "has format version 2; this reads version 1. Use a newer reader."),
+        ({"xtc": None}, "has format version None; this reads version 1. Use a newer reader."),
     ],
 )
 def test_config_of_something_else(changes, text, folder):
@@ -223,9 +223,9 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
         (
             "weight_scale",
             np.full((36, 1), -1, np.float16),
-            "bytes or scales that no packed weight has.",
+            "invalid bytes or scales.",
         ),
-        ("weight_scale", np.full((36, 1), np.nan, np.float16), "numbers that no model has"),
+        ("weight_scale", np.full((36, 1), np.nan, np.float16), "NaN, infinite or too large values"),
     ],
 )
 def test_tensors_that_do_not_fit(suffix, value, text, folder):
@@ -240,7 +240,7 @@ def test_trit_bytes_beyond_the_last(tiny_teacher, tiny_batch, tmp_path):
     make_packed(tiny_teacher, RECIPES["ternary per tensor"], tiny_batch).save_pretrained(tmp_path)
     reader = PackedBert(tmp_path)
     reader.tensors[f"{QUERY}.weight_packed"] = np.full((36, 8), 243, np.uint8)
-    with says(f"{QUERY} holds bytes or scales that no packed weight has. Download the file again."):
+    with says(f"{QUERY} holds invalid bytes or scales. Download the file again."):
         reader.weight(QUERY)
 
 

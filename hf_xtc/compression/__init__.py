@@ -1,1 +1,1 @@
-"""A teacher becomes a student, a student a packed model; and the bytes of its file, counted before training."""
+"""Teacher to student, student to packed model, and the size of its file before any training."""

@@ -1,4 +1,4 @@
-"""The three verbs on whole models: `compress` (teacher -> latent), `pack_model` (latent -> packed), `unpack_model`.
+"""Conversions of whole models: `compress` (teacher -> latent), `pack_model` (latent -> packed), `unpack_model`.
 
 Each returns a new model and leaves its argument untouched.
 """
@@ -40,10 +40,10 @@ def compress(
         weights_from (`PreTrainedModel`, *optional*): A student of the same depth to start from instead of the
             teacher's layers, such as the float layer-reduced one.
         provenance (`dict`, *optional*): JSON facts to store in `config.xtc`, beside the name of the teacher and the
-            licence that a card in its folder states.
+            licence in its folder's model card.
 
     Returns:
-        `PreTrainedModel`: of the XTC class for the teacher's, state "latent", in float32.
+        `PreTrainedModel`: of the teacher's class in XTC, state "latent", in float32.
 
     Raises:
         XTCError: if the teacher's architecture or class is unknown.
@@ -77,7 +77,7 @@ def compress(
 
 
 def _name(teacher: PreTrainedModel) -> str:
-    """What a teacher is called, without its place on this machine: the file may be published."""
+    """The name of a teacher, without its path on this machine, since the file may be published."""
     name = str(teacher.config.name_or_path or type(teacher).__name__)
     return os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
 
@@ -114,7 +114,7 @@ def _latent_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def with_weights(student: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model as `student`, whose own weights may be sharded, with these weights; others are left out."""
+    """A copy of `student`, whose own weights may be sharded, with the weights of `state_dict`; others are ignored."""
     whole = _empty(type(student), copy.deepcopy(student.config))
     whole.load_state_dict({name: state_dict[name] for name in whole.state_dict()})
     return whole
@@ -135,7 +135,7 @@ def _kept_layers(state_dict: dict[str, torch.Tensor], layers: str, layer_map: La
 
 
 def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """A model in eval mode whose weights are still to be filled; random initialisation is skipped."""
+    """A model in eval mode with uninitialised weights."""
     with no_init_weights():
         model: PreTrainedModel = model_class(config).eval()
     model.tie_weights()
@@ -154,19 +154,19 @@ def _build(model_class: type[PreTrainedModel], config: Any, state_dict: dict[str
 
 
 def pack_model(student: PreTrainedModel, *, rest_dtype: str | None = None) -> PreTrainedModel:
-    """The packed form of a latent model: codes and scales, the rest rounded to the type the file stores it in.
+    """The packed form of a latent model: codes and scales, the rest rounded to the dtype of the file.
 
     Args:
         student (`PreTrainedModel`): A latent XTC model; left untouched.
         rest_dtype (`str`, *optional*): "float16", "bfloat16" or "float32" instead of the recipe's; "float32" gives
-            outputs equal to the latent model's, bit for bit.
+            outputs bitwise equal to the latent model's.
 
     Returns:
-        `PreTrainedModel`: of the same class, state "packed", on the CPU; equal to what `save_pretrained` and
-        `from_pretrained` make of it.
+        `PreTrainedModel`: of the same class, state "packed", on the CPU; saving and loading it gives the
+        same values.
 
     Raises:
-        StateError: if the model is no latent XTC model, or holds NaN or infinite weights (names the tensor).
+        StateError: if the model is not a latent XTC model, or holds NaN or infinite weights (names the tensor).
     """
     config = _with_state(student, "latent", "packed", "pack_model packs a latent XTC model; compress makes one")
     if rest_dtype is not None:
@@ -190,7 +190,7 @@ def pack_model(student: PreTrainedModel, *, rest_dtype: str | None = None) -> Pr
 
 
 def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
-    """A latent model whose latent weights are the decoded values of a packed one: the start of further training.
+    """A latent model whose latent weights are the decoded values of a packed one, to train it further.
 
     Args:
         packed (`PreTrainedModel`): A packed XTC model; left untouched.
@@ -199,7 +199,7 @@ def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
         `PreTrainedModel`: of the same class, state "latent". Packing it again gives the same binary and ternary codes.
 
     Raises:
-        StateError: if the model is no packed XTC model.
+        StateError: if the model is not a packed XTC model.
     """
     config = _with_state(packed, "packed", "latent", "unpack_model unpacks a packed XTC model; pack_model makes one")
     latent = _empty(type(packed), config)
@@ -212,14 +212,15 @@ def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
 
 
 def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -> Any:
+    """A copy of a model's config with a new state; raises `StateError` unless the model is in `state`."""
     if has_adapters(model):
         raise StateError(
-            f"{type(model).__name__} carries adapters, which are no part of its weights. Save them alone "
-            "(save_pretrained), or merge_and_unload them into the latent weights, which moves what these round to."
+            f"{type(model).__name__} carries adapters, which are not part of its weights. Save them alone "
+            "(save_pretrained), or merge them into the latent weights (merge_and_unload), which may change the codes."
         )
     found = getattr(model.config, "state", None)
     if found != state:
-        what = f"{type(model).__name__} is {found}" if found else f"{type(model).__name__} is no XTC model"
+        what = f"{type(model).__name__} is {found}" if found else f"{type(model).__name__} is not an XTC model"
         raise StateError(f"{what}; {hint}.")
     config = copy.deepcopy(model.config)
     config.state = new_state
@@ -227,7 +228,7 @@ def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -
 
 
 def _tied_modules(model: PreTrainedModel) -> set[str]:
-    """Paths of modules whose codes or latent weights belong to another module."""
+    """Paths of modules whose codes or latent weights are those of another module."""
     tied = {key.rpartition(".")[0] for key in model.all_tied_weights_keys if key.rpartition(".")[2] != "bias"}
     return {path for path in tied if isinstance(model.get_submodule(path), PackedLinear | XTCLinear)}
 
@@ -248,7 +249,7 @@ def _rounded(tensor: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tens
 
 
 def _fill_rest(source: PreTrainedModel, target: PreTrainedModel, stored: torch.dtype) -> None:
-    """Copies what is not quantized, rounded to the dtype that the file stores."""
+    """Copies the parameters that are not quantized, rounded to the dtype `stored` in the file."""
     swapped = (PackedLinear, PackedEmbedding, XTCLinear, XTCEmbedding)
     with torch.no_grad():
         for name, module in target.named_modules():

@@ -18,7 +18,7 @@ from hf_xtc.errors import XTCError
 
 
 def read_card(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
-    """Metadata of the model card of a folder or a repository; empty where there is none that can be read."""
+    """Metadata of the model card of a folder or a repository; empty if there is none or it cannot be read."""
     file = Path(source) / "README.md"
     try:
         found = file if os.path.isdir(source) else hf_hub_download(str(source), file.name, revision=revision)
@@ -29,8 +29,8 @@ def read_card(source: str | os.PathLike[str], *, revision: str | None = None) ->
 
 
 def origin(teacher: str) -> dict[str, Any]:
-    """What a card says of where a teacher is from, asked of no network: `teacher_license`, as the card in its folder
-    states it, or `base_model`, its name on the Hub."""
+    """Where a teacher is from, found without the network: `teacher_license`, from the card in its folder, or
+    `base_model`, its name on the Hub."""
     if os.path.isdir(teacher):
         return _licensed(read_card(teacher))
     try:
@@ -41,8 +41,8 @@ def origin(teacher: str) -> dict[str, Any]:
 
 
 def hub_license(facts: Mapping[str, Any], *, revision: str | None = None) -> dict[str, Any]:
-    """`teacher_license` of a teacher on the Hub, as its card there states it; empty where facts of `origin` name none,
-    where they have a licence already, and where the card cannot be had."""
+    """`teacher_license`, from the Hub's card of the `base_model` in `facts` (see `origin`); empty if `facts` have no
+    such model or have a licence already, or if the card states none or cannot be read."""
     if "base_model" not in facts or "teacher_license" in facts:
         return {}
     return _licensed(read_card(facts["base_model"], revision=revision))
@@ -60,10 +60,10 @@ def is_license_id(text: str) -> bool:
 
 
 def check_license(text: str) -> None:
-    """Checks the name of a licence that was given.
+    """Checks the name of a licence.
 
     Raises:
-        XTCError: if the Hub has no such names.
+        XTCError: if it is not written as on the Hub.
     """
     if not is_license_id(text):
         raise XTCError(f"The licence {text!r} is not named as on the Hub. Write it like apache-2.0, or other.")

@@ -1,4 +1,4 @@
-"""The byte ledger: what every part of a packed file takes, computable before any training.
+"""The byte ledger: the size of every part of a packed file, computed before any training.
 
 Built from the packed model on the meta device, so that it names and counts exactly the tensors the file will hold.
 """
@@ -62,11 +62,11 @@ class Ledger:
 def ledger(
     config: Any, recipe: XTCRecipe | None = None, *, model_class: type[PreTrainedModel] | None = None
 ) -> Ledger:
-    """The ledger of the packed file that a teacher or student of `config` gives.
+    """The ledger of the packed file of a teacher or student with this `config`.
 
     Args:
-        config (`PreTrainedConfig`): Of a teacher (then `recipe` says what becomes of it) or of an XTC model.
-        recipe (`XTCRecipe`, *optional*): What to make of a teacher; by default the default recipe, or the XTC model's.
+        config (`PreTrainedConfig`): Of a teacher (to be compressed by `recipe`) or of an XTC model.
+        recipe (`XTCRecipe`, *optional*): How to compress a teacher; by default the default recipe, or the XTC model's.
         model_class (`type`, *optional*): XTC class; by default the one in `config.architectures`, else the sequence
             classifier.
 

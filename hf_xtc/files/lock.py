@@ -1,27 +1,27 @@
-"""A folder for one process at a time: the lock ends with its process, however that ends, and never outlives it.
+"""A folder for one process at a time: a `filelock` on the file `.lock` in it, which ends with its process.
 
-It is `flock` on the file `.lock`, which is removed on release; a process that was killed leaves the file, unlocked,
-and the next one takes it. Children do not hold it. Where there is no `flock` (Windows, some network disks) nothing is
-locked.
+Adds to the library what runs need: a message that names the process that holds the folder (its name stands in
+`.lock_holder`), making the folder when it is taken, and leaving no file behind. A process that was killed leaves both
+files, and the next one takes them over. Forked children, such as the workers of a data loader, do not hold the lock.
 """
 
+import errno
 import logging
 import os
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hf_xtc.errors import StateError
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover (Windows)
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+HOLDER_FILE = ".lock_holder"
+_CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class FolderLock:
@@ -38,13 +38,14 @@ class FolderLock:
 
     def __init__(self, folder: str | os.PathLike[str], *, wait: bool = False, wanted: bool = True):
         self.folder, self._wait, self._wanted = Path(folder), wait, wanted
-        self._file: IO[str] | None = None
+        self._lock = FileLock(self.folder / LOCK_FILE, thread_local=False)
+        self._holder: int | None = None  # process id; a forked child has another
         self._made = False
 
     @property
     def held(self) -> bool:
         """Whether this process holds the folder."""
-        return self._file is not None
+        return self._holder == os.getpid()
 
     def __enter__(self) -> "FolderLock":
         if self.folder.is_dir():
@@ -52,19 +53,22 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._file is not None:
-            _HELD.discard(self)
-            with suppress(OSError):
-                (self.folder / LOCK_FILE).unlink()
-            self._file.close()
-            self._file = None
+        if not self.held:
+            return
+        self._holder = None
+        with suppress(OSError):
+            (self.folder / HOLDER_FILE).unlink()
+        # Removed before it is unlocked, so that no other process loses its lock; Windows removes it on release.
+        with suppress(OSError):
+            (self.folder / LOCK_FILE).unlink()
+        self._lock.release()
         if self._made:
-            with suppress(OSError):  # it holds something now
+            with suppress(OSError):  # the folder is not empty
                 self.folder.rmdir()
 
     def take(self) -> None:
         """Takes the folder, which is made if missing; nothing if it is taken already."""
-        if fcntl is None or self._file is not None or not self._wanted:
+        if self.held or not self._wanted:
             return
         doing = "make"
         try:
@@ -72,58 +76,31 @@ class FolderLock:
                 self.folder.mkdir(parents=True)
                 self._made = True
             doing = "lock"
-            while self._file is None:
-                self._file = self._try()
+            self._acquire()
         except OSError as error:
             raise StateError(f"Could not {doing} the folder {self.folder}: {error}.") from error
-        _HELD.add(self)
+        self._holder = os.getpid()
         with suppress(OSError):  # on a full disk the name is not written, and the lock still holds
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {platform.node()}")
-            self._file.flush()
+            (self.folder / HOLDER_FILE).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
 
-    def _try(self) -> IO[str] | None:
-        """The file, locked; `None` if it was removed before it was locked."""
-        path = self.folder / LOCK_FILE
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as it is held)
+    def _acquire(self) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._meet(file)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            holder = self._read_holder()
+            if not self._wait:
+                raise StateError(
+                    f"The folder {self.folder} is in use by another run ({holder}); wait for its end, or give another "
+                    "--output_dir."
+                ) from None
+            logger.info("Waiting for the folder %s, which %s writes.", self.folder, holder)
+            self._lock.acquire()
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): see to it that one process alone writes it.", self.folder, error)
-            return file
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()
-        return None
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            logger.warning("%s cannot be locked (%s): make sure that only one process writes it.", self.folder, error)
 
-    def _meet(self, file: IO[str]) -> None:
-        """Another process holds the folder: waits for it, or refuses."""
-        file.seek(0)
-        who = file.read() or "another process"
-        if not self._wait:
-            file.close()
-            raise StateError(
-                f"The folder {self.folder} is in use by another run ({who}); wait for its end, or give another "
-                "--output_dir."
-            )
-        logger.info("Waiting for the folder %s, which %s writes.", self.folder, who)
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-_HELD: set[FolderLock] = set()
-
-
-def _forget() -> None:
-    """In a forked child, such as a worker of a data loader, which may outlive its parent: closes what it inherited."""
-    for lock in _HELD:
-        if lock._file is not None:
-            lock._file.close()
-            lock._file, lock._made = None, False
-    _HELD.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    def _read_holder(self) -> str:
+        with suppress(OSError, ValueError):
+            return (self.folder / HOLDER_FILE).read_text(encoding="utf-8") or "another process"
+        return "another process"

@@ -1,4 +1,4 @@
-"""Models in their two states: the layers, what all models share, and one file per family.
+"""Latent and packed models: the layers, the base classes, and one module per family.
 
 A family's module registers an `Architecture` and its classes with transformers' Auto classes; it is imported here.
 """

@@ -1,4 +1,4 @@
-"""Models that carry adapters (PEFT, which need not be installed): found, merged, and read from a folder."""
+"""PEFT adapters: found in a model, merged, and loaded from a folder. PEFT need not be installed."""
 
 import copy
 import os
@@ -20,14 +20,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether a model carries adapters, of `get_peft_model` or of transformers' `add_adapter`."""
-    peft: Any = sys.modules.get("peft.tuners.tuners_utils")  # without it no module can be a layer of PEFT
+    """Whether a model has adapters, from `get_peft_model` or from transformers' `add_adapter`."""
+    peft: Any = sys.modules.get("peft.tuners.tuners_utils")  # not imported: no module is a PEFT layer
     return peft is not None and any(isinstance(module, peft.BaseTunerLayer) for module in model.modules())
 
 
 def merged(model: Model) -> Any:
-    """A copy of a model with its active adapters merged into its weights and nothing of PEFT left; a model without
-    adapters itself.
+    """A copy of a model with its active adapters merged into its weights and PEFT's wrappers removed; a model without
+    adapters is returned as it is.
 
     Raises:
         StateError: if the weights are packed.
@@ -52,10 +52,10 @@ def merged(model: Model) -> Any:
 
 
 def adapter_base(folder: str) -> tuple[str, str | None] | None:
-    """The base model that the folder of an adapter names, and its revision; `None` for what is no such folder.
+    """Name and revision of an adapter's base model; `None` if the folder holds no adapter.
 
     Raises:
-        XTCError: if the adapter's configuration names none, or cannot be read.
+        XTCError: if the adapter's configuration names no base model, or cannot be read.
     """
     file = os.path.join(folder, ADAPTER)
     if not os.path.isfile(file):
@@ -71,7 +71,7 @@ def adapter_base(folder: str) -> tuple[str, str | None] | None:
 
 
 def head_labels(folder: str) -> int | None:
-    """How many labels the classifier has that an adapter's folder holds; `None` if it holds none."""
+    """Number of labels of the classifier in an adapter's folder; `None` if there is no classifier."""
     file = os.path.join(folder, WEIGHTS)
     header = read_header(file) if os.path.isfile(file) else {}
     return next(
@@ -83,7 +83,7 @@ def with_adapter(base: Any, folder: str) -> Any:
     """A base model with the adapter of a folder merged into it.
 
     Raises:
-        XTCError: if the adapter does not fit the base, is not whole, or is of a kind that cannot be merged (prompts).
+        XTCError: if the adapter does not fit the base, is incomplete, or is of a kind that cannot be merged (prompts).
         StateError: if the base is packed.
         ExtraError: if PEFT cannot be imported.
     """
@@ -91,30 +91,30 @@ def with_adapter(base: Any, folder: str) -> Any:
         from peft import PeftModel
     adapter_base(folder)
     _check_patterns(folder)
-    held = read_header(os.path.join(folder, WEIGHTS))  # PEFT would unpickle what lies there otherwise
+    stored = read_header(os.path.join(folder, WEIGHTS))  # if it were missing, PEFT would unpickle another file
     try:
-        # On the meta device, so that an adapter takes no more memory than its file, whatever rank is claimed.
+        # On the meta device, so that an adapter takes no more memory than its file, whatever rank its config claims.
         model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
-        _check_whole(model, folder, held)
-        whole = merged(model).eval()
+        _check_complete(model, folder, stored)
+        result = merged(model).eval()
     except XTCError:
         raise
-    except Exception as error:  # PEFT checks little of a configuration: what it holds breaks wherever it is used
+    except Exception as error:  # PEFT validates little: a bad value can fail anywhere
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise XTCError(f"The adapter in {folder} does not fit its base model {type(base).__name__}: {why}") from error
-    if bad := next((name for name, t in whole.named_parameters() if not bool(torch.isfinite(t).all())), None):
+    if bad := next((name for name, t in result.named_parameters() if not bool(torch.isfinite(t).all())), None):
         raise XTCError(f"With the adapter in {folder}, {bad} holds NaN or infinite values. Download it again.")
-    return whole
+    return result
 
 
-def _check_whole(model: Any, folder: str, held: Container[str]) -> None:
-    """Raises `XTCError` if an adapter is of prompts, or its file lacks tensors: PEFT would draw them at random."""
+def _check_complete(model: Any, folder: str, stored: Container[str]) -> None:
+    """Raises `XTCError` for prompts, which cannot be merged, and for missing tensors, which PEFT would initialise."""
     if not has_adapters(model):
         kind = model.active_peft_config.peft_type.value
         raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
     from peft import get_peft_model_state_dict
 
-    if missing := sorted(name for name in get_peft_model_state_dict(model) if name not in held):
+    if missing := sorted(name for name in get_peft_model_state_dict(model) if name not in stored):
         raise XTCError(
             f"{os.path.join(folder, WEIGHTS)} does not hold {len(missing)} tensors that its {ADAPTER} promises "
             f"(first: {missing[0]}). Download or write both again."
@@ -122,7 +122,7 @@ def _check_whole(model: Any, folder: str, held: Container[str]) -> None:
 
 
 def _check_patterns(folder: str) -> None:
-    """Raises `RecipeError` if a pattern in an adapter's configuration is one whose search may never end."""
+    """Raises `RecipeError` for a pattern in an adapter's configuration that could take forever to match."""
     values = read_json(os.path.join(folder, ADAPTER))
     for name in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
         found = values.get(name)

@@ -1,4 +1,4 @@
-"""What an architecture declares, and the swap of its modules for latent or packed ones.
+"""The description of an architecture, and the swap of a model's modules for latent or packed ones.
 
 The swap runs inside each model's `__init__` (in `post_init`), before weights are loaded: a model knows its state and
 recipe from its config alone, so `from_pretrained`, the meta device and the Auto classes need nothing special.
@@ -26,7 +26,7 @@ STATES = ("latent", "packed")
 
 @dataclass(frozen=True)
 class Architecture:
-    """How XTC finds its way in a family of models. Registered in `ARCHITECTURES` under the teacher's `model_type`.
+    """Describes a family of models. Registered in `ARCHITECTURES` under the teacher's `model_type`.
 
     Args:
         config_class (`type`): Config of the compressed models.
@@ -40,17 +40,17 @@ class Architecture:
 
     @property
     def scopes(self) -> dict[str, tuple[str, ...]]:
-        """Recipe scope -> module paths under the base model, as its classes say; `*` is a layer index."""
+        """Recipe scope -> module paths under the base model, as declared by its classes; `*` is a layer index."""
         scopes: dict[str, tuple[str, ...]] = next(iter(self.model_classes.values())).scopes
         return scopes
 
     def modules(self, scope: str, num_layers: int) -> Iterator[str]:
-        """Paths of the modules of one scope, layer by layer."""
+        """Paths of the modules of one scope."""
         return module_paths(self.scopes[scope], num_layers)
 
 
 def module_paths(patterns: tuple[str, ...], num_layers: int) -> Iterator[str]:
-    """The paths that patterns stand for, in which `*` is a layer index."""
+    """Expands patterns to module paths: `*` stands for every layer index."""
     for path in patterns:
         yield from (path.replace("*", str(i)) for i in range(num_layers)) if "*" in path else (path,)
 
@@ -59,7 +59,7 @@ def architecture_of(config: Any) -> Architecture:
     """The architecture that a teacher's or student's config belongs to.
 
     Raises:
-        XTCError: if there is none (names those there are).
+        XTCError: if it is not registered (lists those that are).
     """
     for teacher_type, architecture in ARCHITECTURES.items():
         if config.model_type in (teacher_type, architecture.config_class.model_type):
@@ -85,7 +85,7 @@ def check_xtc_block(config: Any) -> None:
     """Checks `config.state` and `config.xtc`.
 
     Raises:
-        PackedFileError: if the format version is unknown, or the layer map is none or disagrees with the depth.
+        PackedFileError: if the format version is unknown, or the layer map is malformed or disagrees with the depth.
         RecipeError: if the state or a field of the recipe does not exist.
     """
     check_choice("state", config.state, STATES)
@@ -128,8 +128,8 @@ def layer_map_of(config: Any) -> LayerMap | None:
 
 
 def swap_modules(base_model: nn.Module, scopes: dict[str, tuple[str, ...]], config: Any) -> None:
-    """Replaces the modules of every scope (see `XTCModel`) of a base model by latent or packed ones, as `config`
-    says.
+    """Replaces the modules of every scope (see `XTCModel`) of a base model by latent or packed ones, following
+    `config`.
 
     Raises:
         RecipeError: if a group size does not divide a weight's columns; names the module.
@@ -156,7 +156,7 @@ def swap_module(
 
 
 def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | None, packed: bool) -> nn.Module:
-    # A latent module takes over the old weight, so it is built without one of its own.
+    # A latent module reuses the old weight, so its own is built on the meta device.
     if isinstance(old, nn.Linear):
         linear = PackedLinear if packed else XTCLinear
         bias, device = old.bias is not None, old.weight.device if packed else "meta"

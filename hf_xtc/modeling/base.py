@@ -1,4 +1,4 @@
-"""What the two states of a model are, for any architecture: `XTCModel`, and `XTCConfig` of its configuration.
+"""Base classes of latent and packed models, for any architecture: `XTCConfig` and `XTCModel`.
 
 A packed model saves its float parameters in `recipe.rest_dtype` and computes in the dtype it is loaded with.
 """
@@ -27,8 +27,8 @@ _HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "co
 
 
 class XTCConfig:
-    """What the configurations of models in two states share. Derive from it and an architecture's, in this order,
-    under transformers' `strict`, and give the two fields as there.
+    """Base of the configurations of latent and packed models. Derive from it and an architecture's, in this order,
+    decorate with `strict`, and declare the two fields with defaults, as `XTCBertConfig` does.
 
     Args:
         state (`str`): "latent" (float weights, for training) or "packed" (codes and scales, for everything else).
@@ -68,7 +68,7 @@ class XTCConfig:
 
 
 class XTCModel(PreTrainedModel):
-    """What models in two states share, whatever their architecture: the swap of modules, saving and loading.
+    """Base of latent and packed models of any architecture: the swap of modules, saving and loading.
 
     An architecture derives its own base class from this one and transformers', in this order, with its `config_class`
     (an `XTCConfig`) and its `scopes`: recipe scope -> paths of modules under the base model; `*` is a layer index.
@@ -76,7 +76,7 @@ class XTCModel(PreTrainedModel):
 
     config: Any
     scopes: ClassVar[dict[str, tuple[str, ...]]] = {}
-    # Packs the model and writes its card, so it stands in a room above and is set there: hub/publish.py.
+    # Packs the model and writes its card. Set by hub/publish.py, which imports this module and not the reverse.
     push_to_hub: Callable[..., Any]
     # Losses of encoders ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
     accepts_loss_kwargs = False
@@ -88,19 +88,19 @@ class XTCModel(PreTrainedModel):
 
     @property
     def backend(self) -> str:
-        """The backend that packed linears are asked to run on; see `set_backend`."""
+        """Name of the backend chosen for packed linears; see `set_backend`."""
         return getattr(self, "_backend", None) or default_backend()
 
     def set_backend(self, name: str) -> None:
-        """Chooses what packed linears compute with.
+        """Chooses the backend of packed linears.
 
         Args:
-            name (`str`): "auto" (integers, the fastest way measured), "int8" (codes expanded to bytes at the first
-                forward), "packed" (codes stay packed in memory) or "reference" (decoded, in float: differentiable).
-                A linear that it does not serve runs on the reference, which is logged once.
+            name (`str`): "auto" (integers, in the fastest layout measured), "int8" (codes expanded to bytes at the
+                first forward), "packed" (codes stay packed in memory) or "reference" (decoded, in float:
+                differentiable). A linear that the backend does not support runs on the reference; this is logged once.
 
         Raises:
-            XTCError: if there is no such backend (names those there are).
+            XTCError: if there is no such backend (lists the known ones).
             StateError: if the model is latent: it computes in float.
         """
         check_backend(name)
@@ -118,7 +118,7 @@ class XTCModel(PreTrainedModel):
     def post_init(self) -> None:
         """Swaps the base model's modules, then initialises as any transformers model.
 
-        What a packed model has besides its head is frozen: codes cannot be trained, and biases beside them should not.
+        A packed model is frozen except for its head: codes cannot be trained, and biases beside them should not be.
         """
         if not hasattr(self, self.base_model_prefix):
             swap_modules(self, self.scopes, self.config)
@@ -128,14 +128,14 @@ class XTCModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """As transformers' class that this one derives from, whose attention it has. transformers would read the
-        source of this class's module, and there is none where it was defined in a notebook."""
+        """As the transformers class that this one derives from, whose attention it uses. transformers reads the source
+        of the class's module, which does not exist for a class defined in a notebook."""
         own: Any = next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
         return bool(own._can_set_attn_implementation())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As in transformers; a packed layer or a range that the file lacks gets zeros, not leftovers of memory."""
+        """As in transformers; a packed layer or a range that the file lacks becomes zeros, not random memory."""
         super()._init_weights(module)
         if isinstance(module, PackedLinear | PackedEmbedding | ActivationQuantizer):
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -163,9 +163,9 @@ class XTCModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], state_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """As in transformers, but whole or not at all; a packed model stores its parameters in `recipe.rest_dtype`.
+        """As in transformers, but completely or not at all; a packed model stores parameters in `recipe.rest_dtype`.
 
-        With `push_to_hub=True` the model is then published as `push_to_hub` does it: packed, whatever its state.
+        With `push_to_hub=True` the model is then published by `push_to_hub`, which packs a latent model.
 
         Raises:
             StateError: if the folder cannot be written.
@@ -185,10 +185,10 @@ class XTCModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, after a check of the index of a local folder's shards.
+        """As in transformers, after checking the index of a local folder's shards.
 
         Raises:
-            PackedFileError: if the index names files elsewhere, or the files hold something else than promised.
+            PackedFileError: if the index names files outside of the folder, or the files do not match the config.
             RecipeError: if the recipe in `config.json` has a value that does not exist.
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
@@ -212,10 +212,10 @@ class XTCModel(PreTrainedModel):
     def _load_pretrained_model(
         model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
     ) -> Any:
-        """As in transformers, after a check that the files hold what the config promises.
+        """As in transformers, after checking that the files match the config.
 
         Raises:
-            PackedFileError: if they do not, or hold values that no packed file has.
+            PackedFileError: if they do not, or hold invalid values.
         """
         if files is not None:
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)

@@ -49,7 +49,7 @@ from hf_xtc.modeling.base import XTCConfig, XTCModel
 from hf_xtc.modeling.checks import check_sizes
 from hf_xtc.modeling.fused import fused_encoder
 
-# The file that runs a packed model where this package is not installed; every packed folder carries it.
+# Runs a packed model where this package is not installed; a copy goes into every packed folder.
 CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc.py"
 
 
@@ -60,7 +60,7 @@ SIZES = (
 
 
 def auto_map(config: Any) -> dict[str, str]:
-    """Name of an Auto class -> the class of `CODE` that it loads a model of this config with."""
+    """Name of an Auto class -> the class in `CODE` that it loads for this config."""
     heads = architecture_of(config).model_classes
     names = {f"AutoModel{name.removeprefix('Bert').removeprefix('Model')}": cls for name, cls in heads.items()}
     return {auto: f"{CODE.stem}.{cls.__name__}" for auto, cls in {"AutoConfig": type(config), **names}.items()}
@@ -68,7 +68,7 @@ def auto_map(config: Any) -> dict[str, str]:
 
 @strict
 class XTCBertConfig(XTCConfig, BertConfig):
-    """A `BertConfig` with the state of the model and all that XTC knows of it; see `XTCConfig`."""
+    """A `BertConfig` with the state of the model and its XTC metadata; see `XTCConfig`."""
 
     model_type = "xtc_bert"
 
@@ -76,10 +76,11 @@ class XTCBertConfig(XTCConfig, BertConfig):
     xtc: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks the values that a model is built with, since transformers builds with any.
+        """Checks the values that a model is built with, since transformers does not.
 
         Raises:
-            PackedFileError: if a size, the number of heads, the activation, an epsilon or the pad token is no BERT's.
+            PackedFileError: if a size, the number of heads, the activation, the epsilon, a dropout or the pad token is
+                invalid.
             XTCError: as `XTCConfig`.
         """
         check_sizes(self, SIZES)
@@ -97,8 +98,8 @@ class XTCBertConfig(XTCConfig, BertConfig):
             )
         if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
             raise PackedFileError(
-                f"config.json says pad_token_id={self.pad_token_id}, which is none of its {self.vocab_size} tokens. "
-                "Restore the config written with the file."
+                f"config.json says pad_token_id={self.pad_token_id}, which is not one of its {self.vocab_size} "
+                "tokens. Restore the config written with the file."
             )
         super().__post_init__(**kwargs)
 
@@ -106,7 +107,7 @@ class XTCBertConfig(XTCConfig, BertConfig):
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """As in transformers; a packed model's config names, in `auto_map`, the code that is written beside it."""
-        self.__dict__.pop("auto_map", None)  # of the folder it was loaded from
+        self.__dict__.pop("auto_map", None)  # that of the folder it was loaded from
         if self.state == "packed":
             self.auto_map = auto_map(self)
             os.makedirs(save_directory, exist_ok=True)
@@ -130,20 +131,20 @@ DECODER = "cls.predictions.decoder"
 
 
 class XTCBertPreTrainedModel(XTCModel, BertPreTrainedModel):
-    """What all XTC BERT models share: where BERT's modules are, and its tied output layer."""
+    """Base of all XTC BERT models: BERT's scopes and its tied output layer."""
 
     config: XTCBertConfig
     config_class = XTCBertConfig
     scopes = BERT_SCOPES
 
     def post_init(self) -> None:
-        """As `XTCModel.post_init`; an output layer that shares the word embedding takes its codes."""
+        """As `XTCModel.post_init`; a tied output layer is quantized as the word embedding."""
         if hasattr(self, "cls") and hasattr(self.cls, "predictions") and self.config.tie_word_embeddings:
             self._swap_decoder()
         super().post_init()
 
     def _swap_decoder(self) -> None:
-        """Gives the output layer that shares the word embedding the embedding's codes."""
+        """Replaces the tied output layer by a latent or packed one that shares the word embedding's tensors."""
         spec = self.config.recipe.spec("word_embeddings")
         if spec is None:
             return
@@ -177,7 +178,7 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `BertModel.forward`. On an integer backend, where the native operator serves the model, the whole encoder
+        """As `BertModel.forward`. On an integer backend, if the native operator supports the model, the whole encoder
         is one call and padding is skipped: hidden states of padding tokens are then zeros."""
         hidden, plain = None, self.packed and inputs_embeds is None and self._only_last(kwargs)
         if plain and input_ids is not None and (attention_mask is None or attention_mask.shape == input_ids.shape):
@@ -190,11 +191,11 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
             )
         pooled = self.pooler(hidden) if self.pooler is not None else None
         output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
-        whole = kwargs.get("return_dict", self.config.return_dict) is not False
-        return output if whole else output.to_tuple()
+        as_dict = kwargs.get("return_dict", self.config.return_dict) is not False
+        return output if as_dict else output.to_tuple()
 
     def _only_last(self, options: dict[str, Any]) -> bool:
-        """Whether a call asks for the last hidden state and nothing else that a layer yields or takes."""
+        """Whether a call asks for the last hidden state only and passes no option to the layers."""
         for name in ("output_hidden_states", "output_attentions"):
             if options.get(name, getattr(self.config, name, False)):
                 return False

@@ -1,5 +1,5 @@
-"""What is checked of a model to be loaded: its `config.json` before anything is built, the headers of its files before
-they are loaded, and the values after. A file that does not fit its config, or that no model has, is refused.
+"""Checks of a model to be loaded: of its `config.json` before anything is built, of the headers of its files before
+they are loaded, and of the values afterwards.
 """
 
 import math
@@ -17,16 +17,16 @@ from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantization.packing import LARGEST, check_packed
 from hf_xtc.quantization.quantizers import get_quantizer
 
-# No real model is larger, and building one that is would take hours before its file is read.
+# Limits beyond any real model: building a larger one would take hours before its file is read.
 MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
 
 
 def check_foreign(values: dict[str, Any]) -> None:
-    """Checks what a `config.json` holds besides its architecture's fields.
+    """Checks the fields of a `config.json` that are not specific to its architecture.
 
     Raises:
-        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, for a
-            head of no size, or for a dtype, classes or label names of a wrong kind.
+        PackedFileError: if it asks for the quantization of another library, for attention code from the Hub, or
+            has an invalid number of labels, or a dtype, classes or label names of the wrong type.
     """
     labels, attentions = values.get("num_labels"), [values.get(f"{name}attn_implementation") for name in ("", "_")]
     dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))
@@ -34,29 +34,29 @@ def check_foreign(values: dict[str, Any]) -> None:
         raise PackedFileError(
             "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
         )
-    for attention in attentions:  # transformers takes both names, whatever it writes itself
+    for attention in attentions:  # transformers reads either key
         if attention is not None and (not isinstance(attention, str) or "/" in attention):
             raise PackedFileError(
-                f"attn_implementation={attention!r:.80} is not the name of an attention; code from the Hub is never "
-                'run for XTC models. Use "eager" or "sdpa".'
+                f"attn_implementation={attention!r:.80} is not the name of an attention implementation; code from the "
+                'Hub is never run for XTC models. Use "eager" or "sdpa".'
             )
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and not isinstance(dtype, str | torch.dtype):
-        raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be the name of one, such as float32.")
+        raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be a dtype's name, such as float32.")
     if classes is not None and not (
         isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
     ):
         raise PackedFileError(f"config.json says architectures={str(classes)[:80]}; they must be names of classes.")
     if isinstance(names, dict) and not all(isinstance(name, str | int) for name in names.values()):
-        raise PackedFileError("config.json gives a label in id2label that is no name. Labels are text.")
+        raise PackedFileError("config.json has labels in id2label that are not text. Give each label a name.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:
     """Checks the sizes that a model is built with, before anything is built.
 
     Raises:
-        PackedFileError: if one of these fields is no positive whole number, or beyond what any machine holds.
+        PackedFileError: if one of these fields is not a positive whole number, or is beyond `MOST`.
     """
     for name in names:
         value, most = getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"]
@@ -71,7 +71,7 @@ def check_index(folder: str) -> None:
     """Checks the index of the shards of a local folder, if it has one, before any of them is opened.
 
     Raises:
-        PackedFileError: if it is no index, or names a file outside of the folder.
+        PackedFileError: if it is not an index, or names a file outside of the folder.
     """
     file = os.path.join(folder, "model.safetensors.index.json")
     if not os.path.exists(file):
@@ -88,28 +88,28 @@ def check_index(folder: str) -> None:
 
 
 def check_files(model: Any, files: list[str], *, new_head: bool) -> None:
-    """Checks, from headers alone, that the files hold what the config of a model to be loaded promises.
+    """Checks, from headers alone, that the files match the config of a model to be loaded.
 
-    A file written by the model's own class must hold every tensor. Of another class's file (a bare encoder into a
-    classifier, or the reverse) only the encoder is compared, and only where it is packed.
+    A file written by the model's own class must hold every tensor. In another class's file (a bare encoder into a
+    classifier, or the reverse) only the encoder is compared, and only if it is packed.
 
     Args:
-        model (`PreTrainedModel`): The model, its tensors still without values.
+        model (`PreTrainedModel`): The model, before its weights are loaded.
         files (`list[str]`): Paths of the file or of its shards.
         new_head (`bool`): The caller asked for a head of another shape (`ignore_mismatched_sizes`).
 
     Raises:
-        PackedFileError: if a file is damaged, a pickle, or not of one model with the config.
+        PackedFileError: if a file is damaged, is a pickle, or does not match the config.
     """
     if not all(file.endswith(".safetensors") for file in files):
-        raise PackedFileError(f"{files[0]} is no safetensors file; XTC checkpoints are never read from pickles.")
+        raise PackedFileError(f"{files[0]} is not a safetensors file; XTC checkpoints are never read from pickles.")
     header = {name: entry for file in files for name, entry in read_header(file).items()}
     where = os.path.basename(os.path.dirname(files[0])) + "/" + os.path.basename(files[0])
     check_tensors(model, header, where, new_head=new_head)
 
 
 def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: bool = False) -> None:
-    """As `check_files`, for a header that was read already; it is called `where` in messages."""
+    """As `check_files`, for a header that was read already; `where` names the file in messages."""
     if not model.packed and any(name.endswith("weight_packed") for name in header):
         raise PackedFileError(
             f"{where} holds packed codes, but config.json says state='latent'. "
@@ -139,10 +139,10 @@ def _pooler(names: Iterable[str]) -> set[str]:
 
 
 def check_values(model: nn.Module) -> None:
-    """Checks the loaded values of a packed model; tensors without values (missing, or left on disk) are passed over.
+    """Checks the loaded values of a packed model; tensors without values (missing, or left on disk) are skipped.
 
     Raises:
-        PackedFileError: if codes do not exist in the format, a scale is negative, or a value is NaN or infinite.
+        PackedFileError: if a code is invalid, a scale is negative, or a value is NaN, infinite or too large.
     """
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | PackedEmbedding) and not module.weight_packed.is_meta:
@@ -164,5 +164,5 @@ def check_values(model: nn.Module) -> None:
             )
         if name.endswith("activation.range") and tensor[0] > tensor[1]:
             raise PackedFileError(
-                f"{name} ends at {high:g} before it starts. The file is damaged; download or write it again."
+                f"{name} ends at {low:g}, below its start {high:g}. The file is damaged; download or write it again."
             )

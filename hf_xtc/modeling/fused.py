@@ -1,8 +1,8 @@
 """The fused forward of a packed BERT encoder: embeddings and all layers in one call of the native operator.
 
-Taken when everything the model computes is what the operator computes; anything else (gradients, another device or
-dtype, recorded hidden states, hooks, adapters) runs layer by layer, with the same results. Tokens that the attention
-mask leaves out are not computed at all: a ragged batch costs what its tokens cost, and their hidden states are zeros.
+Used where the operator supports all that the model computes; otherwise (gradients, another device or dtype, recorded
+hidden states, hooks, adapters) the model runs layer by layer, with the same results. Tokens that the attention mask
+excludes are skipped, and their hidden states are zeros.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ from hf_xtc.native import encoder as native
 from hf_xtc.native.library import is_readable, variant
 from hf_xtc.quantization.quantizers import get_quantizer
 
-# transformers installs it on its layers to record outputs; it does nothing unless asked through `output_...`.
+# transformers' own hook on its layers; it records only if `output_hidden_states` or `output_attentions` is set.
 RECORDING_HOOK = "output_capturing_hook"
 
 
 class FusedEncoder:
-    """The native encoder of one model, and what it was made of.
+    """The native encoder of one model, and the tensors and settings it was built from.
 
     Args:
         model (`PreTrainedModel`): A packed BERT base model for which `serves(model)` holds.
@@ -35,7 +35,7 @@ class FusedEncoder:
         config, layers = model.config, model.encoder.layer
         self.limits = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
         self._operands = list(_operands(model))
-        # Of the model itself only what it holds: a reference to it would keep it alive for ever.
+        # The modules' dicts, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
         self._modules = [(m._modules, m._modules.copy()) for m in model.modules() if m._modules]
         modules = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
@@ -51,7 +51,7 @@ class FusedEncoder:
         )
 
     def is_current(self, model: Any) -> bool:
-        """Whether the model is unchanged since this was made, and no hook has to see what happens inside."""
+        """Whether the model is unchanged since this was built, and has no hooks that have to run inside it."""
         return (
             self._backend == model.backend
             and self._variant == variant()
@@ -60,13 +60,13 @@ class FusedEncoder:
                 holder.get(name) is tensor and version_of(tensor) == version
                 for holder, name, tensor, version in self._operands
             )
-            and not (any(self._hooks) and any(map(_listens, self._hooks)))
+            and not (any(self._hooks) and any(map(_has_user_hooks, self._hooks)))
         )
 
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or not to be read here (on
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or cannot be read (on
         another device, traced), or if a row starts with padding.
 
         Args:
@@ -104,9 +104,9 @@ _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
 
 
 def fused_encoder(model: Any) -> FusedEncoder | None:
-    """The fused encoder of a packed BERT base model, made at its first forward and whenever the model has changed;
+    """The fused encoder of a packed BERT base model, built at its first forward and again when the model has changed;
     `None` where the model has to run layer by layer."""
-    if torch.compiler.is_compiling() or model.training or _asks_gradients(model):
+    if torch.compiler.is_compiling() or model.training or _needs_gradients(model):
         return None
     fused = _FUSED.get(model)
     if fused is not None and fused.is_current(model):
@@ -121,7 +121,7 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
 
 
 def serves(model: Any) -> bool:
-    """Whether the native operator computes all that the encoder of a packed base model does."""
+    """Whether the native operator supports everything in the encoder of a packed base model."""
     config, layers = model.config, model.encoder.layer
     linears = [linear for layer in layers for linear in _linears(layer)]
     return (
@@ -130,19 +130,19 @@ def serves(model: Any) -> bool:
         and config.hidden_act == "gelu"
         and not (config.is_decoder or config.add_cross_attention)
         and all(type(linear) is PackedLinear and linear.backend == model.backend for linear in linears)
-        and all(_servable(linear) for linear in linears)
+        and all(_is_supported(linear) for linear in linears)
         and all(len({linear.spec for linear in _linears(layer)[:3]}) == 1 for layer in layers)
         and all(tensor.device.type == "cpu" for _, _, tensor, _ in _operands(model))
         and all(p.dtype == torch.float32 for p in (*model.embeddings.parameters(), *model.encoder.parameters()))
         and not any(
-            _listens(module._forward_hooks) or _listens(module._forward_pre_hooks)
+            _has_user_hooks(module._forward_hooks) or _has_user_hooks(module._forward_pre_hooks)
             for part in (model.embeddings, model.encoder)
             for module in part.modules()
         )
     )
 
 
-def _servable(linear: PackedLinear) -> bool:
+def _is_supported(linear: PackedLinear) -> bool:
     product = Product(linear.packed_weight, linear.bias, linear.activation, torch.float32)
     return native_serves(product) and _layout(linear, linear.backend) is not None
 
@@ -166,7 +166,7 @@ def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
     weights = []
     for group in groups:
         layout = _layout(group[0], backend)
-        assert layout is not None  # `serves` asked
+        assert layout is not None  # checked by `serves`
         levels = get_quantizer(group[0].spec.quantizer).levels
         weights.append(native.NativeWeight([m.packed_weight for m in group], [m.bias for m in group], levels, layout))
     norms = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
@@ -190,13 +190,13 @@ def _operands(model: Any) -> Any:
                         yield holder, name, tensor, version_of(tensor)
 
 
-def _asks_gradients(model: Any) -> bool:
-    """Whether embeddings or encoder are to be trained: each layer then decides whether it can be."""
+def _needs_gradients(model: Any) -> bool:
+    """Whether embeddings or encoder are to be trained: their layers then run one by one, and check their backends."""
     return torch.is_grad_enabled() and any(
         p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters()
     )
 
 
-def _listens(hooks: Any) -> bool:
-    """Whether one of a module's hooks is not transformers' own."""
+def _has_user_hooks(hooks: Any) -> bool:
+    """Whether a module has hooks besides transformers' own."""
     return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())

@@ -1,8 +1,8 @@
 """The layers in their two states.
 
 Latent (training): `XTCLinear`, `XTCEmbedding` hold a float latent weight and compute with its fake-quantized values.
-Packed (everything shipped): `PackedLinear`, `PackedEmbedding` hold `uint8` codes and scales as buffers
-`weight_packed` and `weight_scale`. In float32 with the reference backend the two give equal outputs, bit for bit.
+Packed (inference): `PackedLinear`, `PackedEmbedding` hold `uint8` codes and scales as buffers
+`weight_packed` and `weight_scale`. In float32 with the reference backend the two give bitwise equal outputs.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
 
     Args:
         weight (`torch.Tensor` of shape `(rows, columns)`): Latent weight.
-        part (`float`): 0 is `weight` itself, 1 exactly what is packed; between them training is annealed.
+        part (`float`): 0 is `weight` itself, 1 exactly the packed values; in between, training is annealed.
     """
     if part <= 0:
         return weight
@@ -36,15 +36,15 @@ def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
 
 
 def _part(layer: "XTCLinear | XTCEmbedding") -> float:
-    """How far a layer's weight is quantized: `quantized_part` in train mode; in eval mode 1, as it would be packed."""
+    """The quantized part of a layer's weight: `quantized_part` in train mode; 1 in eval mode, as when packed."""
     return layer.quantized_part if layer.training else 1.0
 
 
 class XTCLinear(nn.Linear):
-    """A linear whose forward sees `fake_quantize(weight)` and a fake-quantized input; `weight` is the latent weight.
+    """A linear that multiplies a fake-quantized input by `fake_quantize(weight)`; `weight` is the latent weight.
 
-    `quantized_part` (0 to 1) and `quantize_activation` are the schedule of training (`set_quantization`). They hold in
-    train mode only: in eval mode the layer always computes what its packed form would.
+    `quantized_part` (0 to 1) and `quantize_activation` follow the training schedule (`set_quantization`). They apply
+    in train mode only: in eval mode the layer always computes what its packed form would.
 
     Args:
         in_features, out_features (`int`), bias (`bool`): As in `nn.Linear`.
@@ -93,11 +93,11 @@ def _per_row(spec: QuantSpec) -> QuantSpec:
 class XTCEmbedding(nn.Embedding):
     """An embedding whose rows are fake-quantized as they are looked up; `weight` is the latent weight.
 
-    `quantized_part` (0 to 1) holds in train mode only; in eval mode rows are what they would be packed as.
+    `quantized_part` (0 to 1) applies in train mode only; in eval mode rows have their packed values.
 
     Args:
         num_embeddings, embedding_dim, padding_idx (`int`): As in `nn.Embedding`.
-        spec (`QuantSpec`): How rows are quantized; one scale per row, whatever its granularity says of linears.
+        spec (`QuantSpec`): How rows are quantized; one scale per row, whatever its granularity.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class _Packed(nn.Module):
         self.weight_scale = weight.scale
 
     def dequantize(self) -> Tensor:
-        """The decoded weight, float32, `(rows, columns)`; a new tensor, so writing to it changes nothing here."""
+        """The decoded weight, float32, `(rows, columns)`; a new tensor, independent of the buffers."""
         return self.packed_weight.decode()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Packed":
@@ -161,11 +161,11 @@ class _Packed(nn.Module):
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to, as far as PyTorch counts: not for those made in inference mode."""
+    """PyTorch's count of in-place writes to a tensor; 0 for tensors made in inference mode, which have none."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-# What backends made of the operands of packed linears, outside the modules: it is neither saved, moved nor copied.
+# Operands prepared by the backends, kept outside of the modules: they are neither saved, moved nor copied.
 _PREPARED: WeakKeyDictionary[nn.Module, tuple[Any, tuple[Tensor, ...], Prepared]] = WeakKeyDictionary()
 
 
@@ -199,7 +199,7 @@ class PackedLinear(_Packed):
         """`(..., in_features)` to `(..., out_features)`.
 
         Raises:
-            StateError: if gradients are asked of a backend that has none.
+            StateError: if gradients are needed from a backend that has none.
         """
         product = Product(self.packed_weight, self.bias, self.activation, input.dtype)
         trained = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
@@ -210,11 +210,11 @@ class PackedLinear(_Packed):
             return output
         operands = tuple(t for t in (*product.weight[:2], self.bias) if t is not None)
         key = (name, variant(), input.dtype, *((id(t), version_of(t)) for t in operands))
-        kept = _PREPARED.get(self)
-        if kept is None or kept[0] != key:
+        cached = _PREPARED.get(self)
+        if cached is None or cached[0] != key:
             # The operands are kept too: while they live, no other tensor has their ids.
-            kept = _PREPARED[self] = (key, operands, backend.prepare(product))
-        output = kept[2](input)
+            cached = _PREPARED[self] = (key, operands, backend.prepare(product))
+        output = cached[2](input)
         return output
 
     def extra_repr(self) -> str:
@@ -247,14 +247,14 @@ class PackedEmbedding(_Packed):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
-        # Codes and scales keep their dtypes, so an empty buffer is what follows `.to(dtype)` and `dtype=`.
+        # Codes and scales keep their dtypes; this empty buffer follows `.to(dtype)` and `dtype=` in their place.
         self.register_buffer("output", torch.empty(0, device=device), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids of any shape to `(*shape, embedding_dim)`, in the model's dtype.
 
         Raises:
-            RuntimeError: if the ids are on another device. PyTorch itself would look meta ids up silently.
+            RuntimeError: if the ids are on another device. PyTorch itself would accept meta ids silently.
         """
         if input.device != self.weight_packed.device:
             raise RuntimeError(
@@ -283,7 +283,7 @@ def pack_layer(latent: LatentLayer, packed: PackedLayer, name: str) -> None:
 
 
 def unpack_layer(packed: PackedLayer, latent: LatentLayer) -> None:
-    """Fills `latent` with the decoded values of `packed`: the start of further training."""
+    """Fills `latent` with the decoded values of `packed`, to train it further."""
     with torch.no_grad():
         latent.weight.copy_(packed.dequantize())
     _copy_rest(packed, latent)

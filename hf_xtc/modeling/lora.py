@@ -1,8 +1,8 @@
 """LoRA on a frozen packed base.
 
-PEFT knows by a layer's type how to wrap it. Importing this module teaches it `PackedLinear`, so that
+PEFT chooses a wrapper by a layer's type. Importing this module adds one for `PackedLinear`, so that
 `get_peft_model(packed, LoraConfig(target_modules=[...]))` and `PeftModel.from_pretrained(packed, folder)` work as with
-any model. Adapters stay beside packed weights: a code of one bit cannot hold a sum.
+any model. Adapters are never merged: a code of 1 bit cannot hold the sum of weight and update.
 """
 
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from torch import nn
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.modeling.layers import PackedLinear
 
-# What LoRA's other initialisations and variants read or change is a float weight of the base layer.
+# LoRA's other initialisations and variants read or change a float weight of the base layer.
 PLAIN_INITS = (True, False, "gaussian", "eva")
 
 
@@ -23,8 +23,8 @@ class LoraPackedLinear(Linear):
     """LoRA beside a `PackedLinear`: `base(x) + scaling * B(A(dropout(x)))`, A and B float32 (Hu et al. 2022, eq. 3).
 
     Raises:
-        XTCError: if the `LoraConfig` asks for what needs a float weight (DoRA, PiSSA, ...).
-        StateError: if the adapter is to be merged.
+        XTCError: if the `LoraConfig` needs a float weight (DoRA, PiSSA, ...).
+        StateError: by `merge`.
     """
 
     lora_variants: Any = {(): None}
@@ -57,7 +57,7 @@ _PEFT_DEFAULT = lora_model.dispatch_default
 
 
 def _dispatch(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> nn.Module | None:
-    """PEFT's last choice of a LoRA layer for a module, ours before it."""
+    """`LoraPackedLinear` for a `PackedLinear`, PEFT's default layer for any other module."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if isinstance(base, PackedLinear):
         return LoraPackedLinear(target, adapter_name, config=config, **kwargs)

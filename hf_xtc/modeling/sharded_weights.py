@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 def local_part(weight: Any) -> Tensor:
-    """What this process holds of a weight: all of it, unless it is sharded (DeepSpeed's ZeRO-3, FSDP)."""
+    """The part of a weight that this process holds: all of it, unless it is sharded (DeepSpeed's ZeRO-3, FSDP)."""
     part = getattr(weight, "ds_tensor", weight)
     local: Tensor = part.to_local() if hasattr(part, "to_local") else part
     return local
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of the weights of a model, and none holds them all."""
+    """Whether the weights of a model are sharded over processes."""
     return any(local_part(weight) is not weight for weight in model.parameters())

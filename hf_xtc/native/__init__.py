@@ -1,1 +1,1 @@
-"""The native operator: C++ sources in `csrc/`, the library built of them, and what is computed with it."""
+"""The native operator: C++ sources in `csrc/`, the library built from them, and its Python interface."""

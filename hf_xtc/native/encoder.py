@@ -1,4 +1,4 @@
-"""Packed linears and whole encoders on the native operator; knows codes and their levels, not quantizers."""
+"""Packed linears and whole encoders on the native operator; takes codes and their levels, not quantizers."""
 
 import ctypes
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_xtc.native.library import Float, Int, Long, Pointer, call, is_readable, library
 
+# As in csrc/kernels.hpp.
 BYTES, PAIRS, NIBBLES = 0, 1, 2
 TILE = 64
 
@@ -52,7 +53,7 @@ def _padded(values: Tensor, rows: int) -> Tensor:
 
 
 class PackedCodes(Protocol):
-    """What is read of a packed weight: its rows of codes, their number of columns, and the scales."""
+    """What a packed weight must have: its rows of codes, their number of columns, and the scales."""
 
     @property
     def packed(self) -> Tensor: ...
@@ -63,7 +64,7 @@ class PackedCodes(Protocol):
 
 
 class NativeWeight:
-    """Codes laid out for the native operator; several weights of equal columns become one, row after row.
+    """Codes laid out for the native operator; several weights with the same columns are stacked by rows.
 
     Args:
         weights (`Sequence[PackedCodes]`): On the CPU, one scale per tensor or row.
@@ -74,7 +75,7 @@ class NativeWeight:
 
     def __init__(self, weights: Sequence[PackedCodes], biases: Sequence[Tensor | None], levels: int, layout: int):
         loaded = library()
-        assert loaded is not None  # callers ask `variant()` first
+        assert loaded is not None  # callers check `variant()` first
         counts = [weight.packed.shape[0] for weight in weights]
         self.rows, self.columns = sum(counts), weights[0].columns
         packed = torch.cat([weight.packed for weight in weights]).contiguous()
@@ -93,7 +94,7 @@ class NativeWeight:
         return self._codes.numel()
 
     def serves(self, x: Tensor) -> bool:
-        """Whether `x` is what `linear` reads: float32 rows of `columns` numbers in the CPU's memory."""
+        """Whether `linear` can read `x`: float32 rows of `columns` numbers in CPU memory."""
         return is_readable(x) and x.dtype == torch.float32 and x.dim() > 0 and x.shape[-1] == self.columns
 
     def linear(self, x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class NativeWeight:
 
 
 class NativeTable:
-    """An embedding table for the native operator, as it lies in the file.
+    """An embedding table for the native operator, in the file's layout.
 
     Args:
         rows (`torch.Tensor`): Packed rows, `uint8`, or float rows.

@@ -1,7 +1,7 @@
-"""Fake-quantization in one pass, by the native operator: the bits of PyTorch's operations, in a third of their time.
+"""Fake-quantization in one pass by the native operator: bitwise equal to PyTorch's operations, in a third of the time.
 
-Callers ask `serves` first, and keep PyTorch's operations for all else. Sums stay with PyTorch in any case, since their
-bits depend on the order of summation.
+Callers check `serves` first, and use PyTorch's operations otherwise. Sums are always PyTorch's, since their bits
+depend on the order of summation.
 """
 
 import ctypes
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from hf_xtc.native.library import Float, Int, Long, Pointer, call, is_readable, variant
 
+# `Kind` in csrc/kernels.hpp.
 _BINARY, _TERNARY, _KEPT = 0, 1, 2
 _TOKENS = {torch.float32: 3, torch.bfloat16: 4}
 
 # Counts are float32, as PyTorch's sums of ones are: exact up to here.
 _LARGEST_COUNT = 2**24
 
-# Numbers of a block: three such tensors fit a core's cache.
+# Numbers in a block, per thread: three such tensors fit a core's cache.
 _BLOCK = 2**16
 
-# PyTorch shares a single sum out among threads from here on.
+# PyTorch splits a single sum over threads from this length on.
 _LONG_SUM = 2**15
 
 
@@ -56,9 +57,9 @@ def _run(kind: int, values: Tensor, out: Tensor, half: float = 0, **pointers: Te
 
 
 def cache_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape `(rows, size)`, some rows at a time, so that they stay in the cache from pass to pass.
+    """Splits tensors of one shape `(rows, size)` into blocks of rows that stay in the cache from pass to pass.
 
-    The sum of a row has the same bits among whichever rows, unless it is shared out; then all rows come at once.
+    A row's sum has the same bits in any block, unless PyTorch splits it over threads; then all rows form one block.
     """
     rows, size = tensors[0].shape
     step = _BLOCK * torch.get_num_threads() // size if size < _LONG_SUM else rows
@@ -66,24 +67,24 @@ def cache_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def fake_binary_into(out: Tensor, groups: Tensor, scale: Tensor) -> None:
-    """`BinaryQuantizer`'s `decode(encode(groups, scale), scale)`."""
+    """Writes `BinaryQuantizer`'s `decode(encode(groups, scale), scale)` to `out`."""
     _run(_BINARY, groups, out, scale=scale)
 
 
 def fake_ternary_into(out: Tensor, groups: Tensor, threshold: Tensor, scale: Tensor) -> None:
-    """`scale` beyond the threshold, `-scale` below its negative, zeros between."""
+    """Writes `scale` above the threshold, `-scale` below its negative and zeros in between to `out`."""
     _run(_TERNARY, groups, out, threshold=threshold, scale=scale)
 
 
 def keep_beyond_(magnitude: Tensor, threshold: Tensor) -> Tensor:
-    """Multiplies magnitudes up to the threshold of their group by 0, in place; returns the number of the others."""
+    """Multiplies magnitudes up to their group's threshold by 0, in place; returns how many are above it."""
     count = torch.empty_like(threshold)
     _run(_KEPT, magnitude, magnitude, threshold=threshold, count=count)
     return count
 
 
 def fake_tokens(values: Tensor, bits: int) -> Tensor:
-    """Float32 or bfloat16 values on the symmetric levels of each token."""
+    """Fake-quantizes float32 or bfloat16 values to the `2**bits` symmetric levels of each token."""
     out = torch.empty_like(values)
     _run(_TOKENS[values.dtype], values, out, half=2 ** (bits - 1))
     return out

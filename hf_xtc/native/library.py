@@ -1,8 +1,8 @@
 """The native operator: an optional C++ library without PyTorch headers, called through `ctypes` with data pointers.
 
-Built by `pip install` where there is a compiler and left out, without an error, where there is none. Nothing is ever
-built at run time. It holds one variant per instruction set and takes the best one that the processor runs; the
-environment variable `XTC_NATIVE` names another, or "off". Its threads are those of PyTorch's own OpenMP.
+Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
+time. It has one variant per instruction set and uses the best one that the processor supports; the environment
+variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from hf_xtc.errors import XTCError
 
 logger = logging.getLogger(__name__)
 
-# Not of one Python version: the library knows nothing of Python (setup.py).
+# One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
-# Of the C interface, as in library.cpp: a library of another number was built from other sources and is left alone.
+# Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
 INTERFACE = 2
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
@@ -58,7 +58,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
 
 @cache
 def variants() -> dict[str, int]:
-    """Names of the variants that this processor runs, fastest first, and their number in the library."""
+    """Name -> index in the library of the variants that this processor supports, fastest first."""
     loaded, found = library(), {}
     index = 0
     while loaded is not None and (name := loaded.xtc_variant(index)) is not None:
@@ -72,21 +72,21 @@ def variant() -> str | None:
     """The variant in use, or `None` without the native operator.
 
     Raises:
-        XTCError: if `XTC_NATIVE` names a variant that is not here.
+        XTCError: if `XTC_NATIVE` names a variant that is not available.
     """
     chosen = os.environ.get("XTC_NATIVE")
     if chosen == "off":
         return None
     if chosen and chosen not in variants():
         known = ", ".join([*variants(), "off"])
-        raise XTCError(f"XTC_NATIVE={chosen!r} is no variant of the native operator here; use one of: {known}.")
-    # The portable variant defines the result and is slower than PyTorch's own integer product: on request only.
+        raise XTCError(f"XTC_NATIVE={chosen!r} is not a variant of the native operator here; use one of: {known}.")
+    # The portable variant defines the result and is slower than PyTorch's own integer product: used on request only.
     return chosen or next((name for name in variants() if name != "portable"), None)
 
 
 def is_readable(values: torch.Tensor) -> bool:
-    """Whether the operator may read a tensor by its address: an ordinary one in the CPU's memory, and no tracer,
-    dispatch mode or functorch transform that has to see the operation."""
+    """Whether the operator may read a tensor by its address: an ordinary one in CPU memory, outside of tracers,
+    dispatch modes and functorch transforms, which have to record the operation."""
     return (
         not torch.compiler.is_compiling()
         and type(values) in (torch.Tensor, torch.nn.Parameter)
@@ -113,7 +113,7 @@ def _openmp() -> tuple[int | None, int | None]:
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Calls a function of the library for the variant in use, on PyTorch's threads; callers ask `variant()` first."""
+    """Calls a function of the variant in use, on PyTorch's threads; callers check `variant()` first."""
     loaded, name = library(), variant()
     assert loaded is not None
     assert name is not None

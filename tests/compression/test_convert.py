@@ -234,7 +234,8 @@ def test_weights_from_another_head(teacher, tiny_config):
         (
             pack_model,
             "plain",
-            "BertForSequenceClassification is no XTC model; pack_model packs a latent XTC model; compress makes one.",
+            "BertForSequenceClassification is not an XTC model; "
+            "pack_model packs a latent XTC model; compress makes one.",
         ),
         (
             pack_model,
@@ -244,7 +245,7 @@ def test_weights_from_another_head(teacher, tiny_config):
         (
             unpack_model,
             "plain",
-            "BertForSequenceClassification is no XTC model; "
+            "BertForSequenceClassification is not an XTC model; "
             "unpack_model unpacks a packed XTC model; pack_model makes one.",
         ),
         (

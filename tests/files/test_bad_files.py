@@ -375,7 +375,7 @@ def test_pickle_is_never_opened(kwargs, folder, tmp_path):
     (folder / "model.safetensors").unlink()
     file = folder / "pytorch_model.bin"
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with refuses(f"{file} is no safetensors file; XTC checkpoints are never read from pickles."):
+    with refuses(f"{file} is not a safetensors file; XTC checkpoints are never read from pickles."):
         load(folder, **kwargs)
     assert not (tmp_path / "exploded").exists()
     pickle.loads(file.read_bytes())

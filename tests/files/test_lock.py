@@ -1,5 +1,6 @@
-"""One process a folder: who comes second is told who is there, and a lock dies with its process."""
+"""One process for each folder: the second gets the name of the first, and a lock ends with its process."""
 
+import errno
 import multiprocessing
 import os
 import platform
@@ -11,10 +12,10 @@ import pytest
 from lock_holder import hold
 
 from hf_xtc.errors import StateError
-from hf_xtc.files.lock import LOCK_FILE, FolderLock
+from hf_xtc.files.lock import HOLDER_FILE, LOCK_FILE, FolderLock
 
 
-def test_the_second_is_refused_and_told_who_is_there(tmp_path):
+def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
     with hold(tmp_path) as holder:
         text = (
             f"The folder {tmp_path} is in use by another run (process {holder.pid} on {platform.node()}); wait for "
@@ -32,7 +33,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert (tmp_path / LOCK_FILE).exists()
     with FolderLock(tmp_path) as lock:
         assert lock.held
-        assert (tmp_path / LOCK_FILE).read_text() == f"process {os.getpid()} on {platform.node()}"
+        assert (tmp_path / HOLDER_FILE).read_text() == f"process {os.getpid()} on {platform.node()}"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,7 +53,7 @@ def test_a_folder_that_is_not_there_is_made_when_it_is_taken_and_goes_if_it_stay
         lock.take()
         lock.take()
         assert lock.held
-        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+        assert {path.name for path in folder.iterdir()} == {LOCK_FILE, HOLDER_FILE}
     assert not folder.exists()
     with FolderLock(folder) as lock:
         lock.take()
@@ -85,6 +86,33 @@ def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
     finally:
         worker.kill()
         worker.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock is of Unix")
+def test_a_disk_without_locks_is_used_unlocked_with_a_warning(tmp_path, caplog, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with FolderLock(tmp_path) as lock:
+        assert lock.held
+    assert "cannot be locked" in caplog.text
+    assert "make sure that only one process writes it" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_that_leaves_the_context_unlocks_nothing(tmp_path):
+    with FolderLock(tmp_path) as lock:
+        child = os.fork()
+        if child == 0:
+            lock.__exit__()
+            os._exit(int(lock.held))
+        assert os.waitpid(child, 0)[1] == 0
+        assert {path.name for path in tmp_path.iterdir()} == {LOCK_FILE, HOLDER_FILE}
+        with pytest.raises(StateError, match="in use by another run"), FolderLock(tmp_path):
+            pytest.fail("the child unlocked the folder")
 
 
 def test_a_folder_that_cannot_be_made_or_locked_says_why(tmp_path):

@@ -11,7 +11,9 @@ from hf_xtc.native import library as native_library
 
 def test_an_unknown_variant(monkeypatch):
     monkeypatch.setenv("XTC_NATIVE", "sse9")
-    with pytest.raises(XTCError, match=r"^XTC_NATIVE='sse9' is no variant of the native operator here; use one of: "):
+    with pytest.raises(
+        XTCError, match=r"^XTC_NATIVE='sse9' is not a variant of the native operator here; use one of: "
+    ):
         native_library.variant()
 
 

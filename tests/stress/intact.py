@@ -80,5 +80,5 @@ def _checkpoint_faults(checkpoint: Path, place: Path) -> list[str]:
 
 def leftovers(place: Path) -> list[str]:
     """Scratch and locks: none after a run that came to its end."""
-    paths = [*place.rglob(f"{SCRATCH}*"), *place.rglob(LOCK_FILE)]
+    paths = [*place.rglob(f"{SCRATCH}*"), *place.rglob(f"{LOCK_FILE}*")]
     return sorted(str(path.relative_to(place)) for path in paths)

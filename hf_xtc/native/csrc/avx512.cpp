@@ -74,7 +74,7 @@ static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, 
   }
 }
 
-// The loops over rows are unrolled on request: left alone, gcc keeps sums of 4 rows and more in memory.
+// The loops over rows are unrolled by pragma: otherwise gcc keeps sums of 4 rows and more in memory.
 template <int M>
 static void dot_rows(int64_t m, const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t quads, int32_t* sums) {
   if constexpr (M > 1)

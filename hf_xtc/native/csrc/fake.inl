@@ -1,6 +1,6 @@
-// Fake-quantization in one pass, where PyTorch's operations take four to eight: every number has the bits that they give.
-// So nothing is summed here, divisions are divisions, and a NaN, an infinity and the sign of a zero go where they go
-// there. Included after kernels.inl.
+// Fake-quantization in one pass, where PyTorch's operations take four to eight: results are bitwise equal to theirs. So
+// nothing is summed here, no division becomes a product, and NaN, infinities and the sign of zero propagate as there.
+// Included after kernels.inl.
 
 namespace xtc {
 namespace VARIANT {
@@ -39,14 +39,14 @@ static inline void each_part(int64_t from, int64_t to, F f) {
   if (i < to) f(i, to - i);
 }
 
-// Whole numbers, half to even, for magnitudes below 2**22; zeros keep their sign.
+// Rounds half to even, for magnitudes below 2**22; zeros keep their sign.
 static inline Floats rounded(Floats v) {
   const Ints sign = (Ints)v & INT32_MIN;
   return (Floats)((Ints)(magnitude(v) + 8388608.0f - 8388608.0f) | sign);
 }
 
-// One token on symmetric levels: scale max|x| / half, values in [-half, half - 1]. The largest magnitude is that of the
-// largest bits, among which NaN comes last.
+// One token on symmetric levels: scale max|x| / half, values in [-half, half - 1]. Magnitudes are compared as
+// integers, which gives the same order, with NaN the largest.
 template <class T>
 static void fake_token(const T* x, int64_t n, float half, T* out) {
   Ints most{};
@@ -70,7 +70,7 @@ static void fake_token(const T* x, int64_t n, float half, T* out) {
 }
 
 static void fake_binary(const Fake& f, int64_t group, int64_t from, int64_t to) {
-  const float doubled = 2.0f * f.scale[group];  // in this order, as the decoder: it may become infinite
+  const float doubled = 2.0f * f.scale[group];  // in the decoder's order: it may overflow to infinity
   const Floats plus = splat(0.5f * doubled), minus = splat(-0.5f * doubled);
   const float* x = (const float*)f.values + group * f.size;
   float* out = (float*)f.out + group * f.size;
@@ -111,8 +111,8 @@ static void keep(const Fake& f, int64_t group) {
   f.count[group] = total;
 }
 
-// body(group, from, to) for all groups in parts of up to `part` numbers. A thread more for each GRAIN numbers, PyTorch's
-// own measure.
+// body(group, from, to) for all groups in parts of up to `part` numbers. At most one thread per GRAIN numbers, as in
+// PyTorch.
 template <class F>
 static void spread(const Fake& f, int64_t part, const Threads& threads, F body) {
   constexpr int64_t GRAIN = 32768;

@@ -1,4 +1,4 @@
-// What the operator computes with, and the interface of one instruction set's build of it.
+// The operator's data structures, and the interface of its build for one instruction set.
 //
 // Every variant (portable.cpp, avx2.cpp, avx512.cpp) compiles the same kernels.inl under other names; library.cpp picks
 // one at run time. No PyTorch and no Python headers: data come as pointers, threads from the caller's OpenMP runtime.
@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-// Keeps two sums in registers here: left alone, the compiler delays additions until it runs out of registers.
+// Keeps two sums in registers here: otherwise the compiler delays additions until it runs out of registers.
 #if defined(__x86_64__)
 #define HOLD(a, b) asm volatile("" : "+v"(a), "+v"(b))
 #else
@@ -34,7 +34,7 @@ struct Weight {
   const float* bias;   // (rows,), never null
 };
 
-struct Table {  // an embedding table, as it lies in the file
+struct Table {  // an embedding table, in the file's layout
   int32_t levels;  // 2, 3, 16, 256; 0: float32 rows
   int32_t unused;
   const void* rows;    // packed bytes or floats
@@ -60,7 +60,7 @@ struct Batch {
   const int64_t *offsets, *words, *positions, *types;
 };
 
-// What fake.inl makes, group by group (tokens: row by row).
+// What fake.inl computes, group by group (tokens: row by row).
 enum Kind : int32_t {
   BINARY = 0,          // out: -scale or scale
   TERNARY = 1,         // out: -scale, 0 or scale

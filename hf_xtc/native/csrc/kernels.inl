@@ -3,8 +3,8 @@
 //   MAX_ROWS     rows of activations per block of work
 //   dot          BYTES codes of one tile times rows of activations
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
-//   narrow       32-bit numbers of one vector as bytes (compilers take them out one by one)
-//   relax        what a thread does between two looks at a barrier
+//   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
+//   relax        called by a thread between two checks of a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
 // rounded half to even; exp and the normal distribution are polynomials of this project, fitted to below 1e-8.
 
@@ -84,7 +84,7 @@ static inline float largest_of(Floats v) {
 // e**x for x <= 0.
 static inline Floats exponential(Floats x) {
   const Floats magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to a whole number, half to even
-  x = larger(x, splat(-80.0f));  // times a small value it shall not become subnormal
+  x = larger(x, splat(-80.0f));  // so that products with small values do not become subnormal
   Floats shifted = x * 1.44269504f + magic;
   Floats n = shifted - magic;
   Floats f = x - n * 0.693359375f;  // ln 2 in two parts
@@ -172,7 +172,7 @@ struct Scratch {
   float *first, *second, *third;
 };
 
-// BYTES codes of one tile, columns `from` to `to`, in `out` (or where they lie already).
+// BYTES codes of one tile, columns `from` to `to`, written to `out`, or in place if the layout is BYTES.
 static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, int64_t to, uint8_t* out, int64_t* panel) {
   const int64_t columns = round_up(w.columns, COLUMN_STEP);
   if (w.layout == BYTES) {
@@ -210,7 +210,7 @@ static void lookup_rows(int m, const uint8_t* codes, const uint8_t* tables, int6
   }
 }
 
-// Codes are looked up for a few rows at a time: their tables stay in the first cache, the codes of a weight in the second.
+// Codes are looked up for a few rows at a time: their tables stay in the L1 cache, the codes of a weight in L2.
 template <class F>
 static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
   const int64_t columns = round_up(w.columns, COLUMN_STEP);
@@ -229,7 +229,7 @@ static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t firs
   }
 }
 
-// Bytes do not fit the second cache: each tile is used for all rows of the block before the next.
+// BYTES codes do not fit the L2 cache: each tile is used for all rows of the block before the next.
 template <class F>
 static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
   const int64_t columns = round_up(w.columns, COLUMN_STEP);
@@ -301,7 +301,7 @@ static void product_rows(int m, const float* a, int64_t a_stride, const float* b
   if constexpr (M > 1) product_rows<M - 1>(m, a, a_stride, b, b_stride, depth, columns, c, c_stride);
 }
 
-// Scores of one query to probabilities times their sum, in place; returns one over the sum.
+// Softmax of one query's scores without the division by their sum, in place; returns one over the sum.
 static float softmax(float* scores, int64_t tokens, int64_t padded, float scaling) {
   Floats top = splat(-3.4e38f);
   for (int64_t i = 0; i + LANES <= tokens; i += LANES) top = larger(top, load<Floats>(scores + i));
@@ -315,7 +315,7 @@ static float softmax(float* scores, int64_t tokens, int64_t padded, float scalin
   return 1.0f / sum_of(sum);
 }
 
-// Floats per row of keys: whole vectors, and no multiple of a page, which would crowd rows into a few sets of the cache.
+// Floats per row of keys: whole vectors, but no multiple of 64: whole pages would map all rows to a few cache sets.
 static int64_t odd_stride(int64_t tokens) {
   const int64_t padded = round_up(tokens, 2 * LANES);
   return padded % 64 ? padded : padded + 2 * LANES;
@@ -427,7 +427,7 @@ struct Workspace {
       data = (char*)aligned_alloc(HUGE_PAGE, size);
       if (!data) abort();
 #ifdef MADV_HUGEPAGE
-      madvise(data, size, MADV_HUGEPAGE);  // attention walks over rows that are pages apart
+      madvise(data, size, MADV_HUGEPAGE);  // attention reads rows that are pages apart
 #endif
     }
     return data;
@@ -472,7 +472,7 @@ static void run(Team& team, F body) {
       &call, (unsigned)team.threads.number, 0);
 }
 
-// The next piece of work of a phase, for whichever thread asks first.
+// The index of the next piece of work of a phase, each taken by one thread.
 static inline int64_t take(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
 
 // Rows per block: no more than fit the cache, and equal parts for all threads.
@@ -487,7 +487,7 @@ static char* cut(char*& from, int64_t bytes) {
   return piece;
 }
 
-// Lays one thread's scratch out from `from` on; the same walk with a null pointer tells its size.
+// Lays one thread's scratch out from `from` on; starting at a null pointer, `from` ends as its size.
 static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t outputs, int64_t hidden, int64_t inner) {
   Scratch s;
   columns = round_up(columns, COLUMN_STEP);
@@ -514,7 +514,7 @@ static void linear(const Weight& w, const float* x, int64_t tokens, float* out, 
   Team team{threads};
   const int64_t number = threads.parallel ? threads.number : 1;
   const int64_t rows = block_rows(tokens, number), blocks = (tokens + rows - 1) / rows, tiles = tiles_of(w);
-  // Few rows: the tiles are shared out instead, in parts of at least 4.
+  // With few rows the tiles are split over the threads as well, in parts of at least 4.
   const int64_t parts = blocks >= number ? 1 : (tiles + 3) / 4 < number ? (tiles + 3) / 4 : number;
   char* size = nullptr;
   scratch_of(size, rows, w.columns, w.rows, 0, 0);

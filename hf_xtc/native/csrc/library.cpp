@@ -18,7 +18,7 @@ static bool runs(const Variant& v) {
   return &v == &portable;
 }
 
-// Number of this interface, as in native_library.py: to be raised with every change of a function or a struct.
+// Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
 API int xtc_interface() { return 2; }
 
 static const Variant* const VARIANTS[] = {&avx512, &avx2, &portable};

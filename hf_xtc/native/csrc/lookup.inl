@@ -1,11 +1,11 @@
-// What AVX2 and above share: bytes from 32-bit numbers, and binary codes by table lookup.
+// Shared by AVX2 and above: conversion of 32-bit numbers to bytes, and binary codes by table lookup.
 //
-// Four activations have 16 sums of a subset; four bits of a row's codes choose one. A byte shuffle looks 32 rows up at
+// Four activations have 16 subset sums; four bits of a row's codes select one. A byte shuffle looks up 32 rows at
 // once, so one instruction stands for 128 multiplications. A sum (10 bits, made positive by adding 512) is split into
 // two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits, and after 256
 // columns to 32.
 
-// 32-bit numbers of a vector, 8 at a time, as bytes.
+// Converts the 32-bit numbers of a vector to bytes, 8 at a time.
 template <class V>
 static inline void narrow(V q, int8_t* to) {
   __m256i parts[sizeof q / 32];

@@ -1,4 +1,4 @@
-// Plain C++: the operator for any processor, and what the others are tested against.
+// Plain C++: the operator for any processor, and the reference of the others' tests.
 #include <sched.h>
 
 #include "kernels.hpp"
