@@ -1,4 +1,4 @@
-"""Backends: whatever is registered computes `activation(x) @ weight.T + bias`, as the reference does."""
+"""Backends: every registered one computes `activation(x) @ weight.T + bias`, as the reference does."""
 
 import copy
 from itertools import product
@@ -40,7 +40,7 @@ def random(*shape, seed=0):
 
 
 def serving(name, weight, activation, dtype):
-    """An instance of a backend, if it serves this machine and these operands."""
+    """An instance of a backend, if it supports this machine and these operands."""
     if not BACKENDS[name].is_available():
         pytest.skip(f"{name} does not run on this machine")
     backend = BACKENDS[name]()
@@ -58,7 +58,7 @@ def assert_close_to_exact(found, x, weight, bias):
 
 
 def magnitude(x, weight, bias, quantizer):
-    """Sum of the magnitudes of all that a result is made of: what float32 rounding is relative to."""
+    """Sum of the magnitudes of all summands of a result: float32 rounding errors are relative to it."""
     levels = quantizer.levels(x)
     parts = levels.values.abs() * levels.scale + (0 if levels.offset is None else levels.offset.abs())
     return F.linear(parts, weight.decode().abs()) + (0 if bias is None else bias.abs())
@@ -110,7 +110,7 @@ def test_odd_shapes(backend, name, rows, columns, device):
 @pytest.mark.parametrize("variant", NATIVE)
 @pytest.mark.parametrize("backend", INTEGER)
 def test_integers_agree_with_the_reference(backend, variant, data, rows, tokens, groups, group_size, seed):
-    """To 1e-5 of the magnitudes summed, for all shapes, bits, granularities and activation schemes."""
+    """To 1e-5 of the summed magnitudes, for all shapes, bits, granularities and activation schemes."""
     granularity = data.draw(st.sampled_from(["per_tensor", "per_channel", "per_group"]))
     name = data.draw(st.sampled_from(sorted(QUANTIZERS)))
     activation = ActivationSpec(
@@ -137,7 +137,7 @@ def test_integers_agree_with_the_reference(backend, variant, data, rows, tokens,
 @pytest.mark.parametrize("name", ["binary", "ternary", "int4", "int8"])
 @pytest.mark.parametrize("backend", INTEGER)
 def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeypatch):
-    """All activations -128 or 127, all codes at one end: the sums that saturate or overflow first."""
+    """All activations are -128 or 127 and all codes extreme: these sums saturate or overflow first."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     sign = torch.tensor([1.0, -1.0])[:, None]
     weight = pack_weight(sign * torch.ones(2, columns), QuantSpec(name))
@@ -157,8 +157,8 @@ def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeyp
         ("int4", [native.BYTES]),
     ],
 )
-def test_the_native_bits_depend_neither_on_other_rows_nor_on_the_layout(name, layouts, variant, monkeypatch):
-    """Each variant multiplies several rows at once, with other code for what is left over."""
+def test_native_results_depend_neither_on_other_rows_nor_on_the_layout(name, layouts, variant, monkeypatch):
+    """Each variant multiplies several rows at once, with other code for the remaining rows."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     weight, x = pack_weight(random(70, 200), QuantSpec(name)), random(13, 200, seed=1)
     levels = get_quantizer(name).levels
@@ -171,7 +171,7 @@ def test_the_native_bits_depend_neither_on_other_rows_nor_on_the_layout(name, la
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("variant", NATIVE)
 @pytest.mark.parametrize("backend", INTEGER)
-def test_a_token_that_is_not_finite_spoils_itself_alone(backend, variant, bad, monkeypatch):
+def test_a_token_that_is_not_finite_does_not_affect_other_tokens(backend, variant, bad, monkeypatch):
     monkeypatch.setenv("XTC_NATIVE", variant)
     weight, quantizer = pack_weight(random(70, 21), QuantSpec("binary")), ActivationQuantizer(ActivationSpec())
     x = random(4, 21, seed=1)
@@ -245,7 +245,7 @@ def test_a_layer_prepares_once_and_again_when_an_operand_changes(backend, monkey
 
 
 @pytest.mark.parametrize("backend", INTEGER)
-def test_what_is_prepared_is_not_saved_or_copied(backend):
+def test_prepared_operands_are_not_saved_or_copied(backend):
     layer, x = packed_linear(backend), random(3, 21, seed=1)
     before = set(vars(layer)), set(layer.state_dict())
     expected = layer(x)
@@ -279,7 +279,7 @@ def test_auto_leaves_gradients_to_the_reference():
 
 
 @pytest.mark.parametrize("backend", INTEGER)
-def test_what_a_backend_does_not_serve_falls_back_and_is_said_once(backend, caplog):
+def test_unsupported_products_fall_back_to_the_reference_and_are_logged_once(backend, caplog):
     choice_module._warn_fallback.cache_clear()
     layer, x = packed_linear(backend, activation=None), random(3, 21, seed=1)
     with caplog.at_level("INFO"):
@@ -295,7 +295,7 @@ def test_what_a_backend_does_not_serve_falls_back_and_is_said_once(backend, capl
     "variant, how",
     [("off", "PyTorch operations (no native operator)"), ("portable", "the native operator (portable)")],
 )
-def test_the_choice_is_said_once(variant, how, caplog, monkeypatch):
+def test_the_choice_of_auto_is_logged_once(variant, how, caplog, monkeypatch):
     if variant not in NATIVE:
         pytest.skip("the native operator is not built")
     monkeypatch.setenv("XTC_NATIVE", variant)
@@ -307,7 +307,7 @@ def test_the_choice_is_said_once(variant, how, caplog, monkeypatch):
     assert caplog.messages == [f"Packed linears run on the 'int8' backend, {how}."]
 
 
-def test_the_environment_names_the_default(monkeypatch):
+def test_the_environment_variable_sets_the_default(monkeypatch):
     monkeypatch.setenv("XTC_BACKEND", "packed")
     assert packed_linear(default_backend()).backend == "packed"
     monkeypatch.delenv("XTC_BACKEND")
@@ -339,7 +339,7 @@ def test_an_input_on_another_device_is_refused(backend):
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
-def test_an_input_that_is_no_float_is_refused(backend, dtype):
+def test_an_input_that_is_not_floating_point_is_refused(backend, dtype):
     with pytest.raises((RuntimeError, TypeError)):
         packed_linear(backend)(torch.ones(2, 21, dtype=dtype))
 
@@ -350,7 +350,7 @@ def test_an_input_that_is_no_float_is_refused(backend, dtype):
     [torch.ones(2, 20), torch.ones(()), torch.ones(2, 21).double(), torch.empty(2, 21, device="meta")],
     ids=["width", "scalar", "dtype", "device"],
 )
-def test_the_native_operator_itself_reads_nothing_else(x):
+def test_the_native_operator_refuses_inputs_of_another_dtype_shape_or_device(x):
     weight = native.NativeWeight([pack_weight(random(5, 21), QuantSpec("binary"))], [None], 2, native.NIBBLES)
     with pytest.raises(RuntimeError, match=r"^The native operator multiplies float32 rows of 21 numbers on the CPU; "):
         weight.linear(x)
@@ -359,7 +359,7 @@ def test_the_native_operator_itself_reads_nothing_else(x):
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_a_traced_linear_computes(backend):
-    """Not the address of the memory that it was traced with."""
+    """The trace does not keep the address of the memory that it was traced with."""
     linear = packed_linear(backend).requires_grad_(False)
     traced = torch.jit.trace(linear, random(3, 21), check_trace=False)
     torch.testing.assert_close(traced(random(5, 21, seed=1)), linear(random(5, 21, seed=1)), rtol=1e-4, atol=1e-4)
@@ -367,7 +367,7 @@ def test_a_traced_linear_computes(backend):
 
 @pytest.mark.parametrize("quantizer, layout", [("binary", native.NIBBLES), ("ternary", native.PAIRS)])
 def test_packed_keeps_codes_packed(quantizer, layout):
-    """1 bit a binary code, 2 bits a ternary one, against 8 bits as bytes."""
+    """1 bit per binary code and 2 bits per ternary code, instead of 8."""
     if not native_library.variants():
         pytest.skip("the native operator is not built")
     weight = pack_weight(random(128, 192), QuantSpec(quantizer))
@@ -380,8 +380,8 @@ def test_packed_keeps_codes_packed(quantizer, layout):
 
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
 @pytest.mark.parametrize("variant", ["avx512_vnni", "avx2", "portable", None])
-def test_auto_looks_binary_codes_up_and_multiplies_all_others_as_bytes(variant, quantizer, monkeypatch):
-    """Prepared once, in one layout: the number of rows makes no difference."""
+def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(variant, quantizer, monkeypatch):
+    """Operands are prepared once, in one layout for any number of rows."""
     taken = []
     for module in (layouts, integer):
         monkeypatch.setattr(module, "variant", lambda: variant)
@@ -394,7 +394,7 @@ def test_auto_looks_binary_codes_up_and_multiplies_all_others_as_bytes(variant, 
 
 @pytest.mark.parametrize("rows, columns, depth", [(1, 5, 7), (16, 8, 8), (17, 9, 16), (40, 1, 1)])
 def test_products_on_cuda_are_padded(rows, columns, depth, monkeypatch):
-    """CUDA takes more than 16 rows and sizes divisible by 8; the rest of the arithmetic needs no GPU to be checked."""
+    """CUDA needs more than 16 rows and sizes divisible by 8; the padding can be checked without a GPU."""
     seen, multiply = [], torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: seen.append((*a.shape, b.shape[1])) or multiply(a, b))
     x = torch.randint(-128, 128, (rows, depth), dtype=torch.int8)
@@ -414,7 +414,7 @@ def test_integer_products_are_exact_with_and_without_vnni(vnni, monkeypatch):
         assert integer_product(x, weight, largest).tolist() == [[128.0 * largest * depth] * 2] * 3
 
 
-def test_choosing_reference_is_silent(caplog):
+def test_choosing_the_reference_logs_nothing(caplog):
     with caplog.at_level("INFO"):
         packed_linear("reference")(random(3, 21))
     assert caplog.messages == []
@@ -452,7 +452,7 @@ def test_reference_serves_everything(name, dtype, device):
 
 @quantizers
 def test_reference_is_exact_on_small_integers(name):
-    """Sums of small whole numbers have no rounding, so here every bit is known."""
+    """Sums of small whole numbers are not rounded, so the results are exact."""
     weight = pack_weight(torch.tensor([[1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]]), QuantSpec(name))
     plus = weight.decode().max().item()  # uniform levels saturate at the positive end
     found = ReferenceBackend().linear(torch.tensor([[4.0, 2.0, 8.0]]), weight, torch.tensor([1.0, 0.0]), None)

@@ -1,4 +1,4 @@
-"""Augmentation: which words, which candidates, which rows; laws on random texts, and each refusal with its text."""
+"""Augmentation: words, candidates and rows; invariants on random texts, and each refusal with its text."""
 
 import re
 from pathlib import Path
@@ -92,7 +92,7 @@ def rows(*texts, label=None, **columns):
 
 
 def made(dataset):
-    """The augmented rows alone, as texts or pairs of texts."""
+    """The augmented rows without the originals, as texts or pairs of texts."""
     sides = [side for side in ("text", "text_pair") if side in dataset.column_names]
     new = dataset.filter(lambda row: row["augmented"]).to_dict()
     return new["text"] if sides == ["text"] else list(zip(new["text"], new["text_pair"], strict=True))
@@ -157,7 +157,7 @@ def test_candidates_take_over_capitals_and_are_never_the_word_itself():
     assert chosen == [["movie", "iMax"], ["Movie", "IMax"], ["MOVIE", "IMAX"]]
 
 
-def test_table_of_a_model_is_its_whole_words(config, tokenizer):
+def test_table_of_a_model_has_its_whole_words(config, tokenizer):
     model = BertModel(config)
     table = WordTable.from_model(model, tokenizer)
     assert table.words == (*WORDS, "the", "not", "zu")
@@ -185,7 +185,7 @@ def test_bad_tables(words, vectors, message):
     assert refusal(DataError, WordTable, words, vectors) == message
 
 
-def test_all_zero_vectors_are_no_nan():
+def test_zero_vectors_do_not_become_nan():
     table = WordTable(("bax", "bex", "bix"), np.zeros((3, 2)))
     assert np.isfinite(table.vectors).all()
 
@@ -227,7 +227,7 @@ def test_glove_as_folder_and_as_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["no.txt", "no-such-package", "csv"], ids=str)
-def test_glove_that_is_not_there(source):
+def test_missing_glove(source):
     message = f"{source} is not a file, a folder or an installed package of word vectors."
     assert refusal(DataError, WordTable.from_glove, source) == message
 
@@ -241,7 +241,7 @@ def test_glove_that_is_not_there(source):
     ],
     ids=["ragged", "no number", "not UTF-8"],
 )
-def test_text_that_is_no_glove(tmp_path, monkeypatch, content, reason):
+def test_invalid_glove_text_file(tmp_path, monkeypatch, content, reason):
     monkeypatch.chdir(tmp_path)
     Path("glove.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refusal(DataError, WordTable.from_glove, "glove.txt")
@@ -255,7 +255,7 @@ def test_text_without_words(tmp_path, monkeypatch):
     assert message == "Cannot read word vectors from glove.txt: no word has two letters or more."
 
 
-def test_folders_that_are_no_glove(tmp_path, monkeypatch):
+def test_invalid_glove_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     write_folder(Path("short"), words=("the", "film"))
@@ -272,7 +272,7 @@ def test_folders_that_are_no_glove(tmp_path, monkeypatch):
 
 
 def best_pieces(model, tokenizer, text, count):
-    """Per replaceable word the likeliest pieces, from one plain forward pass each; `None` if it is not one piece."""
+    """The likeliest pieces for each replaceable word, by one forward pass each; `None` for words of several pieces."""
     best = []
     for start, end in word_spans(text):
         masked = text[:start] + "[MASK]" + text[end:]
@@ -298,7 +298,7 @@ TEXTS = ["bax the dex . not kix", "", "the", "fux zuzu", "bax, bax, lox mex pix 
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 4096])
-def test_candidates_at_masks_are_those_of_one_pass_each(language_model, tokenizer, tokens):
+def test_batched_candidates_equal_one_forward_pass_per_word(language_model, tokenizer, tokens):
     found = MaskedLM(language_model, tokenizer, tokens=tokens).candidates(TEXTS, 12)
     best = [pieces for text in TEXTS for pieces in best_pieces(language_model, tokenizer, text, 12)]
     assert strings_of(found) == [pieces or [] for pieces in best]
@@ -316,7 +316,7 @@ def test_words_of_several_pieces_fall_back_to_the_table(language_model, tokenize
     assert strings_of(both)[1] == strings_of(alone)[1]
 
 
-def test_a_piece_that_continues_is_no_word_of_one_piece(language_model, tokenizer):
+def test_a_word_of_several_pieces_has_no_candidates_from_the_model(language_model, tokenizer):
     assert tokenizer.tokenize("zux") == ["zu", "##x"]
     assert strings_of(MaskedLM(language_model, tokenizer).candidates(["zux zu"], 5))[0] == []
 
@@ -340,7 +340,7 @@ def test_words_beyond_the_limit_of_the_model_have_no_candidates(language_model, 
     assert known.tolist() == list(range(len(known)))
 
 
-def test_the_mode_of_the_model_is_kept(language_model, tokenizer):
+def test_the_training_mode_of_the_model_is_restored(language_model, tokenizer):
     for training in (True, False):
         MaskedLM(language_model.train(training), tokenizer).candidates(["bax dex"], 3)
         assert language_model.training is training
@@ -418,7 +418,7 @@ def test_settings_out_of_range(field, value, message):
 
 @LAWS
 @given(SENTENCES, st.integers(0, 2**70), st.sampled_from([0.1, 0.4, 1.0]), st.integers(1, 6), st.integers(1, 5))
-def test_laws(table, texts, seed, probability, copies, count):
+def test_invariants_on_random_texts(table, texts, seed, probability, copies, count):
     data, how = rows(*texts), Augmentation(copies, count, probability, seed)
     out = augment(data, how, table)
     assert out.column_names == ["text", "label", "augmented"]
@@ -452,7 +452,7 @@ def may_come_from(new, old, table, count):
 
 @LAWS
 @given(SENTENCES)
-def test_probability_zero_gives_the_originals_alone(table, texts):
+def test_probability_zero_returns_only_the_original_rows(table, texts):
     out = augment(rows(*texts), Augmentation(probability=0.0), table)
     assert out["text"][:] == texts
     assert out.features["augmented"].dtype == "bool"
@@ -482,7 +482,7 @@ def test_one_candidate_and_probability_one_leave_no_choice(table):
 
 
 def test_draws_have_the_published_probabilities(table):
-    """Words of 4,000 copies: replaced with p, each by itself, by each candidate alike; a few equal copies are lost."""
+    """In 4,000 copies words are replaced with p, independently, by any candidate alike; a few copies are equal."""
     words = WORDS[:5]
     count, p = 4, 0.3
     data = rows(*[f"{' '.join(words)} {i}" for i in range(400)])
@@ -497,7 +497,7 @@ def test_draws_have_the_published_probabilities(table):
         assert shares.to_numpy() == pytest.approx(1 / count, abs=0.04)
 
 
-def test_bits_do_not_depend_on_each_other():
+def test_random_bits_are_independent():
     row, counter = np.repeat(np.arange(200), 200), np.tile(np.arange(200, dtype=np.uint64), 200)
     bits = np.stack([hf_xtc.data.augmentation._bits(seed, side, row, counter) for seed in (0, 1) for side in (0, 1)])
     assert len(np.unique(bits)) == bits.size
@@ -511,7 +511,7 @@ def test_bits_do_not_depend_on_each_other():
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_change_nothing(table, processes):
+def test_result_does_not_depend_on_the_number_of_processes(table, processes):
     data = rows(*[f"{WORDS[i]} the {WORDS[i + 1]} {i}" for i in range(20)])
     alone = augment(data, EVERY, table)
     assert len(alone) > 80
@@ -523,7 +523,7 @@ def test_another_seed_makes_other_rows(table):
     assert made(augment(data, EVERY, table)) != made(augment(data, Augmentation(4, 3, 1.0, seed=1), table))
 
 
-def test_a_view_of_a_data_set(table):
+def test_a_selected_subset_of_a_data_set(table):
     data = rows("bax dex", "bex", "kix lox")
     part = data.select([2, 0])
     assert (
@@ -532,7 +532,7 @@ def test_a_view_of_a_data_set(table):
     )
 
 
-def test_texts_equal_but_for_case_and_blanks_are_made_once():
+def test_texts_that_differ_only_in_case_and_spaces_are_duplicates():
     table = WordTable(("bax", "bex", "bix"), np.array([[1, 0], [1, 0.1], [-1, 0]]))
     how = Augmentation(copies=5, candidates=1, probability=1.0)
     assert made(augment(rows("bax  the", "BAX the", "  bax the "), how, table)) == ["bex  the"]
@@ -567,7 +567,7 @@ def test_pairs_vary_one_text_and_keep_the_other(table):
 
 @LAWS
 @given(SENTENCES, SENTENCES)
-def test_laws_of_pairs(table, texts, others):
+def test_invariants_on_random_pairs(table, texts, others):
     size = min(len(texts), len(others))
     data = rows(*texts[:size], text_pair=others[:size])
     out = augment(data, EVERY, table)
@@ -595,7 +595,7 @@ def test_excluded_rows_are_not_made(table):
     assert again["text"][:2] == ["bax dex", "kix lox"]
 
 
-def test_excluded_pairs_are_pairs(table):
+def test_excluded_pairs_match_both_texts(table):
     data = rows("bax dex", text_pair=["not"])
     ((text, _), *rest) = made(augment(data, EVERY, table))
     same, other = (rows(text, text_pair=[pair]) for pair in ("not", "the"))
@@ -622,7 +622,7 @@ def test_labels_are_those_of_the_row_or_of_the_teacher(table, config, tokenizer,
     assert len(set(labelled["label"][3:])) == 2
 
 
-def test_regression_takes_the_teachers_number(table, config, tokenizer):
+def test_regression_labels_are_the_teachers_predictions(table, config, tokenizer):
     set_seed(0)
     teacher = BertForSequenceClassification(BertConfig(**{**config.to_dict(), "num_labels": 1})).eval()
     data = rows("bax dex", "kix", text_pair=["the", "lox " * 30], label=[0.5, 2.5])
@@ -637,7 +637,7 @@ def test_regression_takes_the_teachers_number(table, config, tokenizer):
     assert augment(data, EVERY, table)["label"][2] == 0.5
 
 
-def test_nothing_new_to_label(table, config, tokenizer):
+def test_labelling_without_new_rows(table, config, tokenizer):
     teacher = BertForSequenceClassification(config)
     out = augment(rows("the", "zuzu"), EVERY, table, teacher=teacher, tokenizer=tokenizer)
     assert out.to_dict() == {"text": ["the", "zuzu"], "label": [0, 1], "augmented": [False, False]}
@@ -646,7 +646,7 @@ def test_nothing_new_to_label(table, config, tokenizer):
 # ---- refusals
 
 
-def test_no_source_of_candidates():
+def test_a_missing_source_of_candidates_is_refused():
     assert refusal(RecipeError, augment, rows("bax"), EVERY, None) == (
         "Augmentation has no source of candidates. Pass a WordTable (WordTable.from_model(teacher, tokenizer) needs "
         "nothing else) or a MaskedLM."

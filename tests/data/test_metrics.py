@@ -1,4 +1,4 @@
-"""GlueMetric and build_compute_metrics against scikit-learn and scipy, and where those give no number."""
+"""GlueMetric and build_compute_metrics against scikit-learn and scipy, and scores that these leave undefined."""
 
 import math
 import pickle

@@ -43,7 +43,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def write(path, columns):
-    """Writes `columns` in the format of the extension; a str or bytes goes to the file as it is."""
+    """Writes `columns` in the format of the extension; a str or bytes is written unchanged."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(columns, (str, bytes)):
@@ -64,7 +64,7 @@ def write(path, columns):
 
 
 def own(train=None, validation=None, extension=".jsonl", **kwargs):
-    """DataArguments of own files with these contents; the validation data is good by default."""
+    """DataArguments for files with these contents; the validation data is valid by default."""
     train = write(f"train{extension}", ROWS if train is None else train)
     validation = write(f"validation{extension}", (ROWS if validation is None else validation))
     return DataArguments(train_file=train, validation_file=validation, **kwargs)
@@ -240,13 +240,13 @@ def test_any_text_survives_csv_and_jsonl(texts):
 
 
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl"])
-def test_byte_order_mark_is_no_part_of_the_first_column(extension):
+def test_byte_order_mark_is_not_part_of_the_first_column(extension):
     path = Path(write(f"plain{extension}", ROWS))
     data = load_task(own(b"\xef\xbb\xbf" + path.read_bytes(), None, extension))
     assert data.train["text"][:] == ROWS["text"]
 
 
-def test_first_rows_are_kept_and_name_no_fewer_labels():
+def test_limits_keep_the_first_rows_and_all_label_names():
     rows = {"text": list("abcd"), "label": ["x", "y", "z", "x"]}
     data = load_task(own(rows, rows, max_train_samples=2, max_eval_samples=3))
     assert (data.train["text"][:], data.validation["text"][:]) == (["a", "b"], ["a", "b", "c"])
@@ -259,7 +259,7 @@ def test_name_of_own_data(path, name):
     assert load_task(DataArguments(train_file=train, validation_file=train)).name == name
 
 
-def test_path_that_looks_like_a_pattern():
+def test_path_with_glob_characters():
     train = write("a [b]*?{c}/train.csv", ROWS)
     assert len(load_task(DataArguments(train_file=train, validation_file=train)).train) == 3
 
@@ -292,7 +292,7 @@ def test_local_files_need_no_network(extension, monkeypatch):
 # ---- fingerprint
 
 
-def test_fingerprint_is_of_the_contents():
+def test_fingerprint_is_a_hash_of_the_contents():
     contents = [["neg", "pos"], {"label": [0, 1, 1], "text": ["bad", "good", "fine"]}]
     expected = hashlib.sha256(json.dumps([*contents, contents[1]]).encode()).hexdigest()
     assert load_task(own()).fingerprint == expected
@@ -473,7 +473,7 @@ def test_rows_refused(rows, kwargs, message):
     assert refusal(load_task, own(rows, rows, **kwargs)) == f"train.jsonl: {message}"
 
 
-def test_csv_labels_are_refused_alike():
+def test_csv_labels_are_checked():
     assert refusal(load_task, own("text,label\na\nb,1\n", None, ".csv")) == (
         "train.csv: no label in 1 of 2 rows (first: row 1). Fill or remove them."
     )
@@ -497,7 +497,7 @@ def test_validation_label_that_train_lacks():
     )
 
 
-def test_many_labels_are_listed_in_short():
+def test_long_lists_of_labels_are_abbreviated():
     train = {"text": [f"t{i}" for i in range(20)], "label": list(range(20))}
     assert "among 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 ... (20 in all) (such as '20')" in refusal(
         load_task, own(train, {"text": ["a"], "label": [20]})
@@ -520,7 +520,7 @@ def test_glue_files(task, nested):
     assert list(data.extra_validation) == (["mismatched"] if task == "mnli" else [])
 
 
-def test_glue_names_of_the_file_win():
+def test_label_names_of_the_file_take_precedence_over_glue():
     for split in ("train", "validation"):
         rows = {"sentence": ["x", "y"], "label": [1, 0]}
         features = datasets.Features(
@@ -751,7 +751,7 @@ def test_labels_that_do_not_match_the_head(data, label2id, message):
     assert refusal(align_labels, data, label2id, "bert-toys") == message
 
 
-def test_hold_out_parts_the_rows_and_keeps_their_order():
+def test_hold_out_splits_the_rows_and_keeps_their_order():
     rows = datasets.Dataset.from_dict({"text": [f"row {i}" for i in range(50)], "label": [i % 2 for i in range(50)]})
     train, selection = hold_out(rows, 0.1)
     assert (len(train), len(selection)) == (45, 5)
@@ -762,7 +762,7 @@ def test_hold_out_parts_the_rows_and_keeps_their_order():
     assert hold_out(rows, 0.1, seed=1)[1]["text"][:] != selection["text"][:]
 
 
-def test_hold_out_of_much_data_is_limited_and_none_is_none():
+def test_hold_out_is_limited_and_share_zero_holds_out_nothing():
     rows = datasets.Dataset.from_dict({"text": ["a"] * 20_000})
     assert len(hold_out(rows, 0.5)[1]) == 1000
     assert hold_out(rows, 0.0) == (rows, None)
@@ -774,7 +774,7 @@ def test_hold_out_refuses_an_empty_part(share):
         hold_out(datasets.Dataset.from_dict({"text": ["a"] * 10}), share)
 
 
-def test_selection_share_must_be_a_share():
+def test_selection_share_must_be_below_one():
     with pytest.raises(DataError, match=r"--selection_share must be at least 0 and below 1, but is 1\.5"):
         DataArguments(task_name="rte", selection_share=1.5)
 

@@ -1,4 +1,4 @@
-"""Rows without labels: which are taken, which never, and what the teacher says of them."""
+"""Rows without labels: which are used, which are left out, and their labels by the teacher."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def pairs(first, second):
     return {"text": first, "other": second}
 
 
-def test_none_asked_for():
+def test_no_sources_give_none():
     assert taken(arguments()) is None
 
 
@@ -55,7 +55,7 @@ def test_texts_without_a_label_column_in_order_of_the_sources():
     assert taken(arguments("c.jsonl", "b.jsonl")).to_dict() == {"text": ["c", "b two", "b one"]}
 
 
-def test_rows_that_train_already_and_rows_of_validation_are_left_out():
+def test_train_rows_and_validation_rows_are_left_out():
     texts = ["a one", "new", " A  Two ", "new", "NEW", "dev one", "DEV  two", "dev one and more"]
     args = arguments(write("b.jsonl", {"text": texts}))
     assert taken(args)["text"][:] == ["new", "dev one and more"]
@@ -107,7 +107,7 @@ def test_refused(columns, message):
     assert str(error.value).startswith(message)
 
 
-def test_pairs_do_not_go_with_single_texts():
+def test_pairs_and_single_texts_cannot_be_mixed():
     glue("rte", {"sentence1": ["p", "q"], "sentence2": ["h", "i"]})
     glue("cola", {"sentence": ["so", "that"]})
     for task, other, what in (
@@ -118,7 +118,7 @@ def test_pairs_do_not_go_with_single_texts():
             taken(DataArguments(task_name=task, data_dir="glue", unlabelled=[other]))
 
 
-def test_no_such_file():
+def test_missing_file():
     with pytest.raises(DataError, match=r"nothing\.jsonl does not exist, or is not a file\."):
         taken(arguments("nothing.jsonl"))
 
@@ -136,7 +136,7 @@ def test_labels_are_the_teachers(folder):
     assert rows.features == train.features
 
 
-def test_they_teach_the_students_and_not_the_teacher(folder, tmp_path):
+def test_unlabelled_rows_train_the_students_and_not_the_teacher(folder, tmp_path):
     more = tmp_path / "more.csv"
     sentences(96, seed=11)[["text"]].to_csv(more, index=False)
     out = tmp_path / "out"
@@ -152,7 +152,7 @@ def test_they_teach_the_students_and_not_the_teacher(folder, tmp_path):
     assert "more.csv" in (out / "README.md").read_text()
 
 
-def test_with_other_ones_it_is_another_run(folder, tmp_path, capsys):
+def test_other_unlabelled_files_make_another_run(folder, tmp_path, capsys):
     out = tmp_path / "out"
     options = [*compress_options(folder, out), "--num_train_epochs=1", "--max_train_samples=64"]
     assert main(["compress", *options]) == 0

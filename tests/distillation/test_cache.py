@@ -1,4 +1,4 @@
-"""The teacher cache: its files, what a training from it gives, how it is made, and everything it refuses."""
+"""The teacher cache: its files, training from it, making it, and every refusal."""
 
 import json
 import logging
@@ -53,19 +53,19 @@ FLOAT = XTCRecipe(weights=None, embedding_weights=None, position_weights=None, a
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Several shards even of the few rows of a test."""
+    """Makes shards so small that a few rows fill several."""
     monkeypatch.setattr(cache_format, "SHARD_BYTES", 40_000)
 
 
 def train(folder, cache=None, **changes):
-    """A finished training, from a cache where one is named."""
+    """Runs a training, with a cache if one is given."""
     trainer = make_trainer(folder, **({} if cache is None else {"teacher_cache": str(cache)}), **changes)
     trainer.train()
     return trainer
 
 
 class Forwards(TrainerCallback):
-    """Counts a teacher's forward passes, those after training began apart."""
+    """Counts a teacher's forward passes, in total and since training began."""
 
     def __init__(self, teacher):
         self.all = self.training = 0
@@ -126,7 +126,7 @@ def write_cache(folder, dtype, lengths, seed=0):
     limit=st.integers(1, 3000),
     data=st.data(),
 )
-def test_what_is_written_is_read_wherever_the_padding_is(tmp_path_factory, lengths, dtype, limit, data):
+def test_written_blocks_are_read_back_with_any_padding(tmp_path_factory, lengths, dtype, limit, data):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache_format, "SHARD_BYTES", limit)
@@ -177,7 +177,7 @@ def test_a_zero_row_in_int8_is_zero(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_size_told_is_the_size_written(tmp_path, caplog, small_shards, dtype):
+def test_the_logged_size_is_the_size_on_disk(tmp_path, caplog, small_shards, dtype):
     with caplog.at_level(logging.INFO, logger="hf_xtc.distillation.cache.making"):
         train(tmp_path / "out", tmp_path / "cache", teacher_cache_dtype=dtype)
     manifest = read_manifest(tmp_path / "cache")
@@ -191,7 +191,7 @@ def test_size_told_is_the_size_written(tmp_path, caplog, small_shards, dtype):
     ]
 
 
-def test_the_bar_tells_the_size(tmp_path, capfd):
+def test_the_progress_bar_shows_the_size(tmp_path, capfd):
     train(tmp_path / "out", tmp_path / "cache", disable_tqdm=False)
     size = read_manifest(tmp_path / "cache").nbytes()
     assert re.search(rf"Teacher cache \({size / 1e6:.1f} MB\): 100%\|.*\| 64/64 ", capfd.readouterr().err)
@@ -205,7 +205,7 @@ def test_int8_is_about_half_the_size():
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings")
-def test_shards_are_mapped_not_copied(tmp_path):
+def test_shards_are_memory_mapped(tmp_path):
     write_cache(tmp_path, "float16", [5, 3, 7])
     cache = TeacherCache(tmp_path)
     cache.read([1], torch.ones(1, 3))
@@ -266,7 +266,7 @@ def assert_same_but_for_rounding(tmp_path, **changes):
     ],
     ids=["plain", "accumulated", "grouped", "workers", "stages", "labels", "hidden", "epoch", "datasets", "pairs"],
 )
-def test_weights_are_those_without_a_cache(tmp_path, small_shards, monkeypatch, changes):
+def test_weights_equal_those_of_training_without_a_cache(tmp_path, small_shards, monkeypatch, changes):
     if isinstance(changes.get("data"), list):
         monkeypatch.setattr("trainers.collate", collate_pairs)
     assert_same_but_for_rounding(tmp_path, **changes)
@@ -281,7 +281,7 @@ def collate_pairs(rows):
 @pytest.mark.parametrize("dtype, rel", [("float16", 2e-3), ("int8", 0.05)])
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["float32", "bf16"])
 def test_quantized_students_have_the_same_losses(tmp_path, dtype, rel, precision):
-    """Signs of latent weights near zero may turn: losses are compared, not weights. bf16 rounds by 2**-8."""
+    """Losses are compared, not weights, because signs of latent weights near zero may flip. bf16 rounds by 2**-8."""
     plain = train(tmp_path / "plain", **precision)
     cached = train(tmp_path / "cached", tmp_path / "cache", teacher_cache_dtype=dtype, **precision)
     keys = ("loss", *DEFAULT)
@@ -329,7 +329,7 @@ def shortened(rows, tokens):
     return [{key: value[:tokens] if isinstance(value, list) else value for key, value in row.items()} for row in rows]
 
 
-def test_left_padding_to_the_longest_is_taken_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_left_padding_to_the_longest_row_works_with_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("trainers.collate", lambda rows: pad(rows, left=True))
     teacher = make_teacher()
     trainer = train(tmp_path / "out", tmp_path / "cache", teacher=teacher, per_device_train_batch_size=1)
@@ -383,7 +383,7 @@ def test_the_teacher_does_not_run_while_training(tmp_path, small_shards):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == times
 
 
-def test_a_whole_cache_needs_no_teacher(tmp_path):
+def test_a_complete_cache_needs_no_teacher(tmp_path):
     teacher = make_teacher(hidden_size=48)
     narrow = make_teacher()
     terms = {"logits": 1.0, "hidden_states": 1.0}
@@ -399,7 +399,7 @@ def test_a_whole_cache_needs_no_teacher(tmp_path):
     assert_equal_states(results[1], results[0])
 
 
-def test_a_cache_that_is_not_whole_needs_the_teacher(tmp_path, small_shards):
+def test_an_incomplete_cache_needs_the_teacher(tmp_path, small_shards):
     cache = tmp_path / "cache"
     text = f"{cache} holds no complete teacher cache (%s). Give teacher_model to make it."
     with refuses(text % "no cache.json", StateError):
@@ -411,7 +411,7 @@ def test_a_cache_that_is_not_whole_needs_the_teacher(tmp_path, small_shards):
         make_trainer(tmp_path, student=compress(make_teacher()), teacher_model=None, teacher_cache=str(cache))
 
 
-def test_dropout_is_drawn_as_without_a_cache(tmp_path):
+def test_dropout_masks_equal_those_without_a_cache(tmp_path):
     options = {**SGD, "student": None, "teacher": make_teacher(dropout=0.3)}
     plain = train(tmp_path / "plain", **options)
     cached = train(tmp_path / "cached", tmp_path / "cache", **options)
@@ -419,7 +419,7 @@ def test_dropout_is_drawn_as_without_a_cache(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-3)
 
 
-def test_evaluation_and_unused_settings_are_left_alone(tmp_path):
+def test_evaluation_and_terms_without_a_teacher_need_no_cache(tmp_path):
     trainer = make_trainer(tmp_path, teacher_cache=str(tmp_path / "cache"))
     trainer.evaluate()
     next(iter(trainer.get_train_dataloader()))
@@ -434,7 +434,7 @@ def test_evaluation_and_unused_settings_are_left_alone(tmp_path):
 
 @pytest.fixture
 def last_state(monkeypatch):
-    """A user's term of a teacher layer that the layer map does not name."""
+    """A custom term on a teacher layer that is not in the layer map."""
 
     class LastState(DistillationTerm):
         """The hidden state before the last, for the student's last."""
@@ -447,13 +447,13 @@ def last_state(monkeypatch):
     monkeypatch.setitem(TERMS, "last_state", LastState)
 
 
-def test_terms_of_users_find_every_layer(tmp_path, last_state, monkeypatch):
+def test_terms_of_users_can_read_every_layer(tmp_path, last_state, monkeypatch):
     monkeypatch.setattr("trainers.collate", lambda rows: pad(shortened(rows, 3)))
     assert_same_but_for_rounding(tmp_path, terms={"logits": 1.0, "last_state": 1.0})
     assert read_manifest(tmp_path / "cache").layers == {"hidden_states": (0, 1, 2, 3, 4)}
 
 
-def test_layers_kept_are_those_that_terms_read():
+def test_only_layers_that_terms_read_are_stored():
     terms = {name: TERMS[name]() for name in TERMS}
     layer_map = LayerMap((1, 3), 4)
     assert kept_layers([terms["logits"], terms["labels"]], layer_map, 4) == {}
@@ -464,7 +464,7 @@ def test_layers_kept_are_those_that_terms_read():
 # Making it
 
 
-def test_an_interrupted_making_goes_on_after_the_last_whole_shard(tmp_path, small_shards):
+def test_an_interrupted_cache_continues_after_the_last_complete_shard(tmp_path, small_shards):
     teacher = make_teacher()
     train(tmp_path / "out", tmp_path / "whole", teacher=teacher)
     left = iter(range(9))
@@ -490,15 +490,15 @@ def test_an_interrupted_making_goes_on_after_the_last_whole_shard(tmp_path, smal
         assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (tmp_path / "cache" / ".incomplete-abc").mkdir(parents=True)
     (tmp_path / "cache" / ".lock").touch()
     train(tmp_path / "out", tmp_path / "cache")
     assert files(tmp_path / "cache") == ["cache.json", "shard-00000.safetensors"]
 
 
-def test_who_comes_while_another_makes_it_waits_and_makes_nothing(tmp_path):
-    """The other, here this test itself, holds the folder, and has made all when it lets go."""
+def test_a_second_process_waits_and_reuses_the_cache(tmp_path):
+    """The first process, here this test, holds the lock until the cache is complete."""
     teacher, cache = make_teacher(), tmp_path / "cache"
     train(tmp_path / "out", tmp_path / "whole", teacher=teacher)
     cache.mkdir()
@@ -566,7 +566,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_values_that_float16_cannot_hold(tmp_path):
-    """The last LayerNorm's bias: hidden states of 1e5."""
+    """The bias of the last LayerNorm makes hidden states of 1e5."""
     teacher = make_teacher()
     student = compress(teacher, XTCRecipe(keep_layers=2))
     with torch.no_grad():
@@ -651,8 +651,8 @@ def test_a_stale_cache_is_refused(tmp_path, made, name):
     assert {path: path.read_bytes() for path in made.iterdir()} == before
 
 
-def test_labels_and_heads_names_do_not_make_it_stale(tmp_path, made):
-    """Nor what using a model and a tokenizer changes in them, nor another batch size, student or rate."""
+def test_labels_and_label_names_do_not_make_it_stale(tmp_path, made):
+    """Neither do changes from using a model and a tokenizer, nor another batch size, student or seed."""
     teacher = named(make_teacher(dropout=0.4), ["a", "b", "c"])
     teacher(**{**collate(DATA[:2])})  # sets problem_type
     student = compress(teacher, XTCRecipe(keep_layers=2, weights="ternary"))
@@ -662,7 +662,7 @@ def test_labels_and_heads_names_do_not_make_it_stale(tmp_path, made):
     assert forwards.all == 0
 
 
-def test_the_tokenizers_last_use_is_no_part_of_it():
+def test_the_last_use_of_the_tokenizer_is_not_part_of_the_key():
     tokenizer = tokenizer_of("a", "b")
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a b", "a"], truncation=True, max_length=3, padding=True)
@@ -687,7 +687,7 @@ def test_the_tokenizers_last_use_is_no_part_of_it():
     ],
     ids=["version", "foreign", "list", "dtype", "more", "an axis more"],
 )
-def test_another_cache_json_is_refused(tmp_path, made, change, why):
+def test_a_changed_cache_json_is_refused(tmp_path, made, change, why):
     shutil.copytree(made, tmp_path / "cache")
     file = tmp_path / "cache" / "cache.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
@@ -698,7 +698,7 @@ def test_another_cache_json_is_refused(tmp_path, made, change, why):
         TeacherCache(tmp_path / "cache")
 
 
-def test_a_key_that_names_nothing_is_stale(tmp_path):
+def test_a_key_with_missing_entries_is_stale(tmp_path):
     ours = {"teacher": None, "tokenizer": "none", "data": "0123456789", "recipe": {"dtype": "int8"}}
     check_key(tmp_path, ours, ours)
     with pytest.raises(StateError, match=r"other data \(None there, 01234567 here\) and another recipe \(dtype: None"):
@@ -735,14 +735,14 @@ def test_rows_that_change_later_are_found_while_training(made):
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Rows without numbers."""
+    """Rows without indices."""
 
     def __iter__(self):
         return iter(DATA)
 
 
 class Tuples(torch.utils.data.Dataset):
-    """Rows that are no dictionaries."""
+    """Rows that are not dictionaries."""
 
     def __len__(self):
         return 8
@@ -799,7 +799,7 @@ def test_a_row_without_tokens_is_refused(tmp_path, monkeypatch):
     [(lambda mask: mask[:, None], r"its shape is \[32, 1, \d+\]"), (lambda mask: None, "there is none")],
     ids=["3d", "none"],
 )
-def test_batches_that_are_no_sequences(tmp_path, monkeypatch, mask, shape):
+def test_batches_that_are_not_sequences(tmp_path, monkeypatch, mask, shape):
     def choices(rows):
         batch = collate(rows)
         return {**batch, "attention_mask": mask(batch["attention_mask"])}
@@ -863,7 +863,7 @@ torch.distributed.destroy_process_group()
 DDP = {"max_steps": 3}
 
 
-def test_one_process_makes_it_for_all(tmp_path):
+def test_one_process_makes_the_cache_for_all(tmp_path):
     here = Path(__file__).parent
     paths_of_tests = [str(here), str(here.parent)]
     (tmp_path / "run.py").write_text(SCRIPT.format(tests=paths_of_tests, folder=str(tmp_path)))
@@ -875,7 +875,9 @@ def test_one_process_makes_it_for_all(tmp_path):
     found = json.loads((tmp_path / "result.json").read_text())
     alone = train(tmp_path / "alone", tmp_path / "cache", gradient_accumulation_steps=2, **DDP)
     assert found["counts"][0] > 0
-    assert found["counts"][1:] == [0, 0, 0], "the second process makes nothing, and nobody runs it while training"
+    assert found["counts"][1:] == [0, 0, 0], (
+        "the second process makes no cache, and no teacher runs in training"
+    )
     assert found["sums"][0] == found["sums"][1]
     for entry, expected in zip(found["log"], logged(alone, "loss", *DEFAULT), strict=True):
         assert entry == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -911,7 +913,7 @@ def change_manifest(folder, change):
         lambda values: values.update(shards=5),
     ],
 )
-def test_a_manifest_that_none_writes_is_refused(change, tmp_path):
+def test_an_invalid_manifest_is_refused(change, tmp_path):
     write_cache(tmp_path, "int8", [3, 1, 2])
     assert len(TeacherCache(tmp_path)) == 3
     change_manifest(tmp_path, change)
@@ -919,14 +921,14 @@ def test_a_manifest_that_none_writes_is_refused(change, tmp_path):
         TeacherCache(tmp_path)
 
 
-def test_a_manifest_nested_without_end_is_refused(tmp_path):
+def test_a_deeply_nested_manifest_is_refused(tmp_path):
     (tmp_path / "cache.json").write_text('{"a":' * 100_000)
     with pytest.raises(StateError, match="nested too deeply"):
         TeacherCache(tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_values_that_are_no_numbers_are_refused_where_a_shard_is_opened(value, tmp_path):
+def test_nan_infinite_or_huge_scales_are_refused_when_a_shard_is_opened(value, tmp_path):
     write_cache(tmp_path, "int8", [3, 1, 2])
     tensors = load_file(shard_file(tmp_path, 0))
     tensors["hidden_states.scale"][0] = value
@@ -936,7 +938,7 @@ def test_values_that_are_no_numbers_are_refused_where_a_shard_is_opened(value, t
 
 
 @pytest.mark.parametrize("tokens", [[3, 2, 1], [6, 0, 0], [7, 2, -3]])
-def test_a_shard_whose_rows_are_not_those_of_the_manifest_is_refused(tokens, tmp_path):
+def test_a_shard_whose_rows_differ_from_the_manifest_is_refused(tokens, tmp_path):
     write_cache(tmp_path, "float16", [3, 1, 2])
     tensors = load_file(shard_file(tmp_path, 0))
     tensors["tokens"] = torch.tensor(tokens)

@@ -1,4 +1,4 @@
-"""Distillation terms: one contract for all that are registered, each formula against an oracle, and every refusal."""
+"""Distillation terms: properties of all registered ones, each formula against an oracle, and every refusal."""
 
 import re
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def refuses(text):
 
 @dataclass
 class Case:
-    """What a term reads; the student's tensors are leaves of the graph."""
+    """The inputs of a term; the student's tensors are leaves of the graph."""
 
     student: dict
     teacher: dict
@@ -62,7 +62,7 @@ class Case:
 
 
 def tensors(outputs):
-    """Path and tensor of each output that is no loss."""
+    """Path and tensor of each output except the loss."""
     for key, value in outputs.items():
         if key != "loss":
             yield from ((f"{key}.{i}", x) for i, x in enumerate(value)) if isinstance(value, tuple) else [(key, value)]
@@ -88,7 +88,7 @@ def leaf(tensor):
 
 
 def outputs(head, layers, rows, generator):
-    """Random outputs of a model, states and scores of `rows * choices` rows among them."""
+    """Random outputs of a model; hidden states and attention scores have `rows * choices` rows."""
     flat = rows * (CHOICES if head == "choice" else 1)
 
     def normal(*shape):
@@ -101,7 +101,7 @@ def outputs(head, layers, rows, generator):
 
 
 def make_case(head="sequence", seed=0, same=False):
-    """A batch of `LENGTHS`; `same`: the teacher gives what the student gives."""
+    """A batch of `LENGTHS`; with `same` the teacher's outputs are the student's."""
     generator = torch.Generator().manual_seed(seed)
     rows = len(LENGTHS)
     student = outputs(head, 4 if same else 2, rows, generator)
@@ -119,7 +119,7 @@ def make_case(head="sequence", seed=0, same=False):
 
 
 def kept(key, tensor, mask):
-    """Where a tensor holds something of real tokens alone: a boolean that broadcasts against it."""
+    """A boolean mask, which broadcasts to the tensor, of the values that belong to real tokens."""
     mask = mask.reshape(-1, mask.shape[-1]).bool()
     if key == "attentions":
         return (mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1)
@@ -135,7 +135,7 @@ def token_axes(key, tensor):
 
 
 def repadded(case, columns):
-    """The same case with noise at every padded place, and with so many columns of padding more."""
+    """The same case with noise at all padding, and with this many more columns of padding."""
     generator = torch.Generator().manual_seed(7)
     mask = F.pad(case.batch["attention_mask"], (0, columns))
     batch = {"attention_mask": mask}
@@ -187,7 +187,7 @@ def oracle_attention_scores(case, layer_map):
 
 
 def cross_entropy(ours, theirs):
-    """Of one distribution, or the mean of several; torch's own cross entropy with probabilities as targets."""
+    """Torch's cross entropy with probabilities as targets, of one distribution or the mean of several."""
     return F.cross_entropy(ours.reshape(-1, ours.shape[-1]), theirs.softmax(-1).reshape(-1, ours.shape[-1]))
 
 
@@ -248,7 +248,7 @@ def test_zero_where_student_equals_teacher(term):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("head", [head for head in HEADS if "regression" not in head])
-def test_logits_reach_the_teachers_entropy_where_student_equals_teacher(head, temperature):
+def test_logits_loss_is_the_teachers_entropy_where_student_equals_teacher(head, temperature):
     case = make_case(head, same=True)
     loss, gradient = case.loss_and_gradient(LogitsTerm(temperature), LayerMap.skip(4, 4))
     other = make_case(head, same=True)
@@ -262,7 +262,7 @@ def test_logits_reach_the_teachers_entropy_where_student_equals_teacher(head, te
 
 
 @pytest.mark.parametrize("head", ["regression", "token_regression"])
-def test_one_output_is_regressed_to_zero_error(head):
+def test_one_output_has_zero_error_where_student_equals_teacher(head):
     loss, gradient = make_case(head, same=True).loss_and_gradient(LogitsTerm(), LayerMap.skip(4, 4))
     assert loss == 0
     assert all(g.abs().max() == 0 for g in gradient.values())
@@ -316,7 +316,7 @@ def test_finite_in_half_precision(term, head, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @contract
 def test_autocast_changes_nothing(term, head, dtype):
-    """The sums are float32's; in float16 these would overflow, and in bfloat16 lose all but three digits."""
+    """Sums are in float32; in float16 these would overflow, and bfloat16 would keep three digits."""
     case = make_case(head)
     case.student = mapped(case.student, lambda key, x: 300 * x)
     expected, _ = case.loss_and_gradient(TERMS[term]())
@@ -368,7 +368,7 @@ def test_gradient_scales_with_the_weight_of_the_loss():
 
 
 def read_indices(term, key, layer_map):
-    """Which of the teacher's tensors the loss depends on."""
+    """Indices of the teacher's tensors that the loss depends on."""
     case = make_case()
     loss = case.loss(TERMS[term](), layer_map)
     found = []
@@ -388,7 +388,7 @@ def read_indices(term, key, layer_map):
     ],
     ids=["first", "every_second", "shifted"],
 )
-def test_layer_map_names_what_is_read(layer_map, states, scores):
+def test_layer_map_determines_the_layers_read(layer_map, states, scores):
     assert read_indices("hidden_states", "hidden_states", layer_map) == states
     assert read_indices("attention_scores", "attentions", layer_map) == scores
 
@@ -406,7 +406,7 @@ def test_layers_are_paired_in_order():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_soft_cross_entropy_is_torchs_divergence_plus_entropy(temperature):
+def test_soft_cross_entropy_is_kl_divergence_plus_entropy(temperature):
     case = make_case()
     ours, theirs = case.student["logits"], case.teacher["logits"]
     target = F.log_softmax(theirs / temperature, -1)
@@ -416,7 +416,7 @@ def test_soft_cross_entropy_is_torchs_divergence_plus_entropy(temperature):
     assert_same(case.loss(LogitsTerm(temperature)), temperature**2 * (divergence + entropy))
 
 
-def test_temperature_leaves_the_size_of_the_gradient():
+def test_temperature_does_not_change_the_size_of_the_gradient():
     # T**2 keeps the gradient of close logits as large as at T = 1 (Hinton et al. 2015, section 2.1).
     ours, theirs = torch.tensor([[0.01, -0.01]], requires_grad=True), torch.tensor([[-0.02, 0.02]])
     norms = [torch.autograd.grad(soft_cross_entropy(ours, theirs, t).sum(), ours)[0].norm() for t in (1.0, 10.0)]
@@ -472,7 +472,7 @@ def test_example_without_any_label_counts_as_zero():
     assert not gradient["logits"][1].any()
 
 
-def test_labels_of_whole_sequences_mask_nothing():
+def test_sequence_labels_do_not_mask_tokens():
     case = make_case("sequence")
     loss = case.loss(LogitsTerm())
     case.batch["labels"] = torch.tensor([0, -100, 1, 2])
@@ -492,7 +492,7 @@ def test_token_mask_counts_choices_as_rows():
     assert token_mask({"attention_mask": mask}, torch.zeros(2, 3, 5)).tolist() == [[1, 1, 0], [1, 0, 0]]
 
 
-def test_terms_say_what_they_need():
+def test_outputs_needed_by_each_term():
     assert {name: (set(TERMS[name].needs), TERMS[name].intermediate) for name in ORACLES} == {
         "logits": (set(), False),
         "labels": (set(), False),
@@ -541,7 +541,7 @@ def test_projection_fits_the_widths_and_learns():
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_attentions_that_are_missing_are_no_silent_zero(who):
+def test_missing_attentions_are_refused(who):
     # sdpa answers output_attentions=True with an empty tuple.
     case = make_case()
     getattr(case, who)["attentions"] = ()
@@ -573,8 +573,8 @@ def test_attention_heads_that_differ():
         "ForPreTraining",
     ],
 )
-def test_real_heads(name, tiny_batch):
-    """The names and shapes that BERT's own heads give: padding columns change no term, and no output is missed."""
+def test_outputs_of_bert_heads(name, tiny_batch):
+    """With the outputs of BERT's heads, padding columns change no term, and no output is missing."""
     set_seed(0)
     config = BertConfig(
         vocab_size=101, hidden_size=36, num_hidden_layers=2, num_attention_heads=4, intermediate_size=50

@@ -34,7 +34,7 @@ BOTH = pytest.mark.parametrize("format", ["onnx", "openvino"])
 
 @pytest.fixture
 def build(tiny_config, tiny_batch):
-    """A packed model of two layers, by head and recipe; a static range is seen in one training step."""
+    """Builds a packed model of two layers by head and recipe; static ranges come from one training step."""
 
     def make(head=BertForSequenceClassification, **recipe):
         tiny_config.num_hidden_layers = 2
@@ -50,14 +50,14 @@ def build(tiny_config, tiny_batch):
 
 
 def write(model, folder, format, weights=None):
-    """The file alone, not verified by the package: the tests that call this hold it against a stricter bound."""
+    """Writes a file without the package's verification; the tests that call this have stricter bounds."""
     runtime, weights = import_module(f"hf_xtc.export.{format}"), weights or DEFAULT_WEIGHTS[format]
     runtime.check(model, weights)
     return runtime.write(model, folder, weights)[0]
 
 
 def needs_two_bits(format="onnx"):
-    """Skips a test where ONNX Runtime multiplies by 4 and 8 bits only, as the last that Python 3.10 has."""
+    """Skips a test if ONNX Runtime multiplies by 4 and 8 bits only, such as the newest one for Python 3.10."""
     if format == "onnx":
         pytest.importorskip("onnxruntime", minversion="1.24")
 
@@ -72,7 +72,7 @@ def whole_batch(tiny_batch):
 
 
 def assert_equal_outputs(model, path, format, batch, tolerance=2e-5):
-    """Equal but for the order of float sums; one step of one activation moves these outputs by 5e-6 of the largest."""
+    """Equal up to the order of float sums; one level of one activation moves these outputs by 5e-6 of the largest."""
     found = run(format, path, batch)
     with torch.inference_mode():
         expected = model(**batch, return_dict=True)
@@ -115,7 +115,7 @@ def test_every_activation(bits, granularity, symmetric, calibration, format, bui
     ],
     ids=["float inputs", "float weights", "float32", "bfloat16"],
 )
-def test_what_stays_in_float(recipe, format, build, tiny_batch, tmp_path):
+def test_parts_left_in_float(recipe, format, build, tiny_batch, tmp_path):
     model = build(**recipe)
     path = write(model, tmp_path, format)
     assert_equal_outputs(model, path, format, whole_batch(tiny_batch))
@@ -169,7 +169,7 @@ def test_a_row_beyond_the_positions_is_refused_by_the_runtime(format, build, tmp
 
 
 @BOTH
-def test_a_half_precision_model_is_exported_in_float32_and_left_alone(format, build, tiny_batch, tmp_path):
+def test_a_half_precision_model_is_exported_in_float32_and_not_changed(format, build, tiny_batch, tmp_path):
     model = build().half()
     path = export_model(model, tmp_path, format=format)
     assert model.dtype == torch.float16
@@ -178,7 +178,7 @@ def test_a_half_precision_model_is_exported_in_float32_and_left_alone(format, bu
 
 @pytest.mark.parametrize("weights", ["binary", "int4", "int8"])
 def test_onnx_products_of_extremes_do_not_saturate(weights, build, tmp_path):
-    """All inputs at one end of the levels, all codes at the other: the sums that int16 would cut off."""
+    """All inputs are at one end of the levels, all codes at the other: these sums would saturate in int16."""
     from hf_xtc.export.onnx import OnnxEmitter
 
     layer = build(weights=weights).bert.encoder.layer[0].output.dense
@@ -236,7 +236,7 @@ def test_onnx_2bit_keeps_the_scales_of_groups(tiny_config, build, tiny_batch, tm
 
 
 @pytest.mark.parametrize("weights, bits", [("binary", 1), ("ternary", 2), ("int4", 4), ("int8", 8)])
-def test_openvino_constants_have_as_many_bits(weights, bits, build, tmp_path):
+def test_openvino_constants_have_the_bits_of_the_quantizer(weights, bits, build, tmp_path):
     model = build(weights=weights, activation_bits=None)
     path = write(model, tmp_path, "openvino")
     found = path.read_text(encoding="utf-8").count(
@@ -328,7 +328,7 @@ def test_activation_functions(name, format, tiny_config, build, tiny_batch, tmp_
         ),
     ],
 )
-def test_what_onnx_2bit_cannot_hold_is_refused(recipe, message, build, tmp_path):
+def test_weights_that_onnx_2bit_cannot_hold_are_refused(recipe, message, build, tmp_path):
     with pytest.raises(XTCError) as error:
         export_model(build(**recipe), tmp_path, weights="2bit")
     path = "bert.encoder.layer.0.attention.self.query"
@@ -336,7 +336,7 @@ def test_what_onnx_2bit_cannot_hold_is_refused(recipe, message, build, tmp_path)
 
 
 @pytest.mark.parametrize("format, package", [("onnx", "onnx"), ("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_a_missing_package_is_named_with_the_line_that_installs_it(format, package, build, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_install_command(format, package, build, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(XTCError) as error:
         export_model(build(), tmp_path / "out", format=format)
@@ -453,20 +453,20 @@ def test_command_verifies_on_the_validation_rows(options, file, checkpoint, caps
     assert (out / "tokenizer.json").exists()
 
 
-def test_command_without_data_says_so(checkpoint, capsys):
+def test_command_without_data_verifies_on_random_rows(checkpoint, capsys):
     assert export_command(checkpoint) == 0
     assert "verified on: 64 rows of random tokens (no data was given)" in capsys.readouterr().out
     assert export_command(checkpoint) == 1
     assert "out is not empty. Give another --output_dir, or --overwrite" in capsys.readouterr().err
 
 
-def test_command_refuses_what_is_not_packed(checkpoint, tiny_teacher, capsys):
+def test_command_refuses_a_model_that_is_not_packed(checkpoint, tiny_teacher, capsys):
     tiny_teacher.save_pretrained(checkpoint / "model")
     assert export_command(checkpoint) == 1
     assert "model holds no packed model. Export what hf-xtc compress or pack_model wrote." in capsys.readouterr().err
 
 
-def test_command_leaves_nothing_of_a_file_that_disagrees(checkpoint, capsys, monkeypatch):
+def test_command_removes_a_file_that_disagrees(checkpoint, capsys, monkeypatch):
     import hf_xtc.export.onnx as module
 
     right = module.signed_codes

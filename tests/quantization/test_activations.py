@@ -1,4 +1,4 @@
-"""Fake-quantized activations: equal to DeepSpeed where we follow it, and under one contract for all specs."""
+"""Fake-quantized activations: equal to DeepSpeed where documented, and properties of all specs."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_activation_contract(spec, dtype, data):
 
 @pytest.mark.parametrize("bits, symmetric, levels", [(8, False, 256), (4, False, 16), (8, True, 171), (4, True, 11)])
 def test_number_of_levels(bits, symmetric, levels):
-    """Of symmetric levels from -3 to 3 only those from -1 up are used."""
+    """Of the symmetric levels from -3 to 3 only those from -1 up are used."""
     values = torch.linspace(-1, 3, 5001)
     assert len(ActivationQuantizer(ActivationSpec(bits, symmetric))(values).unique()) == levels
 
@@ -137,7 +137,7 @@ def test_static_range_is_frozen_in_eval_mode():
     assert quantizer.range.tolist() == [-1.0, 2.0]
 
 
-def test_static_range_clamps_what_lies_beyond():
+def test_static_range_clamps_values_beyond_it():
     values = torch.tensor([-5.0, -2.0, 0.016, 5.0])
     symmetric, asymmetric = static(), static(symmetric=False)
     for quantizer in (symmetric, asymmetric):
@@ -153,7 +153,7 @@ def test_an_unseen_range_leaves_activations_in_float(symmetric):
     assert torch.equal(static(symmetric).eval()(values), values)
 
 
-def test_a_constant_batch_is_no_range():
+def test_a_constant_batch_does_not_set_a_range():
     quantizer = static()
     values = torch.full((2, 2), 0.3)
     assert torch.equal(quantizer(values), values)
@@ -161,14 +161,14 @@ def test_a_constant_batch_is_no_range():
     assert quantizer.range.tolist() == [-1.0, 2.0]
 
 
-def test_a_batch_without_tokens_leaves_the_range_alone():
+def test_a_batch_without_tokens_does_not_change_the_range():
     quantizer = static()
     quantizer(torch.tensor([-1.0, 2.0]))
     assert quantizer(torch.zeros(0, 2)).shape == (0, 2)
     assert quantizer.range.tolist() == [-1.0, 2.0]
 
 
-def test_static_range_travels_in_the_state_dict():
+def test_static_range_is_part_of_the_state_dict():
     trained, loaded = static(), static()
     trained(torch.tensor([-1.0, 2.0]))
     assert list(trained.state_dict()) == ["range"]

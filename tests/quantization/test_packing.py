@@ -1,4 +1,4 @@
-"""Packing: the bytes of format version 1, there and back, and every refusal with its exact text."""
+"""Packing: the bytes of format version 1, packing and unpacking, and every refusal with its exact text."""
 
 import re
 
@@ -47,7 +47,7 @@ def random_weight(rows=5, columns=21):
 
 
 def codes_below(levels):
-    """Codes of any shape, rows or columns of none included."""
+    """Codes of any shape, also without rows or columns."""
     shapes = st.tuples(st.integers(0, 6), st.integers(0, 23))
     return shapes.flatmap(
         lambda shape: hnp.arrays("uint8", shape, elements=st.integers(0, levels - 1)).map(torch.from_numpy)
@@ -75,7 +75,7 @@ def test_layout(levels, codes, packed):
     assert unpack(codes_of([packed]), len(codes), levels).tolist() == [codes]
 
 
-def test_rows_pack_and_pad_alone():
+def test_each_row_is_packed_and_padded_separately():
     codes = codes_of([[1, 1, 1], [0, 0, 1], [1, 0, 0]])
     assert pack(codes, 2).tolist() == [[7], [4], [1]]
     assert pack(codes, 16).tolist() == [[0x11, 1], [0, 1], [1, 0]]
@@ -88,7 +88,7 @@ def test_the_padding_of_a_short_byte_is_ignored():
 @every_levels
 @given(data=st.data())
 @settings(PATIENT, max_examples=60)
-def test_unpack_takes_back_what_pack_gives(levels, data):
+def test_unpack_inverts_pack(levels, data):
     codes = data.draw(codes_below(levels))
     before = codes.clone()
     packed = pack(codes, levels)
@@ -101,7 +101,7 @@ def test_unpack_takes_back_what_pack_gives(levels, data):
 
 @every_levels
 def test_every_byte_that_pack_writes(levels):
-    """All `levels ** codes_per_byte` bytes are reached, each by its own codes; none beyond."""
+    """All `levels ** codes_per_byte` bytes occur, each for different codes, and no others."""
     last = levels ** codes_per_byte(levels) - 1
     every = torch.arange(last + 1).to(torch.uint8)[:, None]
     codes = unpack(every, codes_per_byte(levels), levels)
@@ -148,7 +148,7 @@ def test_every_quantizer_has_a_width(name):
 
 
 def test_format_version():
-    """A change of layout needs another number, and the reader to know both."""
+    """A change of layout needs a new version, and a reader that reads both."""
     assert FORMAT_VERSION == 1
 
 
@@ -173,7 +173,7 @@ def test_wrong_width(width):
 @grids
 @quantizers
 @pytest.mark.parametrize("scale_dtype", FLOAT_DTYPES)
-def test_a_packed_weight_decodes_to_what_training_saw(name, granularity, group_size, scale_dtype):
+def test_a_packed_weight_decodes_to_the_values_used_in_training(name, granularity, group_size, scale_dtype):
     spec = QuantSpec(name, granularity, group_size, scale_dtype)
     weight = random_weight()
     before = weight.clone()
@@ -256,7 +256,7 @@ def test_check_packed_accepts_the_last_byte_and_scale_zero(levels):
 
 
 @pytest.mark.parametrize("byte", range(243, 256))
-def test_check_packed_refuses_bytes_that_are_no_trits(byte):
+def test_check_packed_refuses_invalid_ternary_bytes(byte):
     with refuses(
         f"dense.weight_packed holds the byte {byte}, but bytes of 3-level codes end at 242. "
         "The file is damaged; download or write it again.",

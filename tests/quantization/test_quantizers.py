@@ -1,4 +1,4 @@
-"""Quantizers: equal to DeepSpeed where we follow it, different where we say so, and under one contract for all.
+"""Quantizers: equal to DeepSpeed or different as documented, and properties of all quantizers.
 
 `fixtures/oracle.safetensors` holds what DeepSpeed 0.19.4 (`compression/utils.py`, `compression/basic_layer.py`; torch
 2.13 on CPU) makes of one random weight `w`, input `x` and upstream gradient `g`; of weight-sized results the first
@@ -82,7 +82,7 @@ def test_sign_of_zero_is_plus_one():
     assert encode_weight(-edge[:, :1], QuantSpec("binary"))[0].tolist() == [[1]]  # -0.0
 
 
-def test_ternary_agrees_beside_zero_rows():
+def test_ternary_agrees_except_in_zero_rows():
     assert ORACLE["edge_ternary"][1].isnan().all()
     fake = fake_quantize(ORACLE["edge"], QuantSpec("ternary"))
     assert torch.equal(fake[0], ORACLE["edge_ternary"][0])
@@ -190,7 +190,7 @@ def test_codes_and_scale(name, granularity, data):
 @quantizers
 @given(data=st.data())
 @settings(PATIENT, max_examples=12)
-def test_training_sees_what_the_file_holds(name, granularity, data):
+def test_training_uses_the_values_in_the_file(name, granularity, data):
     spec, weight = data.draw(specs_and_weights(name, granularity))
     before = weight.clone()
     fake = fake_quantize(weight, spec)
@@ -207,8 +207,8 @@ def test_training_sees_what_the_file_holds(name, granularity, data):
 @quantizers
 @given(data=st.data())
 @settings(PATIENT, max_examples=12)
-def test_encode_takes_back_what_decode_gives(name, granularity, data):
-    """Where the scale is a normal number: below, 0.7 of it may round up to it and hide the ternary values."""
+def test_encode_inverts_decode(name, granularity, data):
+    """For normal scales: 0.7 times a subnormal one may round up to it, which hides the ternary values."""
     spec, weight = data.draw(specs_and_weights(name, granularity))
     codes, scale = encode_weight(weight, spec)
     quantizer = get_quantizer(name)
@@ -247,7 +247,7 @@ def test_layout_in_memory_does_not_matter(name, granularity, view):
 
 @quantizers
 @pytest.mark.parametrize("granularity, group_size", [("per_channel", None), ("per_group", 3)])
-def test_no_rows(name, granularity, group_size):
+def test_weights_without_rows(name, granularity, group_size):
     spec = QuantSpec(name, granularity, group_size)
     codes, scale = encode_weight(torch.zeros(0, 6), spec)
     assert (codes.shape, scale.shape) == ((0, 6), spec.scale_shape(0, 6))
@@ -255,8 +255,8 @@ def test_no_rows(name, granularity, group_size):
 
 
 @quantizers
-def test_rows_are_encoded_alone(name):
-    """An embedding encodes the rows of a batch, the file the rows of the table; both must find the same."""
+def test_rows_are_encoded_independently(name):
+    """An embedding encodes the rows of a batch, the file all rows of the table; both must give equal codes."""
     weight = torch.randn(40, 37, generator=torch.Generator().manual_seed(0))
     spec = QuantSpec(name, scale_dtype="float32")
     whole = fake_quantize(weight, spec)
@@ -269,7 +269,7 @@ def test_rows_are_encoded_alone(name):
 @given(data=st.data())
 @settings(PATIENT, max_examples=12)
 def test_codes_are_the_nearest_levels(name, granularity, data):
-    """Of the levels that the *rounded* scale makes; a last bit's worth of slack for ties in float32."""
+    """Nearest among the levels of the *rounded* scale, with a tolerance of one last bit for ties in float32."""
     spec, weight = data.draw(specs_and_weights(name, granularity))
     codes, scale = encode_weight(weight, spec)
     quantizer = get_quantizer(name)
@@ -285,7 +285,7 @@ def test_codes_are_the_nearest_levels(name, granularity, data):
 @given(data=st.data(), factor=st.floats(0, 4))
 @settings(PATIENT, max_examples=15)
 def test_binary_is_the_least_squares_optimum(granularity, data, factor):
-    """No scale and no signs come closer to the group: neither another scale with these signs nor one sign flipped."""
+    """Neither another scale with these signs nor one flipped sign comes closer to the group."""
     spec, weight = data.draw(specs_and_weights("binary", granularity, ["float32"], ["float32"]))
     num_groups = encode_weight(weight, spec)[1].numel()
     groups = weight.double().reshape(num_groups, -1)

@@ -166,7 +166,7 @@ def test_skip_of_the_whole_depth_is_the_identity(depth):
 
 @settings(deadline=None)
 @given(depths_and_keeps)
-def test_skip_is_increasing_in_range_and_of_the_asked_length(depth_and_keep):
+def test_skip_is_increasing_in_range_and_has_the_requested_length(depth_and_keep):
     depth, keep = depth_and_keep
     layers = LayerMap.skip(depth, keep).layers
     assert len(layers) == keep
@@ -211,7 +211,7 @@ def test_shifted_map_of_the_reference(layers, expected):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_skip_passes_the_shift_on(shifted):
+def test_skip_keeps_the_shift(shifted):
     assert LayerMap.skip(12, 5, shifted=shifted) == LayerMap((2, 4, 6, 8, 10), 12, shifted=shifted)
 
 
@@ -254,13 +254,13 @@ def test_granularities():
 @pytest.mark.parametrize(
     "pattern", ["attention.self", r"encoder\.layer\.\d+\.(a|b)\.x", "layer.[0-5].*output.*dense", ".", ""]
 )
-def test_patterns_of_module_names_are_taken(pattern):
+def test_patterns_of_module_names_are_accepted(pattern):
     check_pattern("modules", pattern)
 
 
 @pytest.mark.parametrize(
     "pattern", ["(a+)+$", "(.*)*x", "(?:a|a)*x", "(a?){9}", ".*.*.*.*x", "a?a?a?a?aaaa", "(a{2,}){2,}", "x" * 201]
 )
-def test_patterns_whose_search_may_never_end_are_refused(pattern):
+def test_patterns_that_may_never_end_are_refused(pattern):
     with pytest.raises(RecipeError, match=r"^modules: the pattern .* may never end"):
         check_pattern("modules", pattern)
