@@ -875,9 +875,7 @@ def test_one_process_makes_the_cache_for_all(tmp_path):
     found = json.loads((tmp_path / "result.json").read_text())
     alone = train(tmp_path / "alone", tmp_path / "cache", gradient_accumulation_steps=2, **DDP)
     assert found["counts"][0] > 0
-    assert found["counts"][1:] == [0, 0, 0], (
-        "the second process makes no cache, and no teacher runs in training"
-    )
+    assert found["counts"][1:] == [0, 0, 0], "the second process makes no cache, and no teacher runs in training"
     assert found["sums"][0] == found["sums"][1]
     for entry, expected in zip(found["log"], logged(alone, "loss", *DEFAULT), strict=True):
         assert entry == pytest.approx(expected, rel=1e-5, abs=1e-6)
