@@ -365,8 +365,8 @@ def test_a_failed_upload_publishes_nothing_and_may_be_retried(hub, folder, monke
         ("", "user/tiny", "The Hub refused access to user/tiny: there is no valid token"),
         ("hf_old", "user/tiny", "The Hub refused access to user/tiny: there is no valid token"),
         ("hf_stranger", "user/tiny", "The Hub refused access to user/tiny: the token lacks the permission"),
-        ("hf_user", "user/tiny/model", "'user/tiny/model' is neither a folder nor a name that a repository can have"),
-        ("hf_user", "user/ti ny", "'user/ti ny' is neither a folder nor a name that a repository can have"),
+        ("hf_user", "user/tiny/model", "'user/tiny/model' is neither a folder nor a valid repository name"),
+        ("hf_user", "user/ti ny", "'user/ti ny' is neither a folder nor a valid repository name"),
     ],
     ids=["no token", "old token", "no permission", "two names", "space"],
 )
@@ -383,7 +383,7 @@ def test_refusals_say_cause_and_next_step(hub, folder, monkeypatch, capsys, toke
 def test_without_network_everything_stays_here(hub, folder, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    message = "HF_HUB_OFFLINE is set. Unset it" if offline else "local files are as they were; try again"
+    message = "HF_HUB_OFFLINE is set. Unset it" if offline else "local files are unchanged; try again"
     with pytest.raises(HubError, match=message):
         push_folder(folder, "user/tiny")
 

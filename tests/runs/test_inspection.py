@@ -109,7 +109,7 @@ def test_a_downloaded_repository_is_inspected_offline(hub, folder, monkeypatch):
         ("verify", "user/none", "There is no repository user/none, or it is private and the token cannot see it."),
         ("inspect", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
         ("verify", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
-        ("inspect", "no/such/folder", "'no/such/folder' is neither a folder nor a name that a repository can have"),
+        ("inspect", "no/such/folder", "'no/such/folder' is neither a folder nor a valid repository name"),
     ],
     ids=["inspect none", "verify none", "inspect revision", "verify revision", "no folder"],
 )
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub, folder, monkeypatch, capsy
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "config.json" / "cache"))  # a file is no folder
     assert main(["inspect", "user/tiny"]) == 1
     assert "config.json" in (error := capsys.readouterr().err)
-    assert "cannot be read or written (Not a directory). Set HF_HUB_CACHE to a folder that can" in error
+    assert "cannot be read or written (Not a directory). Set HF_HUB_CACHE to a writable folder" in error
 
 
 @pytest.mark.parametrize(
