@@ -105,7 +105,7 @@ def on_levels(x: Array, recipe: dict[str, Any], seen: Array | None) -> Array:
 def plain_file(folder: Path, name: str) -> bytes:
     """The bytes of a file; raises `OSError` if it is outside of the folder, not a regular file, or too large."""
     if Path(name).name != name or not (folder / name).is_file():
-        raise OSError(f"{name} is no plain file of the folder")
+        raise OSError(f"{name} is not a regular file of the folder")
     if name.endswith(".safetensors"):
         safetensors.safe_open(folder / name, "np")  # raises if the size is not the header's, without reading on
     elif (folder / name).stat().st_size > 2**26:
@@ -181,7 +181,7 @@ class PackedBert:
         """The tensor of that name, as stored; raises `ReadError` if there is none, or none of the given shape."""
         if name not in self.tensors or shape not in ((), self.tensors[name].shape):
             what = f"{name} {list(shape)}".removesuffix(" []")
-            raise ReadError(f"The file holds no tensor {what}; config.json and weights are not of one model.")
+            raise ReadError(f"The file holds no tensor {what}; config.json and weights do not belong together.")
         return self.tensors[name]
 
     def codes(self, path: str) -> Codes:

@@ -451,7 +451,7 @@ def test_bytes_and_ranges_that_the_format_does_not_have(module, tiny_config, tin
 def test_truncated_files(length, module, folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:length])
-    both_refuse(module, folder, "is truncated or no safetensors file")
+    both_refuse(module, folder, "is truncated or not a safetensors file")
 
 
 def test_pickles_are_never_read(module, folder):

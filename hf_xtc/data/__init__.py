@@ -1,1 +1,1 @@
-"""Tables in, checked rows out: GLUE and files of one's own, augmentation, metrics."""
+"""Reads and checks data (GLUE and other files), augments it, and computes metrics."""

@@ -27,7 +27,7 @@ GLUE_DIR_HELP = (
 
 
 def glue_tables(task: str, data_dir: str | None) -> dict[str, tuple[str, Dataset, Columns]]:
-    """The splits train and validation of a task (and mismatched, of mnli): name for messages, raw table, columns.
+    """Split -> (name for messages, raw table, columns): train and validation, and for mnli also mismatched.
 
     Raises:
         DataError: if a file is missing or unreadable, or the Hub cannot be reached.
@@ -50,8 +50,8 @@ def glue_tables(task: str, data_dir: str | None) -> dict[str, tuple[str, Dataset
 def _load_hub(task: str) -> dict[str, Dataset]:
     try:
         return dict(load_dataset(HUB_GLUE, task))
-    except Exception as error:  # a dozen types, from socket to cache; the way out is the same for all
+    except Exception as error:  # many types, with the same advice for all
         raise DataError(
             f"GLUE task {task} cannot be loaded from {HUB_GLUE} on the Hub: {error}. Pass --data_dir with its parquet "
-            f"files, or own data with --train_file and --validation_file."
+            f"files, or your own data with --train_file and --validation_file."
         ) from error

@@ -1,8 +1,8 @@
 """Candidates for replaceable words from a masked language model, and the choice between the sources.
 
-As in TinyBERT a word of one piece is masked in `[CLS] masked [SEP] original [SEP]`, alone, and the likeliest pieces at
-the mask are its candidates, without continuations (##). Words of several pieces fall back to a word table, if there is
-one, and else stay. One pass takes many masked words of about equal length and computes the vocabulary at masks only.
+As in TinyBERT, a word of one piece is masked alone in `[CLS] masked [SEP] original [SEP]`, and the likeliest pieces at
+the mask are its candidates, except continuations (##). Words of several pieces get theirs from a word table, or stay
+unchanged without one. A forward pass takes many rows of similar length and computes logits at the masks only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ from hf_xtc.errors import RecipeError
 
 
 class Pairs(NamedTuple):
-    """Tokens of `[CLS] text [SEP] text [SEP]` for many texts, end to end, and where the words of one piece stand.
+    """Tokens of `[CLS] text [SEP] text [SEP]` for many texts, end to end, and the positions of one-piece words.
 
     Args:
         inputs (`dict[str, np.ndarray]`): Model input -> the tokens of all texts, `(tokens,)`.
         starts (`np.ndarray` of shape `(texts + 1,)`): Where the tokens of each text begin.
         texts (`np.ndarray` of shape `(rows,)`): The text of each row; a row masks some of its words.
         rows (`np.ndarray` of shape `(words,)`): The row that masks each word of one piece.
-        tokens (`np.ndarray` of shape `(words,)`): That word's index within its text's tokens.
-        positions (`np.ndarray` of shape `(words,)`): Its index among all replaceable words.
+        tokens (`np.ndarray` of shape `(words,)`): Index of that word within the tokens of its text.
+        positions (`np.ndarray` of shape `(words,)`): Index of that word among all replaceable words.
     """
 
     inputs: dict[str, np.ndarray]
@@ -41,19 +41,19 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """A masked language model with its fast tokenizer; see the head of this module.
+    """A masked language model with its fast tokenizer, as a source of candidates; see the module docstring.
 
     Args:
         model (`PreTrainedModel`): With a masked-language-modelling head, on the device to run on.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         table (`WordTable`, *optional*): For words of several pieces.
-        together (`int`): Words of a text that are masked in the same row, as far apart as may be; 1 as published. More
-            is faster; each word then sees the others masked too, yet still in the original beside them.
-        tokens (`int`): Of a pass, padding included.
-        name (`str`): What it is, for messages and cards.
+        together (`int`): Words of a text that are masked in the same row, as far apart as possible; TinyBERT has one.
+            More is faster, but each word then sees the others masked too, and unmasked in the second segment only.
+        tokens (`int`): Maximum per forward pass, padding included.
+        name (`str`): Its name in messages and cards.
 
     Raises:
-        RecipeError: if the tokenizer has no mask or does not say which text a token comes from.
+        RecipeError: if the tokenizer has no mask token or is not a fast one.
     """
 
     model: Any
@@ -80,12 +80,13 @@ class MaskedLM:
         """
         model, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
         if missing := sorted(report["missing_keys"]):
-            raise RecipeError(f"{source} is no masked language model: it lacks {missing[0]}. Use a pre-trained one.")
+            lacks = f"it lacks {missing[0]}. Use a pre-trained one."
+            raise RecipeError(f"{source} is not a masked language model: {lacks}")
         tokenizer, name = AutoTokenizer.from_pretrained(source), f"masked language model {source}"
         return cls(model.to(device).eval(), tokenizer, table, together, name=name)
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
-        """The `count` likeliest pieces at each replaceable word, without those that are no other word."""
+        """The `count` likeliest pieces at each replaceable word, without non-words and the word itself."""
         words, vocabulary = Words.of(texts), self._vocabulary()
         pairs = self._pairs(texts, words.offsets)
         ids = np.full((len(words.kinds), count), -1, dtype=np.int64)
@@ -101,7 +102,7 @@ class MaskedLM:
         return choose(every, vocabulary, ids)
 
     def _vocabulary(self) -> list[str]:
-        """Pieces by id; what cannot be a word is left empty."""
+        """Pieces by id; empty for special tokens and unused ids."""
         pieces = [""] * max(self.model.config.vocab_size, len(self.tokenizer))
         for piece, i in self.tokenizer.get_vocab().items():
             pieces[i] = "" if piece in self.tokenizer.all_special_tokens else piece
@@ -182,7 +183,7 @@ def _batches(lengths: np.ndarray, tokens: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _only_at(encoder: torch.nn.Module, rows: torch.Tensor, tokens: torch.Tensor) -> Iterator[None]:
-    """Lets the head see these tokens alone, `(words, 1, width)`: heads take each token by itself."""
+    """Passes only these tokens to the head, `(words, 1, width)`; it treats each token separately."""
 
     def select(module: Any, args: Any, output: Any) -> Any:
         hidden = output.last_hidden_state
@@ -199,9 +200,9 @@ def _only_at(encoder: torch.nn.Module, rows: torch.Tensor, tokens: torch.Tensor)
 def candidate_source(
     teacher: Any, tokenizer: Any, *, masked_lm: str | None = None, glove: str | None = None, together: int = 1
 ) -> WordTable | MaskedLM:
-    """The masked language model if one is named, else the word table: GloVe if named, else the teacher's embeddings.
+    """The masked language model if given, else a word table: of GloVe if given, else of the teacher's embeddings.
 
-    A masked language model runs where the teacher is, and masks `together` words of a text at once.
+    A masked language model runs on the teacher's device, and masks `together` words of a text at once.
 
     Raises:
         XTCError: if a source cannot be read, or the teacher has no whole words.

@@ -83,7 +83,7 @@ def check_glue(config_name: str) -> None:
 
 
 def main_metric(task: str | None, regression: bool) -> str:
-    """The key of the one number that ranks checkpoints and heads a table; larger is better.
+    """The key of the main metric, by which checkpoints are compared; larger is better.
 
     Args:
         task (`str` or `None`): GLUE task, or `None` for own data.
@@ -111,18 +111,18 @@ def build_compute_metrics(task: str | None, *, regression: bool) -> Callable[[Ev
 
     GLUE tasks give the keys and values of `GlueMetric`. Own data (`task=None`) gives `accuracy` and `f1` (two labels:
     F1 of class 1) or `f1_macro` (more labels: unweighted mean over the classes that occur); regression gives
-    `pearson`, `spearmanr` and `mse`. Undefined scores are 0.0; predictions that hold nan give nan for every key.
+    `pearson`, `spearmanr` and `mse`. Undefined scores are 0.0; predictions that contain nan give nan for every key.
 
     Args:
         task (`str` or `None`): GLUE task, or `None` for own data.
         regression (`bool`): Whether own data is a regression; stsb always is.
 
     Returns:
-        `Callable[[EvalPrediction], dict[str, float]]`. Of a tuple of predictions it reads the first entry: logits
+        `Callable[[EvalPrediction], dict[str, float]]`. It reads the first entry of a tuple of predictions: logits
         `(rows, labels)`, or for regression `(rows, 1)` or `(rows,)`; `label_ids` is `(rows,)`.
 
     Raises:
-        DataError: if the task is unknown or a classification that is to be regressed; when called, if there are no
+        DataError: if the task is unknown, or a classification with `regression=True`; when called, if there are no
             rows or the predictions have another shape.
     """
     if task is not None:
@@ -135,7 +135,7 @@ def build_compute_metrics(task: str | None, *, regression: bool) -> Callable[[Ev
         outputs = prediction.predictions
         outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
         score = _own_score(outputs, regression) if task is None else GLUE_SCORES[task]
-        values = _regressed(outputs) if regression else _class_ids(outputs)
+        values = _regression_values(outputs) if regression else _class_ids(outputs)
         scores = score(values, np.asarray(prediction.label_ids))
         return dict.fromkeys(scores, float("nan")) if np.isnan(outputs).any() else scores
 
@@ -158,7 +158,7 @@ def _class_ids(logits: np.ndarray) -> np.ndarray:
     return np.asarray(logits.argmax(axis=-1))
 
 
-def _regressed(outputs: np.ndarray) -> np.ndarray:
+def _regression_values(outputs: np.ndarray) -> np.ndarray:
     """Predicted numbers `(rows,)` of outputs `(rows, 1)` or `(rows,)`."""
     if outputs.shape not in {(len(outputs), 1), (len(outputs),)} or len(outputs) == 0:
         raise DataError(

@@ -1,7 +1,7 @@
-"""Files as tables: the reading half of `hf_xtc.data.task_data`, without a command line and without GLUE.
+"""Reads files as tables, for `hf_xtc.data.task_data`; independent of the command line and of GLUE.
 
-Owns the formats, the encoding, the presence of columns, texts and labels, and the numbering of labels. Whatever cannot
-be read so is refused with a `DataError`; nothing is dropped or guessed.
+Checks formats, encoding, and the presence of columns, texts and labels, and numbers the labels. What it cannot read
+raises a `DataError`; nothing is dropped or guessed.
 """
 
 import glob
@@ -22,7 +22,7 @@ with needs_extra("cli"):
     from datasets import ClassLabel, Dataset, Features, Value, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-# pandas quoting=3 takes quotes as text, as the GLUE files mean them
+# quoting=3 is csv.QUOTE_NONE: in the GLUE files quotes are text
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"sep": ",", "index_col": False, "keep_default_na": False}),
     ".tsv": ("csv", {"sep": "\t", "index_col": False, "keep_default_na": False, "quoting": 3}),
@@ -42,7 +42,7 @@ class Columns(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One split before its labels are numbered: columns by their new names, class ids of known names as names."""
+    """One split before its labels are numbered: columns by their new names, class ids replaced by names if known."""
 
     source: str
     columns: dict[str, list[Any]]
@@ -56,9 +56,9 @@ class Table(NamedTuple):
 
 
 def read_file(path: str) -> Dataset:
-    """The file as an in-memory table; csv and tsv cells all as text, so that "null" and "007" stay what they are.
+    """The file as an in-memory table; all csv and tsv cells as text, so that "null" and "007" are kept.
 
-    Parsed anew in each call: the cache of datasets goes by modification time alone, and so may serve stale rows.
+    Parsed in each call: the cache of datasets only compares modification times, so it may return stale rows.
 
     Raises:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
@@ -97,17 +97,17 @@ def _check_text_file(path: str) -> None:
 
 
 def select(source: str, dataset: Dataset, names: Columns) -> Table:
-    """The columns that `names` points to, as `text`, `text_pair` and `label`, the last two if it names them.
+    """The columns given by `names`, as `text`, `text_pair` and `label`; the last two are optional.
 
     Raises:
-        DataError: if `dataset`, called `source` in messages, lacks one of them.
+        DataError: if `dataset` (`source` in messages) lacks one of them.
     """
     columns = {"text": names.text, "text_pair": names.text_pair, "label": names.label}
     used = {new: old for new, old in columns.items() if old is not None}
     if missing := [old for old in used.values() if old not in dataset.column_names]:
         raise DataError(
-            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For own "
-            f"files pass --text_column, --text_pair_column and --label_column."
+            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For "
+            f"your files pass --text_column, --text_pair_column and --label_column."
         )
     values = {new: dataset[old][:] for new, old in used.items()}
     if names.label is None:
@@ -120,7 +120,7 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
 
 
 def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
-    """Raises `DataError` if a text is absent or no string, or a label is absent or (unless `numbers`) -1."""
+    """Raises `DataError` if a text is missing or not a string, or a label is missing or (unless `numbers`) -1."""
     for column in sorted(table.columns.keys() - {"label"}):
         texts = table.columns[column]
         wrong = [not isinstance(text, str | None) for text in texts]
@@ -139,7 +139,7 @@ def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
 
 
 def class_names(train: Table) -> tuple[str, ...]:
-    """Label names by class id: the known ones, else those found, strings alphabetically and integers by size.
+    """Label names by class id: the known ones, else those found, in alphabetical order or, if integers, by value.
 
     Raises:
         DataError: if the labels are fractional numbers.
@@ -160,7 +160,7 @@ def numbered(table: Table, names: tuple[str, ...] | None, rows: int | None) -> D
     """The first `rows` rows with `label` as class id (`int64`), or as number (`float32`) if `names` is `None`.
 
     Raises:
-        DataError: if a label is not among `names`, or is no finite `float32`.
+        DataError: if a label is not among `names`, or is not a finite `float32`.
     """
     labels = _numbers(table) if names is None else _ids(table, names)
     features = {column: Value("string") for column in table.columns} | {"label": Value(str(labels.dtype))}
@@ -176,7 +176,7 @@ def _numbers(table: Table) -> np.ndarray:
     table.refuse(wrong, f"labels that are not numbers (such as {example!r})", "Correct or remove them.")
     with np.errstate(over="ignore"):
         rounded = np.array(numbers, dtype=np.float32)
-    table.refuse(list(~np.isfinite(rounded)), "labels that are no finite float32", "Correct or remove them.")
+    table.refuse(list(~np.isfinite(rounded)), "labels that are not finite in float32", "Correct or remove them.")
     return rounded
 
 
@@ -192,7 +192,7 @@ def _ids(table: Table, names: tuple[str, ...]) -> np.ndarray:
 
 def _is_missing(label: Any, *, numbers: bool) -> bool:
     if isinstance(label, float):
-        return math.isnan(label) and not numbers  # among numbers nan is a wrong value, with a message of its own
+        return math.isnan(label) and not numbers  # in a regression nan is a wrong value, with another message
     return label is None or (isinstance(label, str) and not label.strip())
 
 
@@ -208,5 +208,5 @@ def _number(value: Any) -> float | None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names in a message; of many, the first ten and the count."""
+    """The names, joined by commas; of more than 12 the first ten and the count."""
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} ... ({len(names)} in all)"

@@ -1,8 +1,8 @@
-"""Data of the command line: GLUE or own files in, tables with `text`, `text_pair` (pairs only) and `label` out.
+"""Loads GLUE or own files for the command line, as tables with `text`, `text_pair` (pairs only) and `label`.
 
-Owns every check of data that needs no model. In a `TaskData` each row has its texts (blank ones in GLUE only: official
-QQP has two empty questions) and a label that is a class id below the number of names, or a finite number. Whatever
-cannot be read so is refused with a `DataError`; nothing is dropped or guessed.
+Checks of data that need no model are here. In a `TaskData` each row has its texts (blank ones in GLUE only: official
+QQP has two empty questions) and a label that is a class id below the number of names, or a finite number. Anything
+else raises a `DataError`; nothing is dropped or guessed.
 """
 
 import hashlib
@@ -40,17 +40,17 @@ class DataArguments:
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
     train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
-    validation_file: str | None = field(default=None, metadata={"help": "Own validation data, likewise."})
+    validation_file: str | None = field(default=None, metadata={"help": "Own validation data, in the same formats."})
     text_column: str = field(default="text", metadata={"help": "Column of own files with the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})
     label_column: str = field(default="label", metadata={"help": "Column of own files with the class or number."})
-    regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers to fit."})
-    max_length: int = field(default=128, metadata={"help": "Tokens per row; what is longer is cut off."})
+    regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers, not classes."})
+    max_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are truncated."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
     selection_share: float = field(
         default=0.0,
-        metadata={"help": "Share of the train rows (1,000 at most) held out to choose rates and checkpoints on."},
+        metadata={"help": "Share of the train rows (1,000 at most) held out to choose rates and checkpoints."},
     )
     unlabelled: list[str] = field(
         default_factory=list,
@@ -102,7 +102,7 @@ class TaskData:
         label_names (`tuple[str, ...]` or `None`): Names by class id; `None` for regression.
         fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
             it): equal for equal contents, whatever the file, process or cache.
-        selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to choose rates and checkpoints on.
+        selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to select learning rates and checkpoints.
     """
 
     name: str
@@ -121,7 +121,7 @@ class TaskData:
 
     @property
     def reserved(self) -> list[Dataset]:
-        """The splits that choose or report, and so never train."""
+        """The splits for selection and evaluation, which are never trained on."""
         held_out = [] if self.selection is None else [self.selection]
         return [self.validation, *held_out, *self.extra_validation.values()]
 
@@ -139,7 +139,7 @@ def load_task(args: DataArguments) -> TaskData:
 
     Raises:
         DataError: if a file is missing, unreadable, empty or not UTF-8; lacks a column, a text or a label; has a label
-            that the train data has not; if only one class is left to train on; or if the Hub cannot be reached.
+            that the train data lacks; if only one class is left to train on; or if the Hub cannot be reached.
     """
     regression = args.regression or args.task_name == "stsb"
     tables = {split: select(*table) for split, table in _splits(args).items()}
@@ -161,12 +161,12 @@ def load_task(args: DataArguments) -> TaskData:
 
 
 def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset | None]:
-    """Train rows without a random part, and that part, of `share` of the rows but at most `MAX_SELECTION_ROWS`.
+    """Splits train rows in two; the second part is random, `share` of the rows but at most `MAX_SELECTION_ROWS`.
 
-    The parts keep the order of the rows and depend on their number and the seed alone.
+    Both parts keep the order of the rows. Which rows are held out depends on their number and the seed alone.
 
     Raises:
-        DataError: if one of the two would have no rows.
+        DataError: if one of the parts would have no rows.
     """
     if not share:
         return train, None
@@ -187,7 +187,7 @@ def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
 
 
 def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -> Dataset:
-    """Rows as the model takes them, cut to `max_length` tokens and not padded.
+    """Tokenizes rows, truncated to `max_length` tokens and not padded.
 
     Args:
         dataset (`datasets.Dataset`): A split of a `TaskData`.
@@ -213,7 +213,7 @@ def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -
 
 def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
     encoded = dict(tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length))
-    # fast tokenizers give up cutting, silently, where the special tokens alone are too many
+    # fast tokenizers silently do not truncate if the special tokens alone are too many
     if any(len(ids) > max_length for ids in encoded["input_ids"]):
         raise DataError(f"max_length is {max_length}, less than the special tokens of a row. Raise it.")
     return encoded
@@ -226,30 +226,30 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
     matched by position, with a warning. Regression data is returned as it is.
 
     Args:
-        data (`TaskData`): As loaded.
+        data (`TaskData`): As `load_task` returns it.
         label2id (`dict[str, int]`): Of the teacher's config.
         teacher (`str`): Its name, for messages.
 
     Raises:
-        DataError: if the labels do not match the head: another number of them, other names, or a classification and
-            the single output of a regression.
+        DataError: if the labels do not match the head: another number of them, other names, or a classification but
+            a head with one output.
     """
-    heads = tuple(sorted(label2id, key=label2id.__getitem__))
-    if [label2id[name] for name in heads] != list(range(len(heads))):
+    head_names = tuple(sorted(label2id, key=label2id.__getitem__))
+    if [label2id[name] for name in head_names] != list(range(len(head_names))):
         raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
     if data.label_names is None:
-        if len(heads) != 1:
+        if len(head_names) != 1:
             raise DataError(
-                f"{data.name} is a regression, but the head of {teacher} has {len(heads)} outputs: {listed(heads)}. "
-                f"Use a teacher with num_labels=1."
+                f"{data.name} is a regression, but the head of {teacher} has {len(head_names)} outputs: "
+                f"{listed(head_names)}. Use a teacher with num_labels=1."
             )
         return data
-    if len(heads) == 1:
+    if len(head_names) == 1:
         raise DataError(
             f"{data.name} has the labels {listed(data.label_names)}, but the head of {teacher} has one output, for "
             f"regression. Use a teacher trained on these labels, or --regression if they are numbers."
         )
-    ids, names = _match(data, heads, teacher)
+    ids, names = _match(data, head_names, teacher)
     moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
     train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
     held = None if data.selection is None else _relabel(data.selection, ids)
@@ -257,23 +257,23 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
     return replace(data, label_names=names, **moved_splits)
 
 
-def _match(data: TaskData, heads: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
-    """The new id of each old one, and the label names by new id."""
+def _match(data: TaskData, head_names: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
+    """The teacher's id of each of the data's ids, and the label names by the teacher's ids."""
     names = data.label_names or ()
     positions = list(range(len(names)))
     for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
-        by_name = {fold(name): i for i, name in enumerate(heads)}
+        by_name = {fold(name): i for i, name in enumerate(head_names)}
         ids = [by_name.get(fold(name), -1) for name in names]
-        if sorted(ids) == list(range(len(heads))):
-            return ids, heads
-    generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in heads)
-    if len(heads) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
-        pairs = ", ".join(f"{name} = {head}" for name, head in zip(names, heads, strict=True))
+        if sorted(ids) == list(range(len(head_names))):
+            return ids, head_names
+    generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in head_names)
+    if len(head_names) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
+        pairs = ", ".join(f"{name} = {head}" for name, head in zip(names, head_names, strict=True))
         logger.warning("The labels of %s and %s are matched by position: %s.", data.name, teacher, pairs)
-        return positions, names if generic_head else heads
+        return positions, names if generic_head else head_names
     raise DataError(
         f"{data.name} has labels that do not match the head: the data has {len(names)} ({listed(names)}), {teacher} "
-        f"has {len(heads)} ({listed(heads)}). Use a teacher trained on these labels."
+        f"has {len(head_names)} ({listed(head_names)}). Use a teacher trained on these labels."
     )
 
 

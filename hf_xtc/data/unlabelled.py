@@ -1,6 +1,6 @@
-"""Rows without labels, for distillation: read, freed of what must not train, and labelled by the teacher.
+"""Rows without labels, for distillation: reads them, drops those that must not be trained on, labels the rest.
 
-Owns which rows are new (`new_rows`) and what the teacher answers (`teacher_labels`), for augmentation too.
+The teacher labels them. `new_rows` and `teacher_labels` also serve augmentation.
 """
 
 import logging
@@ -23,21 +23,21 @@ with needs_extra("cli"):
 logger = logging.getLogger(__name__)
 
 TEXTS = ("text", "text_pair")
-LABEL_ROWS = 128  # of a forward pass of the teacher
+LABEL_ROWS = 128  # per forward pass of the teacher
 
 
 def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
     """The texts of `args.unlabelled` that may train a student of `data`; `None` if there are no sources.
 
-    Left out are rows that occur before, here or among the train rows, and all that share a text with a row to choose
-    or to report on, whatever its case and blanks.
+    Leaves out repeated rows, train rows, and rows that share a text with a validation or held-out row. Texts are
+    compared ignoring case and white space.
 
     Returns:
         `datasets.Dataset`: `text` and, of pairs, `text_pair`.
 
     Raises:
-        DataError: if a source cannot be read or lacks a text, if it has pairs and the data has not or the other way
-            round, or if no row is left.
+        DataError: if a source cannot be read or lacks a text, if only one of source and
+            data has pairs, or if no row is left.
     """
     if not args.unlabelled:
         return None
@@ -48,8 +48,8 @@ def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
     shared = np.any([_folded(rows, side).isin(reserved).to_numpy() for side in sides], axis=0)
     if shared.all():
         raise DataError(
-            f"Of the unlabelled rows of {', '.join(args.unlabelled)} none is new: the train, validation or held-out "
-            "rows have them all. Leave them out."
+            f"All unlabelled rows of {', '.join(args.unlabelled)} occur in the train data, or share a text with a "
+            "validation or held-out row. Leave them out."
         )
     logger.info(
         "%d unlabelled rows; %d more share a text with a validation or held-out row.", (~shared).sum(), shared.sum()
@@ -65,13 +65,13 @@ def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
     found = select(name, rows, columns._replace(label=None))
     if list(found.columns) != list(sides):
         theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))
-        raise DataError(f"{name} has {theirs} a row, the train data {ours}. Leave it out.")
+        raise DataError(f"{name} has {theirs} per row, the train data {ours}. Leave it out.")
     check_rows(found, blank_allowed=source in GLUE, numbers=False)
     return Dataset.from_dict(found.columns, features=Features({side: Value("string") for side in sides}))
 
 
 def with_teacher_labels(rows: Dataset, train: Dataset, teacher: Any, tokenizer: Any, max_length: int) -> Dataset:
-    """The train rows, then the unlabelled ones with the class or number that the teacher gives them.
+    """The train rows, then the unlabelled ones with the class or number that the teacher predicts.
 
     Args:
         rows (`datasets.Dataset`): As `load_unlabelled` returns them.
@@ -86,7 +86,7 @@ def with_teacher_labels(rows: Dataset, train: Dataset, teacher: Any, tokenizer: 
 
 
 def new_rows(old: Sequence[Dataset], varied: Dataset, sides: Sequence[str]) -> np.ndarray:
-    """Indices of the varied rows whose texts occur neither in the `old` ones nor in a varied row before."""
+    """Indices of the rows of `varied` whose texts occur neither in `old` nor in an earlier row of `varied`."""
     keys = pd.concat([pd.DataFrame({side: _folded(split, side) for side in sides}) for split in (*old, varied)])
     seen: np.ndarray = keys.duplicated().to_numpy()
     new: np.ndarray = np.flatnonzero(~seen[sum(map(len, old)) :])
@@ -94,6 +94,7 @@ def new_rows(old: Sequence[Dataset], varied: Dataset, sides: Sequence[str]) -> n
 
 
 def _folded(dataset: Dataset, side: str) -> pd.Series:
+    """A column of texts in lower case, each run of white space one space."""
     texts = pc.utf8_lower(dataset.select_columns([side]).with_format("arrow")[:][side])
     folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
     return pd.Series(folded.to_numpy(zero_copy_only=False), dtype="str")
@@ -103,7 +104,7 @@ def _folded(dataset: Dataset, side: str) -> pd.Series:
 def teacher_labels(
     teacher: Any, tokenizer: Any, dataset: Dataset, sides: Sequence[str], max_length: int
 ) -> np.ndarray:
-    """The class the teacher gives each row, or its number where it has one output."""
+    """The class that the teacher predicts for each row, or the number if it has one output."""
     texts = [dataset[side][:] for side in sides]
     order = np.argsort([sum(map(len, row)) for row in zip(*texts, strict=True)], kind="stable")
     outputs = np.zeros((len(dataset), teacher.config.num_labels), dtype=np.float32)

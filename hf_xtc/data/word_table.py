@@ -1,8 +1,8 @@
 """Replaceable words of a text, and candidates for them: the nearest neighbours in a table of word vectors.
 
-Owns which words augmentation may replace (`word_spans`) and the form candidates come in (`Candidates`). Differences to
-TinyBERT: the stop words are scikit-learn's with a few verb forms, not its 170-odd; contractions (don't, does n't) and
-single letters stay; a candidate is alphabetic, never the word itself, and takes over its capitals.
+Defines which words augmentation may replace (`word_spans`) and the form of candidates (`Candidates`). Differences from
+TinyBERT: the stop words are scikit-learn's plus a few verb forms, instead of about 170 others; contractions (don't,
+does n't) and single letters are kept; a candidate is alphabetic, never the word itself, and is capitalized like it.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ with needs_extra("cli"):
 
 # What scikit-learn's list lacks: forms of do and have, and what is left of a verb before "n't" or after an apostrophe.
 STOP_WORDS = ENGLISH_STOP_WORDS | {"did", "does", "doing", "having", "ai", "ca", "wo", "sha", "ll", "ve"}
-MAX_VECTORS = 100_000  # of a GloVe file, whose words stand by frequency; TinyBERT's limit
+MAX_VECTORS = 100_000  # of a GloVe file, which is sorted by frequency; as in TinyBERT
 LETTERS = re.compile(r"(?<!\w)(?<!\w['’])[^\W\d_]{2,}(?!\w)(?!['’]\w)")
 BLOCK = 1024  # words whose similarities to the whole table are held at once
 
@@ -44,12 +44,12 @@ def _is_word(letters: str) -> bool:
 
 
 class Candidates(NamedTuple):
-    """What may stand in the place of each replaceable word of some texts.
+    """The candidates for each replaceable word of some texts.
 
     Args:
         strings (`list[str]`): The candidates, each once.
         choices (`np.ndarray` of shape `(kinds, count)`): Indices into `strings`, the likeliest candidate first.
-        counts (`np.ndarray` of shape `(kinds,)`): How many of a row of `choices` are meant; 0 where there are none.
+        counts (`np.ndarray` of shape `(kinds,)`): How many entries of each row of `choices` are valid.
         kinds (`np.ndarray` of shape `(positions,)`): Row of `choices` of each replaceable word, in order of the texts.
         offsets (`np.ndarray` of shape `(texts + 1,)`): Where in `kinds` the words of each text begin.
     """
@@ -70,7 +70,7 @@ class Words(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Words":
-        """Finds them."""
+        """The replaceable words of `texts`."""
         numbers: dict[str, int] = {}
         found = [[numbers.setdefault(text[a:b], len(numbers)) for a, b in word_spans(text)] for text in texts]
         kinds = np.array([number for row in found for number in row], dtype=np.int64)
@@ -80,7 +80,7 @@ class Words(NamedTuple):
 def choose(words: Words, vocabulary: Sequence[str], ids: np.ndarray) -> Candidates:
     """Candidates for `words.distinct` out of `ids` into `vocabulary`, shape `(distinct, count)`, -1 for none.
 
-    Drops what is not alphabetic or is the word itself, whatever its case; film -> movie makes Film -> Movie.
+    Drops candidates that are not alphabetic or equal the word ignoring case; film -> movie makes Film -> Movie.
     """
     folds: dict[str, int] = {}
     fold = np.array([folds.setdefault(w.lower(), len(folds)) if w.isalpha() else -1 for w in vocabulary] + [-1])
@@ -105,7 +105,7 @@ class WordTable:
     Args:
         words (`tuple[str, ...]`): The words, each once.
         vectors (`np.ndarray` of shape `(words, width)`): Their vectors; kept as float32 of length one.
-        name (`str`): What it is, for messages and cards.
+        name (`str`): Its name in messages and cards.
 
     Raises:
         DataError: if there are no words, or not as many vectors, or vectors that are not finite.
@@ -127,7 +127,7 @@ class WordTable:
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "WordTable":
-        """The input embeddings of a model, of the whole words among its pieces.
+        """The pieces of a tokenizer that are whole words, with the input embeddings of its model.
 
         Raises:
             DataError: if there are none.
@@ -164,12 +164,12 @@ class WordTable:
         return cls(tuple(chosen), vectors[[first[word] for word in chosen]], f"nearest neighbours in {path.name}")
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
-        """The `count` nearest neighbours of each replaceable word; none of a word that the table lacks."""
+        """The `count` nearest neighbours of each replaceable word; none for words that the table lacks."""
         words = Words.of(texts)
         return choose(words, self.words, self.neighbours(words.distinct, count))
 
     def neighbours(self, words: Sequence[str], count: int) -> np.ndarray:
-        """Indices of the nearest other words, nearest first, `(words, count)`; -1 for what the table lacks.
+        """Indices of the nearest other words, nearest first, `(words, count)`; -1 where the table has none.
 
         A word is looked up as it is written, else in lower case.
         """
@@ -186,11 +186,11 @@ class WordTable:
 
 
 def _package_data(source: str) -> Path:
-    """The `data` folder of an installed package, which is not imported."""
+    """The `data` folder of an installed package, found without importing it."""
     module = source.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"{source} is no file, no folder and no installed package of word vectors.")
+        raise DataError(f"{source} is not a file, a folder or an installed package of word vectors.")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

@@ -1,4 +1,4 @@
-"""The graph of BERT, written with any `Emitter`: embeddings, layers, and the heads that are served."""
+"""Writes the graph of BERT with any `Emitter`: embeddings, layers, and the supported heads."""
 
 from typing import Any, NamedTuple
 
@@ -20,17 +20,17 @@ HEADS = (
 
 
 class Output(NamedTuple):
-    """An output of the graph: its value and its shape, "batch" and "sequence" left open."""
+    """An output of the graph: its value and its shape, with "batch" and "sequence" for dynamic sizes."""
 
     value: Value
     shape: tuple[str | int, ...]
 
 
 def check_served(model: Any) -> None:
-    """Checks that a model is one whose graph can be written.
+    """Checks that the graph of a model can be written.
 
     Raises:
-        XTCError: if its head is not served (names those that are), or it is a decoder.
+        XTCError: if its head is not supported (the message lists those that are), or it is a decoder.
     """
     name = type(model).__name__
     if name not in HEADS:
@@ -43,7 +43,7 @@ def write_graph(emitter: Emitter, model: Any, inputs: dict[str, Value], position
     """Writes the nodes of a model.
 
     Args:
-        emitter (`Emitter`): Of the runtime the graph is for.
+        emitter (`Emitter`): For the runtime that the file is for.
         model (`PreTrainedModel`): Packed, of a class in `HEADS`.
         inputs (`dict`): Values of the three `INPUTS`, `(batch, sequence)`, integers.
         positions (`Value`): 0, 1, ... sequence - 1.
@@ -107,11 +107,11 @@ def _head(emitter: Emitter, model: Any, bert: Any, hidden: Value) -> dict[str, O
         return {"logits": _per_token(emitter, emitter.linear(hidden, model.classifier), model.num_labels)}
     if name == "BertForQuestionAnswering":
         both = emitter.unflatten(emitter.linear(hidden, model.qa_outputs), model.num_labels)
-        picks = {"start_logits": 0, "end_logits": 1}
-        taken = {
-            key: emitter.gather(both, emitter.constant(np.array(i, np.int64)), axis=2) for key, i in picks.items()
+        indices = {"start_logits": 0, "end_logits": 1}
+        spans = {
+            key: emitter.gather(both, emitter.constant(np.array(i, np.int64)), axis=2) for key, i in indices.items()
         }
-        return {key: Output(value, ("batch", "sequence")) for key, value in taken.items()}
+        return {key: Output(value, ("batch", "sequence")) for key, value in spans.items()}
     width = model.config.hidden_size
     sequence = _per_token(emitter, hidden, width)
     outputs = {"last_hidden_state": sequence} if bert is model else {}

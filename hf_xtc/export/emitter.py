@@ -1,9 +1,9 @@
-"""What a graph is made of, whichever runtime it is for: quantized linears, packed embeddings, constants.
+"""The parts of a graph that all runtimes share: quantized linears, packed embeddings, constants.
 
 An `Emitter` turns layers of this package into nodes. The arithmetic is that of the `reference` backend with the scales
-moved behind the product: integers (activations) times integers (codes), then the scale of the token, the scale of the
-channel, the bias. Hidden states are two-dimensional, `(tokens, features)`, from the embedding to the head. Constants
-that float16 holds without loss are stored in it.
+applied after the product: integers (activations) times integers (codes), then the scale of the token, the scale of
+the channel, the bias. Hidden states are two-dimensional, `(tokens, features)`, from the embedding to the
+head. Constants are stored in float16 where that is lossless.
 """
 
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ from hf_xtc.quantization.quantizers import code_integers, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
 Array = NDArray[Any]
-Value = Any  # what a runtime calls the output of a node
+Value = Any  # the output of a node, as a runtime represents it
 
 
 class Quantized(NamedTuple):
-    """An input of linears: `scale * (levels + zero)`, or the float `levels` alone where there is no scale.
+    """A quantized input of linears, `scale * (levels + zero)`; without a scale, `levels` is the float input.
 
     `scale` and `zero` are `(tokens, 1)`, or of one element if static; `zero` is a whole number, as a float.
     """
@@ -52,7 +52,7 @@ def _codes(layer: PackedLinear) -> Tensor:
 
 
 class Emitter(ABC):
-    """Builds the graph of one model; subclasses know the nodes of one runtime.
+    """Builds the graph of one model; each subclass creates the nodes of one runtime.
 
     Args:
         weights (`str`): How codes of linears are stored, "int8" or "2bit".
@@ -69,7 +69,7 @@ class Emitter(ABC):
 
     @abstractmethod
     def node(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
-        """One operation of a kind that both runtimes have under that name: Add, Subtract, Softmax, ..."""
+        """One operation, by a name common to both runtimes: Add, Subtract, Softmax, ..."""
 
     @abstractmethod
     def gather(self, table: Value, index: Value, axis: int = 0) -> Value:
@@ -81,7 +81,7 @@ class Emitter(ABC):
 
     @abstractmethod
     def reshape(self, value: Value, shape: list[int]) -> Value:
-        """`value` in another shape; -1 is inferred, 0 copied."""
+        """`value` in another shape; -1 is inferred, 0 copies the size."""
 
     @abstractmethod
     def unflatten(self, value: Value, *tail: int) -> Value:
@@ -120,11 +120,11 @@ class Emitter(ABC):
         """An activation function, by its name in transformers.
 
         Raises:
-            XTCError: if there is no node for it (names those there are).
+            XTCError: if there is no node for it (the message lists those that exist).
         """
 
     def number(self, value: float) -> Value:
-        """A float32 of no axes."""
+        """A float32 scalar."""
         return self.constant(np.array(value, np.float32))
 
     def codes(self, layer: PackedLinear) -> Value:
@@ -132,7 +132,7 @@ class Emitter(ABC):
         return self.cast(self.constant(signed_codes(layer)), "float32")
 
     def tensor(self, tensor: Tensor) -> Value:
-        """A float tensor, as float32; stored in float16 where that loses nothing."""
+        """A float tensor, as float32; stored in float16 where that is lossless."""
         array = tensor.detach().float().cpu().numpy()
         with np.errstate(over="ignore"):
             half = array.astype(np.float16)
@@ -174,7 +174,7 @@ class Emitter(ABC):
         return self.project(quantized.levels, self.codes(layer))
 
     def scaled(self, product: Value, quantized: Quantized, layer: PackedLinear) -> Value:
-        """The product of integers times the scales of its rows and columns, after the share of `zero`."""
+        """The product of integers, plus the contribution of `zero`, times the scales of rows and columns."""
         if quantized.zero is not None:
             sums = self.constant(signed_codes(layer).sum(1, dtype=np.int32).astype(np.float32)[None])
             product = self.node("Add", product, self.node("Multiply", quantized.zero, sums))
@@ -186,7 +186,7 @@ class Emitter(ABC):
         return self.node("Multiply", self.node("Multiply", product, quantized.scale), scale)
 
     def channel_scale(self, layer: PackedLinear) -> Value:
-        """Scale of each output channel, `(1, out_features)`, or `(1, 1)` for one of the whole weight."""
+        """Scale of each output channel, `(1, out_features)`, or `(1, 1)` for one scale per tensor."""
         return self.tensor(layer.weight_scale.reshape(1, -1))
 
     def _grouped_weight(self, layer: PackedLinear) -> Value:
@@ -203,12 +203,12 @@ class Emitter(ABC):
         return value if quantized.scale is None else self.node("Multiply", value, quantized.scale)
 
     def quantized(self, value: Value, activation: ActivationQuantizer | None) -> Quantized:
-        """The input of a linear on its levels; linears that quantize one input alike (q, k, v) share the nodes."""
+        """The quantized input of a linear; linears that quantize an input alike (q, k, v) share the nodes."""
         if activation is None:
             return Quantized(value)
         static = activation.spec.calibration == "static"
         span = tuple(activation.range.float().tolist()) if static else None
-        if span is not None and span[0] == span[1]:  # a range never seen
+        if span is not None and span[0] == span[1]:  # no range was observed
             return Quantized(value)
         key = (self.identity(value), activation.spec, span)
         if key not in self._inputs_of_linears:
@@ -216,7 +216,7 @@ class Emitter(ABC):
         return self._inputs_of_linears[key]
 
     def identity(self, value: Value) -> Any:
-        """What tells a value from others."""
+        """A hashable key that identifies a value."""
         return value
 
     def _quantize(self, value: Value, spec: ActivationSpec, span: tuple[float, float] | None) -> Quantized:
@@ -258,7 +258,7 @@ class Emitter(ABC):
         return scale, self.node("Round", self.node("Divide", low, scale))
 
     def embedding(self, index: Value, layer: nn.Module) -> Value:
-        """Rows of an `nn.Embedding` or `PackedEmbedding`, `(tokens, embedding_dim)`; stored packed, expanded here."""
+        """Rows of an `nn.Embedding` or `PackedEmbedding`, `(tokens, embedding_dim)`; expanded by the graph."""
         if not isinstance(layer, PackedEmbedding):
             assert isinstance(layer, nn.Embedding)
             return self._float_rows(layer.weight, index)
@@ -274,7 +274,7 @@ class Emitter(ABC):
         return self.cast(self.gather(self.constant(half if lossless else array), index), "float32")
 
     def _unpacked(self, rows: Value, layer: PackedEmbedding | PackedLinear) -> Value:
-        """Packed rows, `(n, bytes)`, as the integers they hold, float32 `(n, columns)`: one table look-up a byte."""
+        """Packed rows, `(n, bytes)`, as the integers they hold, float32 `(n, columns)`: one table look-up per byte."""
         levels = get_quantizer(layer.spec.quantizer).levels
         if levels == 256:
             return self.node("Subtract", self.cast(rows, "float32"), self.number(128))

@@ -1,7 +1,7 @@
-"""Writing a packed model for ONNX Runtime or OpenVINO, and checking the file that was written.
+"""Writes a packed model for ONNX Runtime or OpenVINO, and checks the written file.
 
 The graphs are written node by node from the modules of the model; a tracer would fold the codes back into float
-weights. The packages of a runtime are imported when its format is asked for, never before.
+weights. The packages of a runtime are imported only when its format is used.
 """
 
 import os
@@ -18,18 +18,18 @@ from hf_xtc.export.bert import check_served
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, Batch, compare, random_batches
 from hf_xtc.files.writing import whole_folder
 
-# Format -> the packages it needs, which are those of the extra of its name.
+# Format -> the packages it needs; the extra of the same name installs them.
 FORMATS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
 WEIGHTS = ("int8", "2bit")
-# The default is exact in both; OpenVINO computes 2-bit codes as fast as bytes.
+# The defaults are exact; OpenVINO computes 2-bit codes as fast as bytes.
 DEFAULT_WEIGHTS = {"onnx": "int8", "openvino": "2bit"}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the file to load, the bytes of all its files, and how it agrees with the model.
+    """A written export: the file to load, the bytes of all files, and how it agrees with the model.
 
-    `noise` is how the model agrees with itself, its LayerNorm weights moved by one part in 100,000.
+    `noise` is how the model agrees with a copy whose LayerNorm weights are changed by one part in 100,000.
     """
 
     path: Path
@@ -49,23 +49,23 @@ def export_model(
     """Writes a packed model for another runtime, and checks that the file computes what the model computes.
 
     The inputs are `input_ids`, `attention_mask` and `token_type_ids`, `int64` of any batch size and length; the
-    outputs have the names and shapes that transformers gives them, in float32.
+    outputs have the names and shapes of transformers, in float32.
 
-    | format   | weights | codes of linears        | agrees             |
+    | format   | weights | codes of linears        | agreement          |
     |----------|---------|-------------------------|--------------------|
-    | onnx     | int8    | int8, `MatMulInteger`   | but for rounding   |
+    | onnx     | int8    | int8, `MatMulInteger`   | up to rounding     |
     | onnx     | 2bit    | 2 bits, `MatMulNBits`   | to about 1 percent |
-    | openvino | int8    | i8                      | but for rounding   |
-    | openvino | 2bit    | u1, u2, u4, as they fit | but for rounding   |
+    | openvino | int8    | i8                      | up to rounding     |
+    | openvino | 2bit    | u1, u2, u4, as they fit | up to rounding     |
 
     Embedding rows stay packed in all of them.
 
     Args:
         model (`PreTrainedModel`): A packed model: the bare encoder, or one with a head for sequence classification,
-            token classification, question answering, masked language modelling or next sentences. Left untouched.
-        folder (`str` or `os.PathLike`): Where `model.onnx`, or `openvino_model.xml` and `.bin`, shall be.
+            token classification, question answering, masked language modelling or next sentences. Not changed.
+        folder (`str` or `os.PathLike`): Where to write `model.onnx`, or `openvino_model.xml` and `.bin`.
         format (`str`): "onnx" or "openvino".
-        weights (`str`, *optional*): "int8" or "2bit"; by default what is exact: "int8" for ONNX, "2bit" for OpenVINO.
+        weights (`str`, *optional*): "int8" or "2bit"; by default the exact one: "int8" for ONNX, "2bit" for OpenVINO.
         batches (*optional*): Rows to verify on, as padded batches of the three inputs; by default 64 of random tokens.
 
     Returns:
@@ -74,8 +74,8 @@ def export_model(
     Raises:
         StateError: if the model is latent, or the file cannot be written.
         RecipeError: if the format or the weights do not exist.
-        XTCError: if a package is missing (the message has the line that installs it), the model cannot be exported so,
-            or the file disagrees with it; then nothing is left in the folder.
+        XTCError: if a package is missing (the message says how to install it), the model cannot be exported in this
+            form, or the file disagrees with the model; nothing is left in the folder then.
     """
     check_export(model, format, weights)
     with whole_folder(folder) as scratch:
@@ -84,7 +84,7 @@ def export_model(
 
 
 def check_export(model: Any, format: str, weights: str | None) -> None:
-    """Checks, before anything is written, that a model can be exported so; raises as `export_model`."""
+    """Checks, before anything is written, that a model can be exported; raises what `export_model` raises."""
     check_choice("format", format, tuple(FORMATS))
     if weights is not None:
         check_choice("weights", weights, WEIGHTS)
@@ -107,10 +107,10 @@ def _runtime(format: str) -> Any:
 def write_verified(
     model: Any, folder: Path, *, format: str, weights: str | None, batches: Iterable[Batch] | None
 ) -> Exported:
-    """Writes the files of an export into a folder as they are, then runs them.
+    """Writes the files of an export into a folder, and compares them with the model.
 
     Raises:
-        XTCError: if the runtime refuses the file, or it disagrees with the model.
+        XTCError: if the runtime cannot run the file, or it disagrees with the model.
     """
     runtime, weights = _runtime(format), weights or DEFAULT_WEIGHTS[format]
     files = runtime.write(model, folder, weights)
@@ -120,12 +120,12 @@ def write_verified(
         agreement, noise = compare(model, runner, random_batches(model.config) if batches is None else batches)
     except (XTCError, OSError):
         raise
-    except Exception as error:  # a dozen types of two runtimes; what it means is the same for all
-        raise XTCError(f"{files[0].name} was written, but {FORMATS[format][-1]} does not run it: {error}") from error
+    except Exception as error:  # the runtimes raise many types, with the same meaning here
+        raise XTCError(f"{files[0].name} was written, but {FORMATS[format][-1]} cannot run it: {error}") from error
     if not agreement.within(tolerance, noise):
         raise XTCError(
             f"{files[0].name} ({weights}) disagrees with its model: {agreement}. The model's own noise: {noise}. "
-            f"Tolerated are {tolerance}. The file was removed. Export with other weights or to another format, and "
+            f"The tolerance is {tolerance}. The file was removed. Export with other weights or to another format, and "
             f"report this with your version of {FORMATS[format][-1]}."
         )
     return Exported(files[0], sum(file.stat().st_size for file in files), agreement, noise)

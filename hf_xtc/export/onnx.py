@@ -1,4 +1,4 @@
-"""ONNX: the graph for ONNX Runtime.
+"""Writes the graph for ONNX Runtime.
 
 `weights="int8"`: each linear is a `MatMulInteger` of `uint8` activations (one scale a token, zero point 128) with the
 exact codes: `int8` for binary, ternary and int4, and for int8 `uint8` with zero point 128, because `uint8 x int8`
@@ -6,7 +6,7 @@ saturates on CPUs without VNNI once products exceed 2**14. Linears without quant
 group, multiply in float by weights that the runtime decodes once, when it loads the file.
 
 `weights="2bit"`: each linear is a `MatMulNBits` of 2 bits with `accuracy_level=4`, which quantizes its inputs itself
-to 8 bits, one scale for 32 of them: smaller, and close to the model instead of equal.
+to 8 bits, one scale for 32 of them: the file is smaller, and close to the model instead of equal.
 """
 
 from pathlib import Path
@@ -56,10 +56,10 @@ class OnnxEmitter(Emitter):
         super().__init__(weights)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[Any, onnx.TensorProto] = {}
-        self._zero_points: dict[Value, int] = {}  # of the unsigned bytes of activations
+        self._zero_points: dict[Value, int] = {}  # of uint8 activations
 
     def constant(self, array: Array) -> Value:
-        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray makes vectors of scalars
+        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray turns scalars into vectors
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.initializers:
             self.initializers[key] = numpy_helper.from_array(array, f"c{len(self.initializers)}")
@@ -112,7 +112,7 @@ class OnnxEmitter(Emitter):
         return self.node(kind, value, **attributes)
 
     def levels(self, value: Value, scale: Value, spec: ActivationSpec) -> Value:
-        """As unsigned bytes: `QuantizeLinear` divides, rounds and saturates in one pass over the rows."""
+        """In uint8: `QuantizeLinear` divides, rounds and saturates in one pass over the rows."""
         zero_point = 128 if spec.symmetric else 0
         zero = np.array([zero_point], np.uint8)
         if spec.calibration == "static":
@@ -137,7 +137,7 @@ class OnnxEmitter(Emitter):
         return super().dequantized(quantized._replace(levels=levels))
 
     def integer_product(self, quantized: Quantized, layer: PackedLinear) -> Value:
-        """As int32, where the inputs are integers."""
+        """In int32, where the inputs are integers."""
         if quantized.scale is None:
             return super().integer_product(quantized, layer)
         codes = np.ascontiguousarray(signed_codes(layer).T)
@@ -148,7 +148,7 @@ class OnnxEmitter(Emitter):
         return self.node("MatMulInteger", quantized.levels, self.constant(codes), *zero_points)
 
     def scaled(self, product: Value, quantized: Quantized, layer: PackedLinear) -> Value:
-        """As in every runtime; `DequantizeLinear` casts and scales rows in one pass over memory."""
+        """As `Emitter.scaled`; `DequantizeLinear` casts and scales rows in one pass over memory."""
         if quantized.scale is None:
             return super().scaled(product, quantized, layer)
         if quantized.zero is not None or (layer.activation and layer.activation.spec.calibration == "static"):
@@ -165,7 +165,7 @@ class OnnxEmitter(Emitter):
         return self._matmul_2bit(self._input_2bit(value, layer.activation), layer)
 
     def _input_2bit(self, value: Value, activation: ActivationQuantizer | None) -> Value:
-        """The float input of a `MatMulNBits`, whose own 8 symmetric bits stand for those of the model."""
+        """The float input of a `MatMulNBits`; its own 8-bit symmetric quantization replaces that of the model."""
         if activation is None or activation.spec == ActivationSpec():
             return value
         return self.dequantized(self.quantized(value, activation))
@@ -179,7 +179,7 @@ class OnnxEmitter(Emitter):
         scale = self.tensor(layer.weight_scale)
         if layer.spec.granularity == "per_group":
             scale = self._scale_of_blocks(layer, blocks)
-        else:  # one scale a row is stored once, and spread over its blocks when the file is loaded
+        else:  # one scale per row is stored once, and expanded to its blocks when the file is loaded
             scale = self.node("Expand", scale, self.constant(np.array([rows, blocks], np.int64)))
         sizes = {"K": columns, "N": rows, "bits": 2, "block_size": BLOCK, "accuracy_level": 4}
         packed = self.constant(np.bitwise_or.reduce(quarters, axis=-1))
@@ -190,10 +190,10 @@ class OnnxEmitter(Emitter):
 
 
 def check(model: Any, weights: str) -> None:
-    """Checks that a model can be written so.
+    """Checks that a model can be written with these weights.
 
     Raises:
-        XTCError: if its activation function has no node, or 2 bits do not hold its weights or its groups.
+        XTCError: if its activation function has no node, or its weights or group size do not fit `MatMulNBits`.
     """
     if model.config.hidden_act not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
@@ -202,11 +202,11 @@ def check(model: Any, weights: str) -> None:
         return
     table = getattr(model.get_input_embeddings(), "weight_packed", None)
     for name, layer in model.named_modules():
-        if not isinstance(layer, PackedLinear) or layer.weight_packed is table:  # a shared table stays as it is
+        if not isinstance(layer, PackedLinear) or layer.weight_packed is table:  # a shared table keeps its own packing
             continue
         if layer.spec.quantizer not in ("binary", "ternary"):
             raise XTCError(
-                f"{name} is {layer.spec.quantizer}, which 2 bits do not hold; only binary and ternary fit. "
+                f"{name} is {layer.spec.quantizer}, which does not fit 2 bits; only binary and ternary do. "
                 "Export with weights='int8'."
             )
         if (layer.spec.group_size or BLOCK) % BLOCK:
@@ -217,7 +217,7 @@ def check(model: Any, weights: str) -> None:
 
 
 def write(model: Any, folder: Path, weights: str) -> list[Path]:
-    """Writes `model.onnx` into a folder; returns the files written, the one to load first."""
+    """Writes `model.onnx` into a folder; returns the written files, the one to load first."""
     emitter = OnnxEmitter(weights)
     length = emitter.node("Shape", INPUTS[0], start=1, end=2)
     first, step = emitter.constant(np.array(0, np.int64)), emitter.constant(np.array(1, np.int64))
@@ -248,7 +248,7 @@ def write(model: Any, folder: Path, weights: str) -> list[Path]:
 
 
 class Runner:
-    """The written file in ONNX Runtime on the CPU, with the options that anyone gets."""
+    """The written file in ONNX Runtime on the CPU, with default options."""
 
     def __init__(self, path: Path):
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,9 +1,9 @@
-"""OpenVINO IR: the graph for OpenVINO, on any of its devices.
+"""Writes the graph for OpenVINO, as OpenVINO IR for any of its devices.
 
 Codes are constants of `u1` (binary), `u2` (ternary), `u4` (int4) or `i8` (int8) with `weights="2bit"`, of `i8` with
-`weights="int8"` (ARM has no `u1`). Either way they are exact, and so is the product: activations are whole numbers in
-float32, and sums of whole numbers below 2**24 have no rounding. The file asks the runtime not to quantize them again.
-On CPUs with bfloat16 compile with `{"INFERENCE_PRECISION_HINT": "f32"}`, or the rest is computed in bfloat16.
+`weights="int8"` (ARM has no `u1`). Both are exact, and so is the product: activations are whole numbers in float32,
+and sums of whole numbers below 2**24 are not rounded. The file asks the runtime not to quantize them again. On CPUs
+with bfloat16 compile with `{"INFERENCE_PRECISION_HINT": "f32"}`, or everything else is computed in bfloat16.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ class OpenVinoEmitter(Emitter):
         self._small: dict[Any, Value] = {}
 
     def constant(self, array: Array) -> Value:
-        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray makes vectors of scalars
+        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray turns scalars into vectors
         if array.size > 16:
             return opset13.constant(array)
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -110,7 +110,7 @@ class OpenVinoEmitter(Emitter):
 
 
 def _packed_digits(codes: Array, bits: int) -> Array:
-    """All codes in one row of bytes: of `u1` the first in the highest bit, of `u2` and `u4` in the lowest."""
+    """All codes in one row of bytes, starting at the highest bit for `u1`, at the lowest for `u2` and `u4`."""
     if bits == 1:
         return np.packbits(codes, bitorder="big")
     per_byte = 8 // bits
@@ -120,7 +120,7 @@ def _packed_digits(codes: Array, bits: int) -> Array:
 
 
 def check(model: Any, weights: str) -> None:
-    """Checks that a model can be written so.
+    """Checks that a model can be written with these weights.
 
     Raises:
         XTCError: if its activation function has no node.
@@ -133,8 +133,8 @@ def check(model: Any, weights: str) -> None:
 
 
 def write(model: Any, folder: Path, weights: str) -> list[Path]:
-    """Writes `openvino_model.xml` and `.bin` into a folder; returns them, the one to load first."""
-    longest = ov.Dimension(1, model.config.max_position_embeddings)  # a longer row would look up rows that are not
+    """Writes `openvino_model.xml` and `.bin` into a folder; returns the written files, the one to load first."""
+    longest = ov.Dimension(1, model.config.max_position_embeddings)  # a longer row would read beyond the embedding
     inputs = {}
     for name in INPUTS:
         inputs[name] = opset13.parameter(ov.PartialShape([ov.Dimension(), longest]), ov.Type.i64, name=name)

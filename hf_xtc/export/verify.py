@@ -1,10 +1,10 @@
-"""Whether an exported file computes what its model computes: both run on the same rows, every output compared.
+"""Compares an exported file with its model: both run on the same rows, and every output is compared.
 
-Float sums in another order carry activations over rounding boundaries, by one of their 256 levels, and layer by layer
-this grows: no two ways to compute one quantized model agree to float precision. So an export is held against the
-model's own noise: how far its outputs move when its LayerNorm weights move by one part in 100,000. Measured as mean
-difference (binary MiniLM of 3 layers, 600 reviews; random BERT of 12 layers): noise 0.41 % and 5.2 %, exact exports
-0.11 % and 4.1 %, ONNX with 2 bits 0.80 % and 5.1 %. A wrong scale, code or mask goes far beyond.
+Float sums in another order move activations across rounding boundaries, by one of their 256 levels, and this grows
+with each layer: two ways to compute one quantized model do not agree to float precision. So an export is compared with
+the model's own noise: how far its outputs move when its LayerNorm weights change by one part in 100,000. Measured mean
+differences (binary MiniLM of 3 layers, 600 reviews; random BERT of 12 layers): noise 0.41 % and 5.2 %, exact exports
+0.11 % and 4.1 %, ONNX with 2 bits 0.80 % and 5.1 %. A wrong scale, code or mask gives far larger differences.
 """
 
 import copy
@@ -23,11 +23,11 @@ Outputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an export may differ by, beside a multiple of the model's own noise.
+    """How far an export may differ from its model, in addition to a multiple of the model's own noise.
 
     Args:
-        noises (`float`): How many times the noise.
-        classes (`float`): Share of predicted classes, in [0, 1]; one is always tolerated, as it may be a tie.
+        noises (`float`): The multiple of the noise.
+        classes (`float`): Share of predicted classes, in [0, 1]; one class may always differ, as it may be a tie.
         largest (`float`): Largest difference, in units of the largest magnitude of an output value.
         mean (`float`): Mean difference, in units of the mean magnitude.
     """
@@ -39,7 +39,7 @@ class Tolerance:
 
     def __str__(self) -> str:
         shares = f"{self.largest:.1%} of the largest and {self.mean:.1%} of the mean output"
-        return f"{self.noises:g} times that, {self.classes:.1%} of the classes, {shares}"
+        return f"{self.noises:g} times that, plus {self.classes:.1%} of the classes, {shares}"
 
 
 EXACT = Tolerance(noises=3, classes=0.002, largest=0.005, mean=0.001)
@@ -48,12 +48,12 @@ CLOSE = Tolerance(noises=5, classes=0.02, largest=0.05, mean=0.03)
 
 @dataclass
 class Agreement:
-    """How an exported file compares with its model; values at padding are left out.
+    """How an exported file compares with its model; values at padding do not count.
 
     Args:
         rows (`int`): Rows that both computed.
-        predictions (`int`): Classes that the model predicts for them: one a row, one a token for heads that label
-            tokens, two a row (start and end) for question answering, none for a regression or a bare encoder.
+        predictions (`int`): Classes that the model predicts for them: one per row, one per token for heads that label
+            tokens, two per row (start and end) for question answering, none for a regression or a bare encoder.
         equal (`int`): Those that the exported file predicts too.
         largest (`float`): Largest difference of an output value.
         magnitude (`float`): Largest magnitude of an output value of the model.
@@ -81,7 +81,7 @@ class Agreement:
 
     def _add(self, name: str, expected: NDArray[Any], found: NDArray[Any], mask: NDArray[Any]) -> None:
         spans = name in ("start_logits", "end_logits")
-        if spans:  # the class is a position, and padding is none
+        if spans:  # the class is a position that is not padding
             expected, found = (np.where(mask, values, -np.inf) for values in (expected, found))
         elif expected.ndim == 3:
             expected, found = expected[mask], found[mask]
@@ -97,7 +97,7 @@ class Agreement:
         self.magnitude = max(self.magnitude, float(magnitudes.max()))
 
     def within(self, tolerance: Tolerance, noise: "Agreement") -> bool:
-        """Whether the differences are tolerated, given those of the model with itself; NaN never is."""
+        """Whether the differences are within a tolerance, given the model's own noise; NaN never is."""
         largest = tolerance.largest * self.magnitude + tolerance.noises * noise.largest
         mean = tolerance.mean + tolerance.noises * noise.relative_mean
         tied = tolerance.noises * (noise.predictions - noise.equal)
@@ -114,7 +114,7 @@ class Agreement:
 
 
 def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Batch]) -> tuple[Agreement, Agreement]:
-    """Runs a model, its exported file, and the model with its LayerNorm weights moved, on the same rows.
+    """Runs a model, its exported file, and a copy of the model with noise, on the same rows.
 
     Args:
         model (`PreTrainedModel`): The packed model, on any device and of any dtype; computed in float32 on the CPU by
@@ -123,7 +123,7 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
         batches: Padded batches of `input_ids`, `attention_mask` and `token_type_ids`, integers `(batch, sequence)`.
 
     Returns:
-        How the file agrees with the model, and how the moved model does: the noise.
+        How the file agrees with the model, and how the copy does (the noise).
     """
     reference = copy.deepcopy(model).cpu().float().eval()
     reference.set_backend("reference")
@@ -143,7 +143,7 @@ def _outputs(model: Any, batch: Batch) -> Outputs:
 
 @torch.no_grad()
 def with_noise(model: Any) -> Any:
-    """A copy whose LayerNorm weights are moved by one part in 100,000: its outputs tell the model's own noise."""
+    """A copy whose LayerNorm weights are changed by one part in 100,000, to measure the model's own noise."""
     moved, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for module in moved.modules():
         if isinstance(module, nn.LayerNorm):

@@ -56,13 +56,13 @@ def read_header(file: str | os.PathLike[str]) -> dict[str, tuple[torch.dtype, tu
     """
     try:
         if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe or a device may never end
-            raise OSError("no plain file")
+            raise OSError("not a regular file")
         with safe_open(file, framework="pt") as reader:
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
             return {name: (dtype_named(piece.get_dtype()), tuple(piece.get_shape())) for name, piece in slices.items()}
     except (SafetensorError, OSError, MemoryError) as error:  # MemoryError: no address space to map terabytes
         raise PackedFileError(
-            f"{file} is truncated or no safetensors file ({error}). Download or write it again."
+            f"{file} is truncated or not a safetensors file ({error}). Download or write it again."
         ) from error
 
 
@@ -94,20 +94,20 @@ def check_header(
     if missing:
         raise PackedFileError(
             f"{where} does not hold {len(missing)} of the {len(expected)} tensors that its config.json promises "
-            f"(first: {missing[0]}). Config and weights are not of one model; download or write both again."
+            f"(first: {missing[0]}). Config and weights do not belong together; download or write both again."
         )
     unknown = [name for name in header if name not in expected] if exact else []
     if unknown:
         raise PackedFileError(
             f"{where} holds {len(unknown)} tensors that its config.json does not promise (first: {min(unknown)}). "
-            "Config and weights are not of one model; download or write both again."
+            "Config and weights do not belong together; download or write both again."
         )
     for name, tensor in expected.items():
         dtype, shape = header[name]
         if shape != tuple(tensor.shape):
             raise PackedFileError(
                 f"{where}: {name} has shape {list(shape)}, but config.json promises {list(tensor.shape)}. "
-                "Config and weights are not of one model; download or write both again."
+                "Config and weights do not belong together; download or write both again."
             )
         quantized = name.endswith(("weight_packed", "weight_scale"))
         if dtype != tensor.dtype if quantized else dtype not in _FLOATS:

@@ -29,7 +29,7 @@ def read_json(file: str | os.PathLike[str]) -> Any:
     """
     path = Path(file)
     if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise OSError(f"{path} is no plain file")
+        raise OSError(f"{path} is not a regular file")
     if path.stat().st_size > MOST_BYTES:
         raise OSError(f"{path} has {path.stat().st_size} bytes, more than any configuration or record of a run")
     return parse_json(path.read_text(encoding="utf-8"))

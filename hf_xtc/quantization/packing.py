@@ -160,7 +160,7 @@ def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> Packed
     bad = int((~torch.isfinite(weight)).sum())
     if bad:
         raise StateError(
-            f"{name} holds {bad} NaN or infinite values of {weight.numel()}; a file made of them would be garbage. "
+            f"{name} holds {bad} NaN or infinite values of {weight.numel()}, which cannot be packed. "
             "Go back to an earlier checkpoint and train with a lower learning rate."
         )
     codes, scale = encode_weight(weight, spec)

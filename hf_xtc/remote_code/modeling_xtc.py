@@ -273,7 +273,7 @@ class TiedDecoder(nn.Module):
 
 LARGEST = 2.0**18  # no number of a packed model is larger, so that no output overflows
 DAMAGED = "The file is damaged; download or write it again."
-MIXED = "Config and weights are not of one model; download or write both again."
+MIXED = "Config and weights do not belong together; download or write both again."
 
 
 def check_index(folder: str) -> None:
@@ -295,10 +295,10 @@ def read_header(file: str) -> dict[str, Tensor]:
     """Name -> tensor without values (device "meta") of a safetensors file."""
     try:
         if not os.path.isfile(file):  # a pipe or a device may have no end
-            raise OSError("no plain file")
+            raise OSError("not a regular file")
         return dict(load_state_dict(file, map_location="meta"))
     except Exception as error:  # safetensors' own error has no narrower base class
-        raise PackedFileError(f"{file} is truncated or no safetensors file ({error}). {DAMAGED}") from error
+        raise PackedFileError(f"{file} is truncated or not a safetensors file ({error}). {DAMAGED}") from error
 
 
 def check_files(model: Any, files: list[str], new_head: bool) -> None:
@@ -308,7 +308,7 @@ def check_files(model: Any, files: list[str], new_head: bool) -> None:
     loaded as a bare encoder, or the reverse) the encoder is compared, its pooler only if both have one.
     """
     if not all(file.endswith(".safetensors") for file in files):
-        raise PackedFileError(f"{files[0]} is no safetensors file; packed models are never read from pickles.")
+        raise PackedFileError(f"{files[0]} is not a safetensors file; packed models are never read from pickles.")
     found = {name: tensor for file in files for name, tensor in read_header(file).items()}
     where = "/".join(files[0].split(os.sep)[-2:])
     encoder = model.base_model

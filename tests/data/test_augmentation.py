@@ -228,7 +228,7 @@ def test_glove_as_folder_and_as_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["no.txt", "no-such-package", "csv"], ids=str)
 def test_glove_that_is_not_there(source):
-    message = f"{source} is no file, no folder and no installed package of word vectors."
+    message = f"{source} is not a file, a folder or an installed package of word vectors."
     assert refusal(DataError, WordTable.from_glove, source) == message
 
 
@@ -358,7 +358,7 @@ def test_masked_lm_from_a_folder(language_model, config, tokenizer, tmp_path):
     assert loaded.name == f"masked language model {tmp_path / 'mlm'}"
     message = refusal(RecipeError, MaskedLM.from_pretrained, str(tmp_path / "base"))
     lacks = "it lacks cls.predictions.bias. Use a pre-trained one."
-    assert message == f"{tmp_path / 'base'} is no masked language model: {lacks}"
+    assert message == f"{tmp_path / 'base'} is not a masked language model: {lacks}"
 
 
 def test_masked_lm_refusals(language_model, tokenizer):

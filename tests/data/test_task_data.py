@@ -357,7 +357,7 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.csv",
             "sentence,target\na,1\n",
-            "a.csv has no column text, label; its columns are sentence, target. For own files pass --text_column, "
+            "a.csv has no column text, label; its columns are sentence, target. For your files pass --text_column, "
             "--text_pair_column and --label_column.",
         ),
     ],
@@ -449,7 +449,7 @@ def test_file_that_cannot_be_parsed(name, content, reason):
         (
             {"text": ["a", "b", "c", "d"], "label": ["1", "inf", "nan", "1e39"]},
             {"regression": True},
-            "labels that are no finite float32 in 3 of 4 rows (first: row 2). Correct or remove them.",
+            "labels that are not finite in float32 in 3 of 4 rows (first: row 2). Correct or remove them.",
         ),
         (
             {"text": ["a", "b", "c"], "label": [0.5, 1, 2.25]},
@@ -568,7 +568,7 @@ def test_glue_label_out_of_range():
 def test_glue_files_of_another_task():
     write_glue("sst2", ".")
     assert refusal(load_task, DataArguments(task_name="mrpc", data_dir=".")) == (
-        "train.parquet has no column sentence1, sentence2; its columns are sentence, label, idx. For own files pass "
+        "train.parquet has no column sentence1, sentence2; its columns are sentence, label, idx. For your files pass "
         "--text_column, --text_pair_column and --label_column."
     )
 
@@ -603,7 +603,7 @@ def test_hub_out_of_reach(kind, monkeypatch):
     monkeypatch.setattr(hf_xtc.data.glue, "load_dataset", unreachable)
     assert refusal(load_task, DataArguments(task_name="rte")) == (
         "GLUE task rte cannot be loaded from nyu-mll/glue on the Hub: no route to it. Pass --data_dir with its "
-        "parquet files, or own data with --train_file and --validation_file."
+        "parquet files, or your own data with --train_file and --validation_file."
     )
 
 

@@ -95,7 +95,7 @@ def test_glue_tasks_by_name_with_their_own_columns():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a one", "dev two"]}, "Of the unlabelled rows of b.jsonl none is new: the train, validation or"),
+        ({"text": ["a one", "dev two"]}, "All unlabelled rows of b.jsonl occur in the train data, or share a text"),
         ({"words": ["a"]}, "b.jsonl has no column text; its columns are words."),
         ({"text": ["new", " "]}, "b.jsonl: empty text in 1 of 2 rows (first: row 2). Fill or remove them."),
     ],
@@ -111,8 +111,8 @@ def test_pairs_do_not_go_with_single_texts():
     glue("rte", {"sentence1": ["p", "q"], "sentence2": ["h", "i"]})
     glue("cola", {"sentence": ["so", "that"]})
     for task, other, what in (
-        ("rte", "cola", "one text a row, the train data two"),
-        ("cola", "rte", "two texts a row"),
+        ("rte", "cola", "one text per row, the train data two"),
+        ("cola", "rte", "two texts per row"),
     ):
         with pytest.raises(DataError, match=f"{other}/train.parquet has {what}"):
             taken(DataArguments(task_name=task, data_dir="glue", unlabelled=[other]))

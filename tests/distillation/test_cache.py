@@ -522,7 +522,7 @@ def test_a_damaged_shard_is_made_again(tmp_path, small_shards, caplog, damage):
     file = shard_file(cache, 1)
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-1])
-        what = "is truncated or no safetensors file"
+        what = "is truncated or not a safetensors file"
     else:
         shutil.copy(shard_file(cache, 0), file)
         what = "does not match cache.json"

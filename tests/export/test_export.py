@@ -321,7 +321,7 @@ def test_activation_functions(name, format, tiny_config, build, tiny_batch, tmp_
 @pytest.mark.parametrize(
     "recipe, message",
     [
-        ({"weights": "int4"}, "is int4, which 2 bits do not hold; only binary and ternary fit. "),
+        ({"weights": "int4"}, "is int4, which does not fit 2 bits; only binary and ternary do. "),
         (
             {"granularity": "per_group", "group_size": 2},
             "has a scale for every 2 inputs, but MatMulNBits has one for every 32. ",
@@ -370,7 +370,7 @@ def test_a_file_that_does_not_run_is_an_error(build, tmp_path, monkeypatch):
         return [folder / "model.onnx"]
 
     monkeypatch.setattr(module, "write", write)
-    with pytest.raises(XTCError, match=r"^model\.onnx was written, but onnxruntime does not run it: "):
+    with pytest.raises(XTCError, match=r"^model\.onnx was written, but onnxruntime cannot run it: "):
         export_model(build(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

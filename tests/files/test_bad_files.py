@@ -18,7 +18,7 @@ from hf_xtc.errors import PackedFileError, RecipeError, StateError
 TERNARY = XTCRecipe(weights="ternary", embedding_weights="ternary", activation_calibration="static")
 LINEAR = "bert.encoder.layer.1.intermediate.dense"
 NORM = "bert.encoder.layer.2.output.LayerNorm.weight"
-MIXED = "Config and weights are not of one model; download or write both again."
+MIXED = "Config and weights do not belong together; download or write both again."
 FOREIGN = "The file was not written by this package; write it again with pack_model."
 DAMAGED = "The file is damaged; download or write it again."
 
@@ -63,7 +63,7 @@ def test_truncated(state, length, folder, latent):
     data = path.read_bytes()
     path.write_bytes(data[:length])
     assert path.stat().st_size < len(data)
-    text = rf"^{re.escape(str(path))} is truncated or no safetensors file \(.+\)\. Download or write it again\.$"
+    text = rf"^{re.escape(str(path))} is truncated or not a safetensors file \(.+\)\. Download or write it again\.$"
     with pytest.raises(PackedFileError, match=text):
         load(path.parent)
 
@@ -71,7 +71,7 @@ def test_truncated(state, length, folder, latent):
 def test_lengthened(folder):
     with open(folder / "model.safetensors", "ab") as file:
         file.write(b"\0")
-    with pytest.raises(PackedFileError, match="is truncated or no safetensors file"):
+    with pytest.raises(PackedFileError, match="is truncated or not a safetensors file"):
         load(folder)
 
 
@@ -83,7 +83,7 @@ def test_shard(damage, folder, student):
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(PackedFileError, match=f"^{re.escape(str(shard))} is truncated or no safetensors file"):
+    with pytest.raises(PackedFileError, match=f"^{re.escape(str(shard))} is truncated or not a safetensors file"):
         load(folder)
 
 
@@ -256,7 +256,10 @@ def test_latent_file_must_be_whole_too(name, latent):
 
 def test_latent_config_with_packed_file(folder):
     edit_config(folder, lambda config: config.update(state="latent"))
-    with refuses(f"packed/model.safetensors holds packed codes, but config.json says state='latent'. {MIXED}"):
+    with refuses(
+        "packed/model.safetensors holds packed codes, but config.json says state='latent'. "
+        "Config and weights are not of one model; download or write both again."
+    ):
         load(folder)
 
 
@@ -384,7 +387,7 @@ def test_pickle_is_never_opened(kwargs, folder, tmp_path):
 
 def test_pickle_under_the_name_of_a_safetensors_file(folder, tmp_path):
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    with pytest.raises(PackedFileError, match="is truncated or no safetensors file"):
+    with pytest.raises(PackedFileError, match="is truncated or not a safetensors file"):
         load(folder)
     assert not (tmp_path / "exploded").exists()
 
@@ -398,13 +401,13 @@ def test_pickle_under_the_name_of_a_safetensors_file(folder, tmp_path):
     [
         (
             f"{LINEAR}.weight",
-            f"{LINEAR}.weight holds 1 NaN or infinite values of 1800; a file made of them would be garbage. "
+            f"{LINEAR}.weight holds 1 NaN or infinite values of 1800, which cannot be packed. "
             "Go back to an earlier checkpoint and train with a lower learning rate.",
         ),
         (
             "bert.embeddings.word_embeddings.weight",
-            "bert.embeddings.word_embeddings.weight holds 1 NaN or infinite values of 3636; "
-            "a file made of them would be garbage. "
+            "bert.embeddings.word_embeddings.weight holds 1 NaN or infinite values of 3636, "
+            "which cannot be packed. "
             "Go back to an earlier checkpoint and train with a lower learning rate.",
         ),
         *(

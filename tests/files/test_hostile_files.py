@@ -142,20 +142,20 @@ def test_pipes_and_devices_are_not_waited_for(name, shards, folder):
     os.mkfifo(target / name)
     with pytest.raises((ValueError, OSError)):
         load(target)
-    with pytest.raises(ReadError, match=r"no plain file|cannot be read"):
+    with pytest.raises(ReadError, match=r"not a regular file|cannot be read"):
         PackedBert(target)
     (target / name).unlink()
     (target / name).symlink_to("/dev/zero")
     with pytest.raises((ValueError, OSError)):
         load(target)
-    with pytest.raises(ReadError, match=r"no plain file|cannot be read"):
+    with pytest.raises(ReadError, match=r"not a regular file|cannot be read"):
         PackedBert(target)
 
 
 def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(folder):
     with open(folder / "model.safetensors", "ab") as content:
         content.truncate(2**40)
-    both_refuse(folder, "is truncated or no safetensors file")
+    both_refuse(folder, "is truncated or not a safetensors file")
 
 
 # Code
@@ -199,7 +199,7 @@ def test_json_is_read_or_refused(content, tmp_path):
 
 def test_a_recipe_is_not_read_from_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "recipe.json")
-    with pytest.raises(RecipeError, match="no plain file"):
+    with pytest.raises(RecipeError, match="not a regular file"):
         RecipeArguments(recipe_file=str(tmp_path / "recipe.json")).recipe()
 
 

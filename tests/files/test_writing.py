@@ -418,7 +418,7 @@ def test_every_truncation_is_told(tmp_path):
         file.write_bytes(whole[:length])
         with pytest.raises(PackedFileError) as caught:
             read_header(file)
-        assert str(caught.value).startswith(f"{file} is truncated or no safetensors file (")
+        assert str(caught.value).startswith(f"{file} is truncated or not a safetensors file (")
         assert str(caught.value).endswith("). Download or write it again.")
     file.write_bytes(whole)
     assert read_header(file) == HEADER
@@ -445,7 +445,7 @@ def test_damage_is_refused_or_read(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "place, cause", [("none", "No such file or directory"), (".", "no plain file")], ids=["missing", "folder"]
+    "place, cause", [("none", "No such file or directory"), (".", "not a regular file")], ids=["missing", "folder"]
 )
 def test_what_is_no_file(tmp_path, place, cause):
     with pytest.raises(PackedFileError, match=rf"^{re.escape(str(tmp_path / place))} is .* \({cause}.*\)\. Download"):
@@ -467,7 +467,7 @@ def test_check_header_with_tensors_too_many():
     header = {"z": (torch.float32, (1,)), **HEADER, "pooler.bias": (torch.float32, (7,))}
     with refuses(
         "model.safetensors holds 2 tensors that its config.json does not promise (first: pooler.bias). "
-        "Config and weights are not of one model; download or write both again.",
+        "Config and weights do not belong together; download or write both again.",
         PackedFileError,
     ):
         check_header(header, TENSORS, "model.safetensors", exact=True)
@@ -476,7 +476,7 @@ def test_check_header_with_tensors_too_many():
 def test_check_header_with_tensors_missing():
     with refuses(
         "model.safetensors does not hold 2 of the 3 tensors that its config.json promises (first: "
-        "dense.weight_packed). Config and weights are not of one model; download or write both again.",
+        "dense.weight_packed). Config and weights do not belong together; download or write both again.",
         PackedFileError,
     ):
         check_header({"dense.bias": HEADER["dense.bias"]}, TENSORS, "model.safetensors")
@@ -488,7 +488,7 @@ def test_check_header_with_tensors_missing():
 def test_check_header_with_another_shape(name, found):
     with refuses(
         f"model.safetensors: {name} has shape {list(found)}, but config.json promises {list(TENSORS[name].shape)}. "
-        "Config and weights are not of one model; download or write both again.",
+        "Config and weights do not belong together; download or write both again.",
         PackedFileError,
     ):
         check_header({**HEADER, name: (HEADER[name][0], found)}, TENSORS, "model.safetensors")

@@ -56,7 +56,7 @@ RECIPES = {
 }
 CLASSIFIER = "BertForSequenceClassification"
 TIED = ["BertForMaskedLM", "BertForPreTraining"]
-WRONG = "Config and weights are not of one model; download or write both again."
+WRONG = "Config and weights do not belong together; download or write both again."
 
 heads = pytest.mark.parametrize("head", BERT.model_classes)
 # Per-tensor float32 scales with two heads only, one of them with a tied decoder; all else with all.

@@ -288,7 +288,7 @@ def test_packing_names_the_layer_that_is_not_finite():
     latent, packed = linears(QuantSpec("binary"))
     latent.weight.data[0, 0] = float("nan")
     with refuses(
-        "encoder.layer.0.dense.weight holds 1 NaN or infinite values of 105; a file made of them would be garbage. "
+        "encoder.layer.0.dense.weight holds 1 NaN or infinite values of 105, which cannot be packed. "
         "Go back to an earlier checkpoint and train with a lower learning rate.",
         StateError,
     ):

@@ -213,7 +213,7 @@ def test_a_weight_that_is_not_finite(name, bad):
     weight = random_weight(2, 3)
     weight[0, 1] = weight[1, 2] = bad
     with refuses(
-        "encoder.weight holds 2 NaN or infinite values of 6; a file made of them would be garbage. "
+        "encoder.weight holds 2 NaN or infinite values of 6, which cannot be packed. "
         "Go back to an earlier checkpoint and train with a lower learning rate.",
         StateError,
     ):

@@ -164,7 +164,7 @@ def test_an_adapter_is_never_unpickled(folders):
     tensors = load_file("adapter/adapter_model.safetensors")
     torch.save(tensors, "adapter/adapter_model.bin")
     Path("adapter/adapter_model.safetensors").unlink()
-    with pytest.raises(XTCError, match=r"adapter_model.safetensors is truncated or no safetensors file"):
+    with pytest.raises(XTCError, match=r"adapter_model.safetensors is truncated or not a safetensors file"):
         load_classifier("adapter", num_labels=3)
 
 

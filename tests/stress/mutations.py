@@ -255,7 +255,7 @@ def _without(header: dict[str, Any], body: bytearray, name: str) -> bytearray:
 
 
 def damage_folder(rng: random.Random, folder: Path, name: str) -> str:
-    """A file of a folder replaced by what is no plain file, or is not there."""
+    """Removes a file of a folder, or replaces it by something that is not the regular file."""
     file, data = folder / name, (folder / name).read_bytes()
     kind = rng.choice(("missing", "folder", "dangling", "loop", "link out", "device", "pipe", "sparse", "itself"))
     file.unlink()

@@ -250,7 +250,7 @@ def broken_shards(folder: Path, manifest: Manifest) -> dict[int, str]:
             elif read_header(file) != manifest.tensors(index):
                 broken[index] = f"{file.name} does not match {CACHE_FILE}"
         except PackedFileError:
-            broken[index] = f"{file.name} is truncated or no safetensors file"
+            broken[index] = f"{file.name} is truncated or not a safetensors file"
     return broken
 
 
