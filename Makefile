@@ -50,8 +50,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two workers with one thread each, and each file of tests in one of them.
+PYTEST := -m pytest -n 2 --dist loadfile
 test: lint .venv/installed-demo
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # Lines and branches that the tests run, subprocesses included.
 coverage: .venv/installed-test .venv/installed-demo
@@ -70,7 +72,7 @@ OLDEST_PYTHON ?= python3.10
 	touch $@
 
 test-oldest: .venv-oldest/installed
-	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --ignore tests/test_notebooks.py tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) --ignore tests/test_notebooks.py tests
 
 # The documentation, in site/; a broken link or an undocumented public name fails. It is built without importing the
 # package, so only the packages of the extra `docs` are installed.
@@ -91,7 +93,7 @@ test-newest:
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		--editable '.[test]'
-	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest --ignore tests/test_notebooks.py tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST) --ignore tests/test_notebooks.py tests
 
 # Known vulnerabilities of the pinned versions; asks a public service.
 .venv-audit/installed:

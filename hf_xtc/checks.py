@@ -1,4 +1,4 @@
-"""Checks of single values, each with one clear message."""
+"""Checks of single values."""
 
 import re
 
@@ -6,7 +6,7 @@ from hf_xtc.errors import RecipeError
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raises `RecipeError` naming the choices if `value` is none of them."""
+    """Raises `RecipeError` unless `value` is one of the choices, with the same type."""
     if value not in choices or type(value) not in map(type, choices):
         raise RecipeError(f"{name}={value!r} does not exist. Use one of: {', '.join(map(str, choices))}.")
 
@@ -18,11 +18,13 @@ def check_count(name: str, value: object) -> None:
 
 
 def check_pattern(name: str, pattern: str) -> None:
-    """Raises `RecipeError` for a regular expression whose search may never end: it goes back and forth the longer the
-    more it repeats, and for ever where one repeat stands within another."""
+    """Raises `RecipeError` if searching a regular expression may take forever.
+
+    The time of backtracking grows with the number of repeats, exponentially if a repeated group contains repeats.
+    """
     plain = re.sub(r"\\.|\(\?", "", pattern)
     if len(pattern) > 200 or len(re.findall("[*+?{]", plain)) > 3 or re.search(r"\)[*+?{]", plain):
         raise RecipeError(
             f"{name}: the pattern {pattern!r:.80} is longer than 200 characters, has more than three repeats "
-            "(*, +, ?, {}) or repeats a group, and searching it may never end. Write it plainer, or as several."
+            "(*, +, ?, {}) or repeats a group; a search for it may never end. Simplify it or split it into several."
         )

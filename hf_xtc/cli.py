@@ -34,7 +34,7 @@ COMPRESS_GROUPS = {
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Lines of 100 columns, each option under the one spelling that the documentation uses."""
+    """Lines of 100 columns; each option in one spelling, that of the documentation."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=100)
@@ -52,12 +52,12 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """An `HfArgumentParser` with a short help, positional arguments, and a guess at what was mistyped.
+    """An `HfArgumentParser` with a short help, positional arguments, and suggestions for mistyped options.
 
     Args:
-        groups (`dict[str, tuple[str, ...]]`, *optional*): Options of the short help by the name of their group; the
-            others are shown by `--help-all`. Without it all options are shown.
-        positionals (`tuple[str, ...]`): Fields that may be given without their names, first and in this order.
+        groups (`dict[str, tuple[str, ...]]`, *optional*): Name of each group of the short help -> its options;
+            `--help-all` shows all options. Without groups `--help` does, too.
+        positionals (`tuple[str, ...]`): Fields that may also be positional arguments, in this order.
     """
 
     def __init__(
@@ -72,42 +72,42 @@ class _Parser(HfArgumentParser):
         super().__init__(dataclass_types, formatter_class=_Formatter, **kwargs)
         for name in positionals:
             self.add_argument(f"positional {name}", nargs="?", metavar=name.upper(), help=argparse.SUPPRESS)
-            self._named(name).required = False
+            self._option(name).required = False
         if groups is not None:
             self.add_argument("--help-all", action=_HelpAll, help="Show all options, those of TrainingArguments too.")
 
-    def _named(self, name: str) -> argparse.Action:
+    def _option(self, name: str) -> argparse.Action:
         found: argparse.Action = next(action for action in self._actions if action.dest == name)
         return found
 
     def format_help(self) -> str:
-        """The options of the groups, or all of them where there are no groups."""
+        """Returns the help of the grouped options, or of all if there are no groups."""
         if self.groups is None:
             return self.format_full_help()
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         for title, names in {**self.groups, "more": ("help", "help_all")}.items():
             formatter.start_section(title)
-            formatter.add_arguments([self._named(name) for name in names])
+            formatter.add_arguments([self._option(name) for name in names])
             formatter.end_section()
         return str(formatter.format_help())
 
     def format_full_help(self) -> str:
-        """All options, those of transformers' `TrainingArguments` among them."""
+        """Returns the help of all options, including those of transformers' `TrainingArguments`."""
         return str(super().format_help())
 
     def options(self, arguments: list[str]) -> tuple[Any, ...]:
-        """The dataclasses that the words of a command line, or a single `.json` file, stand for.
+        """Parses the arguments of a command, or a single `.json` file, into the dataclasses.
 
         Raises:
-            XTCError: if a value is refused; one that argparse refuses ends the process with status 2.
+            XTCError: if a value is invalid; errors of argparse end the process with status 2.
         """
         try:
             if len(arguments) == 1 and arguments[0].endswith(".json"):
                 return self._from_file(arguments[0])
             found, unknown = self.parse_known_args(arguments)
             if unknown:
-                self.error(f"unrecognized arguments: {' '.join(self._with_guess(word) for word in unknown)}")
+                self.error(f"unrecognized arguments: {' '.join(self._with_suggestion(word) for word in unknown)}")
             for name in self.positionals:
                 value = vars(found).pop(f"positional {name}")
                 if value is not None:
@@ -136,11 +136,11 @@ class _Parser(HfArgumentParser):
             raise XTCError(f"{file} must be a JSON object of options, with at least: {', '.join(needed)}.")
         return tuple(self.parse_dict(values))
 
-    def _with_guess(self, word: str) -> str:
-        return word + _guess(word.partition("=")[0], self._option_string_actions)
+    def _with_suggestion(self, word: str) -> str:
+        return word + _suggestion(word.partition("=")[0], self._option_string_actions)
 
     def error(self, message: str) -> NoReturn:
-        """Prints what is wrong and where the help is, not the usage of a hundred options; ends with status 2."""
+        """Prints the error and how to get help, without the long usage; ends the process with status 2."""
         print(f"{self.prog}: {message}\nTry: {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
@@ -154,8 +154,8 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
-def _guess(word: str, known: Any) -> str:
-    """The known word that is nearest to a mistyped one, as a question in brackets; empty if none is near."""
+def _suggestion(word: str, known: Any) -> str:
+    """Returns " (did you mean X?)" with the known word closest to a mistyped one; empty if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -194,7 +194,7 @@ def _push(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.inspection import run_inspect
 
     (args,) = options
-    inspected = run_inspect(InspectArguments(args.folder))  # a damaged or latent file is refused here
+    inspected = run_inspect(InspectArguments(args.folder))  # raises for a damaged or latent file
     if not Path(args.folder, "README.md").exists():
         write_model_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
     more = {"revision": args.revision, "commit_message": args.commit_message}
@@ -223,7 +223,7 @@ def _report(options: tuple[Any, ...]) -> None:
 
 
 class Command(NamedTuple):
-    """A command: what it does in a line, its usage, its function, and the names of its dataclasses."""
+    """A command: its help, usage and function, the names of its dataclasses, and options of `_Parser`."""
 
     help: str
     usage: str
@@ -256,20 +256,20 @@ COMMANDS = {
     "push": Command("publish a packed model", "FOLDER USER/NAME", _push, ("PushArguments",), ("folder", "repo_id")),
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),
     "verify": Command(
-        "compare a packed model with what its commit, card and configuration say",
+        "compare a packed model with its commit, card and configuration",
         "MODEL [--task_name TASK | --validation_file F]",
         _verify,
         ("VerifyArguments", "ExportDataArguments"),
         ("model",),
     ),
     "report": Command(
-        "draw what a finished compression did, as one HTML file", "FOLDER", _report, ("ReportArguments",), ("folder",)
+        "write an HTML report of a finished compression", "FOLDER", _report, ("ReportArguments",), ("folder",)
     ),
 }
 
 
 def command_parser(name: str) -> _Parser:
-    """The parser of one command."""
+    """Returns the parser of a command."""
     from hf_xtc.data import task_data
     from hf_xtc.runs import arguments as runs
     from hf_xtc.training import arguments as training
@@ -292,7 +292,7 @@ def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
     parser.add_argument("--version", action="version", version=f"hf_xtc {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():  # their options are left to `command_parser`
+    for name, command in COMMANDS.items():  # `command_parser` adds their options
         commands.add_parser(name, help=command.help, add_help=False)
     parser.epilog = "hf-xtc COMMAND --help shows the options of a command."
     return parser
@@ -304,13 +304,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _main_parser()
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-            guess = _guess(arguments[0], COMMANDS)
-            parser.error(f"there is no command {arguments[0]!r}{guess}; use one of: {', '.join(COMMANDS)}")
+            suggestion = _suggestion(arguments[0], COMMANDS)
+            parser.error(f"there is no command {arguments[0]!r}{suggestion}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)
-    except SystemExit as ended:  # after a help, or wrong usage
+    except SystemExit as ended:  # --help, --version or wrong usage
         return int(ended.code or 0)
     except (XTCError, OSError) as error:
         print(f"hf-xtc: {error}", file=sys.stderr)

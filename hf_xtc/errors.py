@@ -1,14 +1,14 @@
 """The exception tree of the package.
 
 XTCError (ValueError)
-├── RecipeError      a recipe, spec or layer map that cannot be carried out
+├── RecipeError      a recipe, spec, layer map or option that is invalid
 ├── DataError        a data set that is empty, unreadable or does not match the model's head
 ├── PackedFileError  a packed checkpoint that is truncated, inconsistent or from another format version
 ├── StateError       the model is in the wrong state (latent where packed is needed, or the reverse)
-├── HubError         the Hub cannot be reached, or refuses what was asked of it
+├── HubError         the Hub cannot be reached, or refuses a request
 └── ExtraError       an optional package cannot be imported (also an ImportError)
 
-Every message says what is wrong with which values, and what to do. Catch `XTCError` to catch them all.
+Every message states what is wrong, with which values, and what to do. Catch `XTCError` to catch them all.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 
 
 class XTCError(ValueError):
-    """Root of all errors that this package raises on bad input."""
+    """Base class of all errors that this package raises on bad input."""
 
 
 class RecipeError(XTCError):
-    """A recipe, quantization spec or layer map that cannot be carried out."""
+    """A recipe, quantization spec, layer map or option that is invalid."""
 
 
 class DataError(XTCError):
@@ -36,7 +36,7 @@ class StateError(XTCError):
 
 
 class HubError(XTCError):
-    """The Hugging Face Hub cannot be reached, or refuses what was asked of it."""
+    """The Hugging Face Hub cannot be reached, or refuses a request."""
 
 
 class ExtraError(XTCError, ImportError):
@@ -45,7 +45,7 @@ class ExtraError(XTCError, ImportError):
 
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """A context for the imports of optional packages that an extra of this package installs.
+    """Context manager for imports of optional packages that an extra of this package installs.
 
     Args:
         name (`str`): The extra, as in `pip install 'hf_xtc[name]'`.

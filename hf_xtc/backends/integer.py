@@ -15,7 +15,7 @@ from hf_xtc.backends.reference import ReferenceBackend
 from hf_xtc.native import encoder as native
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.packing import unpack
-from hf_xtc.quantization.quantizers import get_quantizer
+from hf_xtc.quantization.quantizers import code_integers, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
 
@@ -67,12 +67,8 @@ class _Expanded:
         assert activation is not None
         self.activation = activation
         levels = get_quantizer(weight.spec.quantizer).levels
-        codes = unpack(weight.packed, weight.columns, levels)
-        binary = levels == 2
-        self.largest = 1 if binary else levels // 2
-        self.integers = (
-            (codes.to(torch.int8) * 2 - 1) if binary else (codes.to(torch.int16) - levels // 2).to(torch.int8)
-        )
+        self.largest = max(1, levels // 2)
+        self.integers = code_integers(unpack(weight.packed, weight.columns, levels), weight.spec.quantizer)
         self.step = weight.scale.float()
         self.grouped = weight.spec.granularity == "per_group"
 

@@ -1,10 +1,10 @@
-"""Augmentation as in TinyBERT (facts: TinyBERT `data_augmentation.py`), vectorised and in `datasets.map`.
+"""Augmentation as in TinyBERT (its `data_augmentation.py`), vectorised and in `datasets.map`.
 
-A text is copied N times; in each copy each replaceable word gives way, with probability p, to one of its M candidates.
-Originals come first in the result, as they are; no augmented row equals another row or an excluded one, whatever its
-case and blanks. Each draw is a function of seed, row, column, copy and word alone, so neither batches nor processes
-change a row. Of pairs one text is varied and the *original* other one kept, first all copies of the first, then those
-of the second: at most 2N + 1 rows (TinyBERT pairs the copies of the second with the last copy of the first).
+A text is copied N times; each replaceable word of a copy is replaced, with probability p, by one of its M candidates.
+The original rows come first in the result, unchanged; no augmented row equals another row or an excluded one, ignoring
+case and blanks. Each draw depends on seed, row, column, copy and word alone, so neither batches nor processes change a
+row. Of a pair one text is varied and the *original* other one kept, in all copies of the first text, then in those of
+the second: at most 2N + 1 rows (TinyBERT pairs the copies of the second with the last copy of the first).
 """
 
 import logging
@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 # N of the GLUE tasks as published; wnli has none.
 PUBLISHED_COPIES = {"cola": 30, "mrpc": 30, "rte": 30, "stsb": 30, "sst2": 20, "qnli": 20, "mnli": 10, "qqp": 10}
-# Of splitmix64 (Steele, Lea and Flood 2014), here as a function of its counter.
-STEP, FIRST, SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-HALF = np.uint64(32)
 NO_SOURCE = (
     "Augmentation has no source of candidates. Pass a WordTable (WordTable.from_model(teacher, tokenizer) needs "
     "nothing else) or a MaskedLM."
@@ -71,7 +68,7 @@ class CandidateSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for messages and cards."""
+        """Its name in messages and cards."""
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
         """At most `count` candidates for each replaceable word of each text."""
@@ -95,7 +92,7 @@ def augment(
         dataset (`datasets.Dataset`): The train split of a `TaskData`: `text`, `text_pair` (pairs only), `label`.
         settings (`Augmentation`): N, M, p and the seed.
         source (`CandidateSource`): A `WordTable` or a `MaskedLM`.
-        exclude (sequence of `datasets.Dataset`): Rows never to make: the splits to choose and to report on.
+        exclude (sequence of `datasets.Dataset`): Splits whose rows must not be made: those that choose or report.
         teacher (`PreTrainedModel`, *optional*): Labels the augmented rows, by the class ids of `dataset`; without it
             they take the label of the row they come from.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The teacher's; `max_length` is its limit per row.
@@ -137,7 +134,7 @@ def augment(
 
 
 def _check(needs: Sequence[tuple[Dataset, list[str]]], teacher: Any, tokenizer: Any) -> None:
-    """Refuses splits without a column they need, and a teacher that cannot label the first of them."""
+    """Checks that the splits have the columns they need, and that the teacher's head fits the labels of the first."""
     for split, columns in needs:
         if missing := [column for column in columns if column not in split.column_names]:
             raise DataError(
@@ -157,7 +154,7 @@ def _check(needs: Sequence[tuple[Dataset, list[str]]], teacher: Any, tokenizer: 
 def _vary(
     batch: dict[str, list[Any]], rows: list[int], settings: Augmentation, found: dict[str, Candidates]
 ) -> pa.Table:
-    """The changed copies of a batch, for `datasets.map`; every row's together, in order of the rows."""
+    """The changed copies of a batch, for `datasets.map`, in the order of the rows they come from."""
     made, parents = [], []
     for number, (side, candidates) in enumerate(found.items()):
         texts, parent = _copies(batch[side], np.array(rows), candidates, settings, number)
@@ -175,11 +172,10 @@ def _copies(
     lengths = np.array([len(cut) for cut in pieces])
     parents = np.repeat(np.arange(len(texts)), settings.copies)
     copy, word = _ragged(lengths[parents] // 2)
-    row = rows[parents[copy]]
-    bits = _bits(settings.seed, side, row, (copy % settings.copies).astype(np.uint64) << HALF | word.astype(np.uint64))
-    kind = found.kinds[found.offsets[row] + word]
+    bits = _bits(settings.seed, side, rows, lengths // 2 * settings.copies)
+    kind = found.kinds[found.offsets[rows[parents[copy]]] + word]
     counts = found.counts[kind]
-    chance, draw = (bits >> HALF).astype(np.int64), (bits & np.uint64(2**32 - 1)).astype(np.int64)
+    chance, draw = (bits >> np.uint64(32)).astype(np.int64), (bits & np.uint64(2**32 - 1)).astype(np.int64)
     chosen = (chance < settings.probability * 2**32) & (counts > 0)
     copy, word, draw = copy[chosen], word[chosen], draw[chosen] * counts[chosen] >> 32
 
@@ -205,17 +201,17 @@ def _ragged(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return owner, np.arange(len(owner)) - (np.cumsum(lengths) - lengths)[owner]
 
 
-def _bits(seed: int, side: int, row: np.ndarray, counter: np.ndarray) -> np.ndarray:
-    """64 random bits for each row and counter, of the stream that seed, side and row name."""
-    start = _mix(np.array([(2 * seed + side) % 2**64], dtype=np.uint64))
-    return _mix(_mix(start + row.astype(np.uint64) * STEP) + counter * STEP)
+def _bits(seed: int, side: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The first `counts[i]` draws of 64 bits for each of the `rows`, one after the other.
 
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    state = (state ^ state >> np.uint64(30)) * FIRST
-    state = (state ^ state >> np.uint64(27)) * SECOND
-    mixed: np.ndarray = state ^ state >> np.uint64(31)
-    return mixed
+    Each row has a generator of its own, seeded with `[seed, side, row]`. Its raw output is the same in all versions of
+    numpy, which the floats of `numpy.random.Generator` need not be.
+    """
+    draws = [
+        np.random.PCG64([seed, side, row]).random_raw(count)
+        for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
+    ]
+    return np.concatenate(draws)
 
 
 def _label(batch: dict[str, list[Any]], rows: list[int], labels: np.ndarray) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantization.activations import ActivationQuantizer, activation_levels
 from hf_xtc.quantization.packing import codes_per_byte, unpack
-from hf_xtc.quantization.quantizers import get_quantizer, guard_zero
+from hf_xtc.quantization.quantizers import code_integers, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
 Array = NDArray[Any]
@@ -35,23 +35,20 @@ class Quantized(NamedTuple):
     zero: Value | None = None
 
 
-def signed_levels(quantizer: str) -> NDArray[np.int8]:
-    """The integer that each code stands for: -1, 1 (binary), -1, 0, 1 (ternary), else code - levels / 2."""
-    levels = get_quantizer(quantizer).levels
-    integers = np.array([-1, 1]) if levels == 2 else np.arange(levels) - levels // 2
-    return integers.astype(np.int8)
-
-
 def raw_codes(layer: PackedLinear) -> NDArray[np.uint8]:
     """The codes of a packed weight, `(out_features, in_features)`."""
-    codes = unpack(layer.weight_packed.cpu(), layer.columns, get_quantizer(layer.spec.quantizer).levels)
-    array: NDArray[np.uint8] = codes.numpy()
+    array: NDArray[np.uint8] = _codes(layer).numpy()
     return array
 
 
 def signed_codes(layer: PackedLinear) -> NDArray[np.int8]:
     """The integers of a packed weight, `(out_features, in_features)`: weight = scale * integers."""
-    return signed_levels(layer.spec.quantizer)[raw_codes(layer)]
+    array: NDArray[np.int8] = code_integers(_codes(layer), layer.spec.quantizer).numpy()
+    return array
+
+
+def _codes(layer: PackedLinear) -> Tensor:
+    return unpack(layer.weight_packed.cpu(), layer.columns, get_quantizer(layer.spec.quantizer).levels)
 
 
 class Emitter(ABC):
@@ -249,10 +246,11 @@ class Emitter(ABC):
         self, value: Value, spec: ActivationSpec, span: tuple[float, float] | None
     ) -> tuple[Value, Value]:
         if span is not None:
-            low, high = torch.tensor(span).reshape(2, 1, 1)
-            step = (high - low) / 2**spec.bits
-            step = torch.where(step == 0, guard_zero(low.abs()), step)
-            return self.constant(step.numpy()), self.constant((low / step).round().numpy())
+            low, high = torch.tensor(span)
+            _, scale, offset = activation_levels(torch.zeros(1), low, high, spec)
+            assert offset is not None
+            zero = (offset / scale).round()
+            return self.constant(scale.reshape(1, 1).numpy()), self.constant(zero.reshape(1, 1).numpy())
         low, high = self.extreme(value, "min"), self.extreme(value, "max")
         scale = self.node("Divide", self.node("Subtract", high, low), self.number(2**spec.bits))
         magnitude = self.guard(self.node("Absolute", low), self.number(1))
@@ -281,8 +279,8 @@ class Emitter(ABC):
         if levels == 256:
             return self.node("Subtract", self.cast(rows, "float32"), self.number(128))
         per_byte = codes_per_byte(levels)
-        digits = np.arange(256)[:, None] // levels ** np.arange(per_byte) % levels
-        table = self.constant(signed_levels(layer.spec.quantizer)[digits])
+        digits = unpack(torch.arange(256, dtype=torch.uint8)[:, None], per_byte, levels)
+        table = self.constant(code_integers(digits, layer.spec.quantizer).numpy())
         expanded = self.gather(table, self.cast(rows, "int32"))
         width = layer.weight_packed.shape[1] * per_byte
         rows = self.cast(self.reshape(expanded, [-1, width]), "float32")

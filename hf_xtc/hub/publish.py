@@ -1,6 +1,6 @@
-"""Publishing of models: whatever their state, what goes out is the packed file, with a card.
+"""Publishes models, latent or packed, as packed files with a card.
 
-Gives the models their `push_to_hub`: they stand in a room below and cannot import packing and cards.
+Sets `XTCModel.push_to_hub`, because `modeling` must not import packing and cards.
 """
 
 import os
@@ -19,7 +19,7 @@ from hf_xtc.modeling.base import XTCModel
 
 
 def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any = None, **options: Any) -> None:
-    """Writes the packed form of an XTC model, in either state, and a tokenizer if there is one.
+    """Writes the packed form of an XTC model, latent or packed, and a tokenizer if there is one.
 
     `options` are those of `save_pretrained`.
 
@@ -59,8 +59,8 @@ def push_model(
 
     Args:
         model (`PreTrainedModel`): An XTC model; a latent one is packed first and left as it is.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Goes into the same commit.
-        tags (`list[str]`, *optional*): More tags of the card.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Published in the same commit.
+        tags (`list[str]`, *optional*): Additional tags of the card.
 
     Raises:
         StateError: if a latent weight is NaN or infinite.
@@ -70,7 +70,7 @@ def push_model(
     metadata = {"tags": [*(getattr(model, "model_tags", None) or ()), *given]}
     with tempfile.TemporaryDirectory() as folder:
         write_packed(model, folder, tokenizer=tokenizer, max_shard_size=max_shard_size)
-        if "/" not in repo_id:  # the user's own: the card's example loads it by its whole name
+        if "/" not in repo_id:  # the example of the card needs the full name
             repo_id = open_repository(repo_id, private=options.get("private"), token=options.get("token"))
         write_model_card(model.config, type(model), folder, repo_id, metadata=metadata)
         return push_folder(folder, repo_id, **options)

@@ -1,8 +1,8 @@
-"""The Hugging Face Hub: what of a packed folder is published, how, and what its failures mean.
+"""Publishes packed folders on the Hugging Face Hub, and explains its errors.
 
-Knows folders, names of files and `huggingface_hub`; no models. Files are read first, so that nothing can change them
-underway, and are committed together once all have arrived: a repository never holds half a model. What is published is
-named in `SHIPPED`: no latent weight, optimizer state or pickle is among it.
+Works on files, not on models. They are read before the upload starts, so that they cannot change meanwhile, and are
+committed together once all are uploaded: a repository never holds half a model. Only files that `SHIPPED` names are
+published: no latent weights, optimizer states or pickles.
 """
 
 import os
@@ -36,16 +36,16 @@ SHIPPED = (
     *("config.json", "generation_config.json", "README.md", "LICENSE*", "modeling_*.py"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
-# What a card's example loads while the card lies in the model's folder; a push puts the repository's name there.
+# What the example of a card in a model's folder loads; a push replaces it with the repository's name.
 FOLDER_ARGUMENT = '".")  # in the model\'s folder; elsewhere, its path'
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may"
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a model folder.
+    """Returns the `config.json` of a model folder.
 
     Raises:
-        PackedFileError: if there is none, or it is no JSON object.
+        PackedFileError: if there is none, or it is not a JSON object.
     """
     file = Path(folder) / "config.json"
     try:
@@ -53,16 +53,16 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PackedFileError(f"{folder} holds no model: {file.name} cannot be read ({error}).") from error
     if not isinstance(values, dict):
-        raise PackedFileError(f"{file} holds no JSON object; restore the config written with the model.")
+        raise PackedFileError(f"{file} is not a JSON object; restore the config written with the model.")
     return values
 
 
 def require_packed(values: dict[str, Any], name: str) -> None:
-    """Checks that a `config.json` is that of a packed model.
+    """Checks that a `config.json` belongs to a packed model.
 
     Raises:
-        StateError: if it is a latent one's.
-        XTCError: if it is another model's.
+        StateError: if the model is latent.
+        XTCError: if it is neither packed nor latent.
     """
     state = values.get("state")
     if state == "latent":
@@ -77,7 +77,7 @@ def require_packed(values: dict[str, Any], name: str) -> None:
 
 
 def shipped_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
-    """Name -> content of what a packed folder publishes: model, tokenizer and card. Whatever else is there stays.
+    """Returns name -> content of the files of a packed folder to publish: model, tokenizer and card, no others.
 
     Raises:
         PackedFileError: if the folder holds no configuration or no weights.
@@ -96,7 +96,7 @@ def _is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def open_repository(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-    """Makes a repository if there is none, and returns its whole name, `user/name`.
+    """Makes a repository if it does not exist, and returns its full name, `user/name`.
 
     Raises:
         HubError: if the Hub cannot be reached or refuses.
@@ -118,32 +118,33 @@ def push_folder(
     create_pr: bool = False,
     run_as_future: bool = False,
 ) -> CommitInfo | Future[CommitInfo]:
-    """Publishes a packed folder in one commit; makes the repository if there is none.
+    """Publishes a packed folder in one commit; makes the repository if it does not exist.
 
-    Files that the repository has already are not sent again; if it has them all, there is no commit. Shards and code
-    of an earlier model that this one does not replace by name are removed in the same commit. The example of a card
-    made by this package loads the repository by its name; otherwise every file arrives as it is.
+    Files that the repository already has are not uploaded again; if it has them all, there is no commit. Shards and
+    code of an earlier model that this one does not overwrite are removed in the same commit. The example of a card
+    made by this package is changed to load the repository by name; all other content is unchanged.
 
     Args:
         folder (`str` or `os.PathLike`): Read before this function returns; may be removed afterwards.
         repo_id (`str`): `user/name`.
         commit_message, commit_description, private, token, revision, create_pr: As in `HfApi.create_commit` and
-            `HfApi.create_repo`; a branch `revision` that does not exist is made.
-        run_as_future (`bool`): Send in the background.
+            `HfApi.create_repo`; a branch `revision` is made if it does not exist.
+        run_as_future (`bool`): Upload in the background.
 
     Returns:
-        `CommitInfo`, or a `Future` of it: the new commit, or the newest if nothing has changed.
+        `CommitInfo`, or a `Future` of it: the new commit, or the latest if nothing has changed.
 
     Raises:
-        XTCError: if the folder holds no packed model; nothing was sent.
-        HubError: if the Hub cannot be reached or refuses; nothing was published. In the background, the future's.
+        XTCError: if the folder holds no packed model; nothing was uploaded.
+        HubError: if the Hub cannot be reached or refuses; nothing was published. With `run_as_future`, raised by
+            the future.
     """
     files = shipped_files(folder)
     api = HfApi(token=token)
 
-    def send() -> CommitInfo:
+    def upload() -> CommitInfo:
         name = open_repository(repo_id, private=private, token=token)
-        additions = [CommitOperationAdd(file, _addressed(file, content, name)) for file, content in files.items()]
+        additions = [CommitOperationAdd(file, _with_repo_id(file, content, name)) for file, content in files.items()]
         with hub_errors(name, revision):
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(name, branch=revision, exist_ok=True)
@@ -156,34 +157,34 @@ def push_folder(
                 create_pr=create_pr,
             )
 
-    # The library's own queue, of one worker: commits are made in the order of the calls.
-    return huggingface_hub.run_as_future(send) if run_as_future else send()
+    # The queue of huggingface_hub has one worker: commits are made in the order of the calls.
+    return huggingface_hub.run_as_future(upload) if run_as_future else upload()
 
 
-def _addressed(file: str, content: bytes, repo_id: str) -> bytes:
-    """A file's content; the example of a card loads the repository."""
+def _with_repo_id(file: str, content: bytes, repo_id: str) -> bytes:
+    """Returns a file's content; in a card, the example loads the repository."""
     return content.replace(FOLDER_ARGUMENT.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
 
 
 def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
-    """Weights and code that the repository holds and the new model has under other names."""
+    """Returns deletions of weights and code of an earlier model that the new one does not overwrite."""
     old = (*WEIGHT_FILES, OLD_CODE)
     return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, old)]
 
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what `huggingface_hub` raises into one message: the cause, and the next step.
+    """Context manager that turns errors of `huggingface_hub` into one message: the cause, and what to do.
 
     Raises:
-        HubError: instead of an error of the Hub, the network or a name.
+        HubError: instead of an error of the Hub, the network or a repository's name.
     """
     try:
         yield
     except XTCError:
         raise
     except (HFValidationError, HTTPError, EntryNotFoundError, OSError) as error:
-        raise HubError(_explained(error, repo_id, revision)) from error
+        raise HubError(_explain(error, repo_id, revision)) from error
     except ValueError as error:  # the Hub's validation of a card
         if not str(error).startswith("Invalid metadata"):
             raise
@@ -194,14 +195,14 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except RuntimeError as error:  # a file that could not be uploaded: the cause is one of the above
         if not isinstance(error.__cause__, HTTPError | OSError):
             raise
-        raise HubError(_explained(error.__cause__, repo_id, revision)) from error.__cause__
+        raise HubError(_explain(error.__cause__, repo_id, revision)) from error.__cause__
 
 
-def _explained(error: Exception, repo_id: str, revision: str | None) -> str:
+def _explain(error: Exception, repo_id: str, revision: str | None) -> str:
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, HFValidationError):
-        return f"{repo_id!r} is neither a folder nor a name that a repository can have; such a name is user/name."
+        return f"{repo_id!r} is neither a folder nor a valid repository name. Use a name like user/name."
     if isinstance(error, LocalTokenNotFoundError):
         return f"There is no token for the Hub. {LOGIN} write to {repo_id}."
     if isinstance(error, RevisionNotFoundError):
@@ -209,21 +210,21 @@ def _explained(error: Exception, repo_id: str, revision: str | None) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return f"There is no repository {repo_id}, or it is private and the token cannot see it. {LOGIN} read it."
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id} cannot be reached: HF_HUB_OFFLINE is set. Unset it; local files are as they were."
+        return f"{repo_id} cannot be reached: HF_HUB_OFFLINE is set. Unset it; local files are unchanged."
     if isinstance(error, LocalEntryNotFoundError):
         return f"{repo_id} cannot be reached, and is not in the cache. Try again when the network is back."
     if isinstance(error, EntryNotFoundError):
-        return f"{repo_id} lacks a file: {_first_line(error)}. Is it a model of this package?"
+        return f"{repo_id} lacks a file: {_first_line(error)}. Check that it is a model of this package."
     if status in (401, 403):
         why = "there is no valid token" if status == 401 else "the token lacks the permission"
-        return f"The Hub refused access to {repo_id}: {why} ({_first_line(error)}). {LOGIN} do it."
+        return f"The Hub refused access to {repo_id}: {why} ({_first_line(error)}). {LOGIN} access it."
     if isinstance(error, OSError) and error.filename is not None and response is None:
-        return f"{error.filename} cannot be read or written ({error.strerror}). Set HF_HUB_CACHE to a folder that can."
+        return f"{error.filename} cannot be read or written ({error.strerror}). Set HF_HUB_CACHE to a writable folder."
     if isinstance(error, HfHubHTTPError):
-        return f"The Hub refused what was asked of {repo_id}: {_first_line(error)}. Nothing was published."
+        return f"The Hub refused the request for {repo_id}: {_first_line(error)}. Nothing was published."
     return (
         f"The connection to the Hub failed for {repo_id}: {_first_line(error) or type(error).__name__}. Nothing was "
-        "published and local files are as they were; try again when the network is back."
+        "published and local files are unchanged; try again when the network is back."
     )
 
 

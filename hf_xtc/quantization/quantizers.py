@@ -183,6 +183,16 @@ def get_quantizer(name: str) -> Quantizer:
     return quantizer
 
 
+def code_integers(codes: Tensor, name: str) -> Tensor:
+    """The integers that codes of a quantizer stand for, `int8` of the shape of `codes`: a weight is `scale * integer`.
+
+    Example:
+        >>> code_integers(torch.tensor([0, 1, 2], dtype=torch.uint8), "ternary")
+        tensor([-1,  0,  1], dtype=torch.int8)
+    """
+    return get_quantizer(name).decode(codes, torch.ones(1, device=codes.device)).to(torch.int8)
+
+
 def _groups(weight: Tensor, spec: QuantSpec) -> Tensor:
     """The weight as groups that share a scale, float32 of shape `(num_groups, size)`."""
     rows, columns = weight.shape

@@ -22,18 +22,18 @@ class JobArguments:
     """What to compress, and how long the stages before quantization train."""
 
     teacher: str = field(
-        metadata={"help": "Folder or Hub id of a fine-tuned BERT, folder of an adapter, or a base with --fine_tune."}
+        metadata={"help": "Fine-tuned BERT (folder or Hub id), adapter folder, or pretrained BERT with --fine_tune."}
     )
     teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
-    teacher_license: str | None = field(default=None, metadata={"help": "Its licence; default: what its card says."})
+    teacher_license: str | None = field(default=None, metadata={"help": "Its licence; default: that on its card."})
     fine_tune: bool = field(default=False, metadata={"help": "Fine-tune the teacher on the task first."})
-    fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of that fine-tuning."})
+    fine_tune_epochs: float = field(default=3.0, metadata={"help": "Epochs of the fine-tuning."})
     fine_tune_learning_rates: list[float] = field(
         default_factory=lambda: [5e-5],
-        metadata={"help": "Learning rate of that fine-tuning; of several the best on held-out rows stays."},
+        metadata={"help": "Learning rates of the fine-tuning; of several, the best on held-out rows is kept."},
     )
     fine_tune_adversarial: float = field(
-        default=0.0, metadata={"help": "adversarial_epsilon of that fine-tuning; above 0 it takes twice as long."}
+        default=0.0, metadata={"help": "adversarial_epsilon of the fine-tuning; above 0 it takes twice as long."}
     )
     schedule: str | None = field(
         default=None,
@@ -42,25 +42,25 @@ class JobArguments:
             "a float stage of --reduction_epochs, then the recipe for --num_train_epochs."
         },
     )
-    budget: str | None = field(default=None, metadata={"help": "A, B, C: the paper's epochs for GLUE, if known."})
+    budget: str | None = field(default=None, metadata={"help": "A, B or C: the paper's epochs for GLUE tasks."})
     reduction_epochs: float = field(
-        default=1.0, metadata={"help": "Epochs of the float student, which the 1-bit student starts from."}
+        default=1.0, metadata={"help": "Epochs of the float student from which the 1-bit student starts."}
     )
     reduction_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that stage."})
     learning_rates: list[float] = field(
         default_factory=list,
-        metadata={"help": "Rates to try in the last stage, best on held-out rows; default: --learning_rate."},
+        metadata={"help": "Rates to try in the last stage, chosen on held-out rows; default: --learning_rate."},
     )
     start_from: str | None = field(
-        default=None, metadata={"help": "Packed model of the student's shape to start from, not the teacher's layers."}
+        default=None, metadata={"help": "Model of the student's shape to start from, instead of the teacher's layers."}
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace what is in an --output_dir of another run."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace another run in --output_dir."})
 
     def __post_init__(self) -> None:
         for name in ("fine_tune_epochs", "fine_tune_adversarial", "reduction_epochs", "reduction_learning_rate"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name}={getattr(self, name)} must be 0 or more, and finite.")
+                raise RecipeError(f"{name}={getattr(self, name)} must be finite and at least 0.")
         if self.teacher_license is not None:
             check_license(self.teacher_license)
         if not 0 <= self.student_dropout < 1:
@@ -70,7 +70,7 @@ class JobArguments:
         """The `Schedule` of these options.
 
         Raises:
-            RecipeError: if it does not exist, cannot be read, or an option does not fit it.
+            RecipeError: if the schedule does not exist or cannot be read, or an option does not fit it.
         """
         if self.schedule is None:
             training = {"num_train_epochs": self.reduction_epochs, "learning_rate": self.reduction_learning_rate}
@@ -87,17 +87,17 @@ class JobArguments:
 
 @dataclass
 class RecipeArguments:
-    """The recipe on the command line; `none` keeps a part in float."""
+    """The fields of the recipe; `none` keeps a part in float."""
 
     weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
     embedding_weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
-    position_weights: str = field(default="int8", metadata={"help": "Position and token-type rows; int8 or none."})
+    position_weights: str = field(default="int8", metadata={"help": "Position and token-type: int8 or none."})
     granularity: str = field(default="per_channel", metadata={"help": "per_tensor, per_channel or per_group scales."})
     group_size: int | None = field(default=None, metadata={"help": "Input columns per scale, for per_group."})
     activation_bits: str = field(default="8", metadata={"help": "8, 4 or none."})
     activation_calibration: str = field(default="dynamic", metadata={"help": "dynamic (per token) or static."})
     activation_asymmetric: bool = field(default=False, metadata={"help": "Asymmetric activation levels."})
-    keep_layers: int | None = field(default=None, metadata={"help": "Depth of the student, spread evenly."})
+    keep_layers: int | None = field(default=None, metadata={"help": "Layers of the student, spread evenly."})
     layers: str | None = field(default=None, metadata={"help": "Teacher layers to keep, from 0: 2,4,6,8,10."})
     scale_dtype: str = field(default="float16", metadata={"help": "Type of the scales."})
     rest_dtype: str = field(
@@ -105,14 +105,14 @@ class RecipeArguments:
     )
     recipe_file: str | None = field(
         default=None,
-        metadata={"help": "JSON of a recipe, or a DeepSpeed JSON with compression_training, instead of the options."},
+        metadata={"help": "JSON of a recipe, or a DeepSpeed JSON with compression_training, in place of the options."},
     )
 
     def recipe(self) -> XTCRecipe:
         """The `XTCRecipe` of these options.
 
         Raises:
-            XTCError: if an option has a value that does not exist, or the file cannot be read.
+            XTCError: if an option has an invalid value, or the file cannot be read.
         """
         if self.recipe_file is not None:
             values = _read_json(self.recipe_file)
@@ -134,7 +134,7 @@ class RecipeArguments:
         )
 
     def quantization_starts(self) -> dict[str, Any]:
-        """Fields of `XTCTrainingArguments` that a DeepSpeed `recipe_file` decides: when quantization starts."""
+        """Returns the `XTCTrainingArguments` that a DeepSpeed `recipe_file` sets: when quantization starts."""
         values = {} if self.recipe_file is None else _read_json(self.recipe_file)
         return {**schedule_offsets(values), "weight_annealing": 0.0} if _is_deepspeed(values) else {}
 
@@ -147,7 +147,7 @@ def _layer_list(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise RecipeError(f"--layers {text!r} is no list of whole numbers. Write it like 2,4,6,8,10.") from None
+        raise RecipeError(f"--layers {text!r} is not a list of whole numbers. Write it like 2,4,6,8,10.") from None
 
 
 def _is_deepspeed(values: Any) -> bool:
@@ -171,15 +171,15 @@ class AugmentationArguments:
 
     augment: bool = field(default=False, metadata={"help": "Train on augmented rows too, labelled by the teacher."})
     augmentation_copies: int | None = field(
-        default=None, metadata={"help": "Copies tried of each text; by default TinyBERT's of the GLUE task, else 20."}
+        default=None, metadata={"help": "Copies to try per text; default: TinyBERT's for the GLUE task, else 20."}
     )
-    augmentation_candidates: int = field(default=15, metadata={"help": "Words that may replace a word."})
+    augmentation_candidates: int = field(default=15, metadata={"help": "Candidates that may replace a word."})
     augmentation_probability: float = field(default=0.4, metadata={"help": "Probability that a word is replaced."})
     augmentation_masked_lm: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a masked language model to take candidates from."}
     )
     augmentation_together: int = field(
-        default=1, metadata={"help": "Words masked at once; 1 as published, more is faster (masked model only)."}
+        default=1, metadata={"help": "Words masked at once; 1 as published, more is faster (masked LM only)."}
     )
     augmentation_glove: str | None = field(
         default=None,
@@ -194,14 +194,14 @@ class AugmentationArguments:
                 raise RecipeError(f"--{option.name} has no effect without --augment. Give both or neither.")
 
     def settings(self, task: str | None, seed: int = 0) -> Augmentation:
-        """The settings for a GLUE task, or for own data if it is `None`."""
+        """Returns the settings for a GLUE task, or for other data if `task` is `None`."""
         copies = self.augmentation_copies
         if copies is None:
             copies = PUBLISHED_COPIES.get(str(task), Augmentation.copies)
         return Augmentation(copies, self.augmentation_candidates, self.augmentation_probability, seed)
 
     def source(self, teacher: Any, tokenizer: Any) -> WordTable | MaskedLM:
-        """Where the candidates come from: the masked language model, else GloVe, else the teacher's embeddings.
+        """Returns the source of candidates: the masked language model, else GloVe, else the teacher's embeddings.
 
         Raises:
             XTCError: if it cannot be read.
@@ -228,18 +228,18 @@ class EvaluateArguments:
 class PushArguments:
     """What to publish, and where."""
 
-    folder: str = field(metadata={"help": "Folder of a packed model; may be given without its name, first."})
-    repo_id: str = field(metadata={"help": "Repository, user/name; may be given without its name, second."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if there is none."})
+    folder: str = field(metadata={"help": "Folder of a packed model; also as first positional argument."})
+    repo_id: str = field(metadata={"help": "Repository, user/name; also as second positional argument."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if it does not exist."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
 
 
 @dataclass
 class InspectArguments:
-    """What to look into."""
+    """What to inspect."""
 
-    model: str = field(metadata={"help": "Folder or Hub id of a packed model; may be given without its name, first."})
+    model: str = field(metadata={"help": "Folder or Hub id of a packed model; also as positional argument."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
 
 
@@ -249,7 +249,7 @@ class VerifyArguments(InspectArguments):
 
     tolerance: float = field(
         default=0.002,
-        metadata={"help": "How far a metric may be from the card's: another processor rounds otherwise."},
+        metadata={"help": "Accepted difference of a metric from the card's, as processors round differently."},
     )
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
 
@@ -261,7 +261,7 @@ class VerifyArguments(InspectArguments):
 class ReportArguments:
     """What to report on."""
 
-    folder: str = field(metadata={"help": "Output folder of hf-xtc compress; may be given without its name, first."})
+    folder: str = field(metadata={"help": "Output folder of hf-xtc compress; also as positional argument."})
     output_file: str | None = field(default=None, metadata={"help": "HTML file; default: report.html in the folder."})
 
 
@@ -274,7 +274,7 @@ class ExportArguments:
     format: str = field(default="onnx", metadata={"help": "onnx or openvino."})
     weights: str | None = field(
         default=None,
-        metadata={"help": "int8 (default of onnx) or 2bit (default of openvino; in onnx smaller, not quite equal)."},
+        metadata={"help": "int8 (default for onnx) or 2bit (default for openvino; for onnx smaller, but less exact)."},
     )
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of the verification."})
     overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})
@@ -285,7 +285,7 @@ class ExportArguments:
 
 @dataclass
 class ExportDataArguments(DataArguments):
-    """What to verify a file on: as for training, but the train file may be left out, and so may everything."""
+    """The data to verify a file on: as for training, but the train file is optional, and so are the data."""
 
     def __post_init__(self) -> None:
         if self.train_file is None and self.task_name is None:
@@ -295,5 +295,5 @@ class ExportDataArguments(DataArguments):
 
     @property
     def given(self) -> bool:
-        """Whether there is any data."""
+        """Whether data were given."""
         return any(value is not None for value in (self.task_name, self.train_file, self.validation_file))

@@ -1,6 +1,6 @@
-"""The main job: teacher -> the stages of a schedule -> packed file -> measured again from disk.
+"""A compression run: teacher -> the stages of a schedule -> packed file -> measured again from disk.
 
-Nothing here knows a command line. The same command started again continues where it was: see `stage.py`.
+Does not depend on the command line. A run that is started again continues where it stopped: see `stage.py`.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ def run_compress(
     training_args: XTCTrainingArguments,
     augmentation: AugmentationArguments | None = None,
 ) -> Run:
-    """Runs the whole job and returns what it measured; see the command `hf-xtc compress`.
+    """Compresses a teacher and returns the measured results; see the command `hf-xtc compress`.
 
     Raises:
-        XTCError: on bad input, before anything is written; if another process is at this run; or if a stage cannot
-            finish.
+        XTCError: on bad input, before anything is written; if another process has locked the folder; or if
+            a stage cannot finish.
     """
     with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
         job = prepare(args, data_args, recipe_args, training_args, augmentation, lock=lock)
@@ -70,10 +70,10 @@ def _run_stages(job: Job) -> Run:
 
 
 def publish(job: Job) -> None:
-    """Publishes the finished folder in the repository that `prepare` opened.
+    """Publishes the finished folder in the repository that `prepare` made.
 
     Raises:
-        HubError: if the Hub cannot be reached or refuses; the folder stays, for `hf-xtc push`.
+        HubError: if the Hub cannot be reached or refuses; the folder is kept, for `hf-xtc push`.
     """
     arguments = job.training_args
     options: dict[str, Any] = {"private": arguments.hub_private_repo, "token": arguments.hub_token}
@@ -85,7 +85,7 @@ def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: X
     """Fine-tunes the teacher alone, into `training/teacher` of the output folder; see `run_compress`.
 
     Raises:
-        XTCError: on bad input, before anything is written; or if another process is at this run.
+        XTCError: on bad input, before anything is written; or if another process has locked the folder.
     """
     args = dataclasses.replace(args, fine_tune=True)
     with FolderLock(training_args.output_dir, wanted=training_args.should_save) as lock:
@@ -94,7 +94,7 @@ def run_fine_tune(args: JobArguments, data_args: DataArguments, training_args: X
 
 
 def fine_tune(job: Job) -> tuple[PreTrainedModel, Receipt]:
-    """The teacher fine-tuned on the train rows, its learning rate chosen as the arguments say."""
+    """Returns the teacher, fine-tuned on the train rows with the best of the given learning rates."""
 
     def build() -> PreTrainedModel:
         set_seed(job.training_args.seed)  # the head is random
@@ -123,7 +123,7 @@ def load_teacher(job: Job) -> PreTrainedModel:
 
 
 def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
-    """The teacher, fine-tuned here if asked, and its metrics."""
+    """Returns the teacher, fine-tuned first if requested, and its row of the results."""
     if job.args.fine_tune:
         teacher, receipt = fine_tune(job)
         return teacher, job.row("teacher", teacher, "teacher", receipt.metrics, "float32")
@@ -143,7 +143,7 @@ def student_stage(
     teacher: PreTrainedModel,
     before: PreTrainedModel | None,
 ) -> tuple[PreTrainedModel, Receipt]:
-    """A student of the teacher: from the stage before, the model to start from, or the teacher itself."""
+    """Trains a student that starts from the previous stage, from `start_from`, or from the teacher."""
     name = job.args.start_from if before is None else None
 
     def build() -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""From a trained student to what is shipped and said of it: the packed file, measured from disk, and its card."""
+"""The end of a run: writes the packed file, measures it from disk, and writes its card."""
 
 import dataclasses
 import json
@@ -25,9 +25,9 @@ from hf_xtc.runs.stage import RECEIPT, Receipt
 from hf_xtc.runs.teacher import teacher_origin, teacher_title
 from hf_xtc.training.adversarial import MIYATO
 
-# Options that a run with a schedule of its own, or with a teacher that came fine-tuned, does not use.
-_OF_DEFAULT_SCHEDULE = ("reduction_epochs", "reduction_learning_rate")
-_OF_FINE_TUNING = ("fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_adversarial")
+# Options that a run with another schedule, or with a teacher that is fine-tuned already, does not use.
+_DEFAULT_SCHEDULE_OPTIONS = ("reduction_epochs", "reduction_learning_rate")
+_FINE_TUNING_OPTIONS = ("fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_adversarial")
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "datasets", "accelerate", "huggingface_hub")
 
@@ -36,8 +36,8 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
     """Packs a student into the output folder, measures the file in a new process, and writes its card.
 
     Args:
-        student (`PreTrainedModel`): As the last stage left it.
-        rows (`list[Row]`), receipts (`list[Receipt]`): Of the stages; the rows begin with the teacher's.
+        student (`PreTrainedModel`): The latent student of the last stage.
+        rows (`list[Row]`), receipts (`list[Receipt]`): Of the stages; the first row is the teacher's.
 
     Raises:
         StateError: if the folder cannot be written, or the file cannot be measured.
@@ -66,7 +66,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
 
 
 def packed_row(job: Job, student: Row) -> Row:
-    """The file just written, loaded and measured in a new process."""
+    """Returns the row of the packed file, measured in a new process."""
     request = {**dataclasses.asdict(job.data_args), "model": str(job.out), "batch_size": 64}
     with tempfile.TemporaryDirectory() as folder:
         request["output_file"] = os.path.join(folder, "metrics.json")
@@ -81,10 +81,10 @@ def packed_row(job: Job, student: Row) -> Row:
 
 
 def _citations(job: Job) -> list[str]:
-    """What the run used, each source once: its terms, the quantizers of its recipe, how its teacher was tuned."""
+    """Returns the citations of the run's terms, quantizers and fine-tuning, sorted, each once."""
     used = {line for name in job.training_args.term_weights for line in TERMS[name].citations}
     used |= quantizer_citations(job.recipe)
-    tuned = _teaching(job).get("fine_tuned", {})
+    tuned = _fine_tuning(job).get("fine_tuned", {})
     if job.training_args.adversarial_epsilon or tuned.get("adversarial_epsilon"):
         used.add(MIYATO)
     return sorted(used - {""})
@@ -96,13 +96,13 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
     shown += ["adversarial_epsilon"] if job.training_args.adversarial_epsilon else []
     recorded = ("stage", "learning_rate", "steps", "epochs", "seconds", "tried", "selection", "metrics", "start")
     unused = {"teacher", "teacher_license", "overwrite", "start_from"}
-    unused |= set() if job.args.fine_tune else set(_OF_FINE_TUNING)
-    unused |= set(_OF_DEFAULT_SCHEDULE if job.args.schedule else ())
+    unused |= set() if job.args.fine_tune else set(_FINE_TUNING_OPTIONS)
+    unused |= set(_DEFAULT_SCHEDULE_OPTIONS if job.args.schedule else ())
     options = {name: value for name, value in dataclasses.asdict(job.args).items() if name not in unused}
     return {
         "teacher": teacher_name(job),
         **_origin(job),
-        **_teaching(job),
+        **_fine_tuning(job),
         "data": job.data.name,
         "data_fingerprint": job.data.fingerprint,
         **job.sizes(),
@@ -114,7 +114,7 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
 
 
 def teacher_name(job: Job) -> str:
-    """What the teacher is, without its place on this machine: Hub id, name of a folder, or what it was tuned from."""
+    """Returns a name without local paths: Hub id, name of the folder, or the model that was fine-tuned."""
     receipt = _teacher_receipt(Path(job.args.teacher))
     if receipt.get("start"):
         return f"{receipt['start']}, fine-tuned on {job.data.name}"
@@ -122,14 +122,14 @@ def teacher_name(job: Job) -> str:
 
 
 def _origin(job: Job) -> dict[str, Any]:
-    """The teacher's name on the Hub and its licence, where they are known."""
+    """Returns the teacher's name on the Hub and its licence, if they are known."""
     given = job.args.teacher_license
     stated = {} if given is None else {"teacher_license": given}
     return {**teacher_origin(job.args.teacher, job.args.teacher_revision), **stated}
 
 
-def _teaching(job: Job) -> dict[str, Any]:
-    """How the teacher was fine-tuned, where this package did it."""
+def _fine_tuning(job: Job) -> dict[str, Any]:
+    """Returns how the teacher was fine-tuned, if this package did it."""
     folder = job.training / "teacher" if job.args.fine_tune else Path(job.args.teacher)
     receipt = _teacher_receipt(folder)
     recorded = ["learning_rate", "tried", "epochs", "steps", "seconds", "chosen_by", "selection"]

@@ -1,6 +1,6 @@
-"""When two runs are the same: what decides the result of a run, by name, and the folder that belongs to one run.
+"""The description of a run: all that determines its result. It is kept in the run's folder.
 
-A folder keeps the description of its run; the same command continues it, another one is refused.
+A command with the same description continues the run; one with another description raises an error.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from hf_xtc.training.arguments import XTCTrainingArguments
 
 RUN_FILE = "run.json"
 
-# Training arguments that change what a run prints or keeps, not its result.
-_BESIDES: tuple[str, ...] = (
+# Prefixes of training arguments that change what a run logs or keeps, not its result.
+_WITHOUT_EFFECT: tuple[str, ...] = (
     *("logging_", "log_", "hub_", "save_", "dataloader_", "trackio_", "output_dir", "report_to", "run_name"),
     *("project", "disable_tqdm", "push_to_hub", "resume_from_checkpoint", "skip_memory_metrics"),
 )
 
 
 def deciding(arguments: XTCTrainingArguments, *, distils: bool = True) -> dict[str, Any]:
-    """The training arguments that decide the result of a run, as JSON.
+    """Returns the training arguments that determine the result of a run, as a JSON object.
 
     Args:
-        distils (`bool`, *optional*): Without it those of distillation and quantization are left out: fine-tuning on
-            labels uses none of them.
+        distils (`bool`, *optional*): If false, arguments of distillation and quantization are left out; fine-tuning
+            on labels does not use them.
     """
-    values = {name: value for name, value in arguments.to_dict().items() if not name.startswith(_BESIDES)}
+    values = {name: value for name, value in arguments.to_dict().items() if not name.startswith(_WITHOUT_EFFECT)}
     if distils:
-        values["teacher_cache"] = bool(values["teacher_cache"])  # wherever it lies
+        values["teacher_cache"] = bool(values["teacher_cache"])  # its path has no effect
     else:
         stock = {field.name for field in dataclasses.fields(TrainingArguments)}
         values = {name: value for name, value in values.items() if name in stock}
@@ -44,13 +44,15 @@ def deciding(arguments: XTCTrainingArguments, *, distils: bool = True) -> dict[s
 
 
 def digest(value: Any) -> str:
-    """sha256 (hex) of a JSON value, whatever the order of its keys."""
+    """Returns the sha256 (hex) of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def model_digest(name: str) -> str:
-    """sha256 (hex) of a local model folder's weights and configuration, of an adapter's with its base; of a Hub id the
-    id itself."""
+    """Returns the sha256 (hex) of the weights and configuration of a model folder (of an adapter also of its base).
+
+    A Hub id is returned as it is.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return name
@@ -66,9 +68,9 @@ def model_digest(name: str) -> str:
 
 
 def remove_run(out: Path, training: Path) -> None:
-    """Removes what another run left: first what a reader would take for this one's, then all it trained.
+    """Removes another run: first its results, so that they are not mistaken for the new run's, then its training.
 
-    A folder that is no run's is left alone: its model is another's, and whole, until this run's takes its place.
+    A folder without a run is left as it is; a model in it stays loadable until the new run's replaces it.
     """
     if read_run(training) is None:
         return
@@ -76,21 +78,21 @@ def remove_run(out: Path, training: Path) -> None:
     with writing(out, kept=""):
         for file in [file for name in names for file in out.glob(name)]:
             file.unlink()
-        training.rename(out / f"{SCRATCH}{training.name}")  # at once: half of it would be neither run's
+        training.rename(out / f"{SCRATCH}{training.name}")  # atomic: never half of a folder
     clear_unfinished(out)
 
 
 def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrite: bool) -> None:
-    """Makes `training` the folder of the run that `description` names, or finds it to be so already.
+    """Makes `training` the folder of the described run; does nothing if it is already.
 
     Args:
         out (`Path`): The folder of the results.
         training (`Path`): The folder inside it that holds the run's description.
-        description (`dict`): JSON; all that decides the result.
-        overwrite (`bool`): Another run may be replaced; the caller removes it first (`remove_run`).
+        description (`dict`): JSON; all that determines the result.
+        overwrite (`bool`): Whether another run may be replaced; the caller removes it (`remove_run`).
 
     Raises:
-        XTCError: if the folder holds something else; names the options in which another run differs.
+        XTCError: if the folder holds other files, or another run; names the options that differ.
         StateError: if the folder cannot be written.
     """
     plain = json.loads(json.dumps(description, default=str))
@@ -104,18 +106,18 @@ def open_run(out: Path, training: Path, description: dict[str, Any], *, overwrit
             f"The folder {out} holds another run; it differs in {', '.join(_differences(found, plain))}. "
             "Give another --output_dir, or --overwrite to replace it."
         )
-    if training.is_dir():  # of something else that may be replaced
+    if training.is_dir():  # other files, which may be replaced
         write_json(training / RUN_FILE, plain)
         return
     scratch = out / f"{SCRATCH}{training.name}"
     with writing(training, kept=""):
         scratch.mkdir(parents=True, exist_ok=True)
         write_json(scratch / RUN_FILE, plain)
-        scratch.rename(training)  # at once: a folder without its description would belong to no run
+        scratch.rename(training)  # atomic: the folder never lacks its description
 
 
 def read_run(training: Path) -> dict[str, Any] | None:
-    """The description of the run that a folder belongs to, or `None`."""
+    """Returns the description of the run in a folder, or `None`."""
     try:
         found = json.loads((training / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What a published model is, read back: `hf-xtc inspect` and `hf-xtc verify`, of a folder or of a repository.
+"""`hf-xtc inspect` and `hf-xtc verify`: read a packed model in a folder or a repository on the Hub.
 
-Inspecting reads `config.json` and the header of the weights, by range requests from the Hub; verifying reads it all.
+Inspecting reads `config.json` and the header of the weights (from the Hub by range requests), verifying all files.
 """
 
 import json
@@ -30,10 +30,10 @@ from hf_xtc.runs.evaluation import run_evaluate
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `config.json` and the header of the weights say of a packed model.
+    """A packed model as its `config.json` and the header of its weights describe it.
 
-    `name` is the folder or the repository; `commit` that of the repository's revision. The ledger was compared with
-    the header: the same tensors, of the same shapes and types.
+    `name` is the folder or the repository; `commit` is that of the repository's revision. The header contains exactly
+    the tensors of the ledger, with the same shapes and dtypes.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Inspection:
         lines = [
             where,
             f"{self.model_class.__name__}, packed, format version {block['format_version']}, {depth}",
-            f"{len(self.ledger.entries)} tensors in {', '.join(self.files)}, as config.json promises",
+            f"{len(self.ledger.entries)} tensors in {', '.join(self.files)}, as in config.json",
             f"\n{self.ledger}\n",
             f"recipe: {self.config.recipe.to_json()}\n",
             f"provenance: {json.dumps(block.get('provenance', {}), indent=2)}",
@@ -62,18 +62,18 @@ class Inspection:
 
 
 def run_inspect(args: InspectArguments) -> Inspection:
-    """Looks into a packed model without loading it.
+    """Reads the configuration and the header of a packed model, without loading it.
 
     Raises:
         PackedFileError: if the configuration or the header is damaged, or the two do not fit together.
-        XTCError: if it is no packed model.
+        XTCError: if it is not a packed model.
         HubError: if the repository cannot be read.
     """
     local = Path(args.model).is_dir()
-    folder = Path(args.model) if local else _fetched_config(args)
+    folder = Path(args.model) if local else _download_config(args)
     values = read_config(folder)
     require_packed(values, args.model)
-    config, model_class = _class_of(values, folder)
+    config, model_class = _config_and_class(values, folder)
     header, files = _header(args, folder)
     with torch.device("meta"):
         model = model_class(config)
@@ -82,13 +82,13 @@ def run_inspect(args: InspectArguments) -> Inspection:
     return Inspection(args.model, None if local else folder.name, config, model_class, made_of, files)
 
 
-def _fetched_config(args: InspectArguments) -> Path:
-    """The cache's folder of the commit, with `config.json` in it; from the cache alone where there is no network."""
+def _download_config(args: InspectArguments) -> Path:
+    """Returns the commit's folder in the cache, with `config.json` in it; without network, from the cache only."""
     with hub_errors(args.model, args.revision):
         return Path(hf_hub_download(args.model, "config.json", revision=args.revision)).parent
 
 
-def _class_of(values: dict[str, Any], folder: Path) -> tuple[Any, Any]:
+def _config_and_class(values: dict[str, Any], folder: Path) -> tuple[Any, Any]:
     for architecture in ARCHITECTURES.values():
         if values.get("model_type") == architecture.config_class.model_type:
             name = str((values.get("architectures") or ["none"])[0]).removeprefix("XTC")
@@ -97,15 +97,15 @@ def _class_of(values: dict[str, Any], folder: Path) -> tuple[Any, Any]:
             return architecture.config_class.from_pretrained(folder), architecture.model_classes[name]
     raise PackedFileError(
         f"config.json names model_type {values.get('model_type')!r}, architectures {values.get('architectures')!r}, "
-        "which this version of hf_xtc does not know. Upgrade hf_xtc, or restore the config written with the file."
+        "which this version of hf_xtc does not support. Upgrade hf_xtc, or restore the config written with the file."
     )
 
 
 def _header(args: InspectArguments, folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Name -> (dtype, shape) of every tensor, and their files; what lies on this machine is not asked for."""
-    here = Path(args.model).is_dir() or any(folder.glob("model.safetensors*"))
+    """Returns name -> (dtype, shape) of every tensor, and their files; reads local files where there are any."""
+    local = Path(args.model).is_dir() or any(folder.glob("model.safetensors*"))
     try:
-        if here:
+        if local:
             found = get_local_safetensors_metadata(folder)
         else:
             with hub_errors(args.model, args.revision):
@@ -119,7 +119,7 @@ def _header(args: InspectArguments, folder: Path) -> tuple[dict[str, Any], tuple
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was compared: whether it agrees (`None`: nothing to compare with), and what was found."""
+    """One comparison: whether it agrees (`None`: there is nothing to compare with), and what was found."""
 
     name: str
     agrees: bool | None
@@ -130,29 +130,29 @@ class Check:
 
 
 def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Check]:
-    """Compares a packed model with all that is recorded of it: hashes, ledger, values, and, given data, metrics.
+    """Compares a packed model with all that is recorded about it: hashes, ledger, values and, given data, metrics.
 
     Raises:
-        PackedFileError: if the file is damaged or not of one model with its configuration.
+        PackedFileError: if the file is damaged or does not match its configuration.
         HubError: if the repository cannot be read.
-        XTCError: if it is no packed model, or the data do not fit it.
+        XTCError: if it is not a packed model, or the data do not fit it.
     """
     inspected, folder = run_inspect(args), Path(args.model)
     if inspected.commit is not None:
         with hub_errors(args.model, args.revision):
             folder = Path(snapshot_download(args.model, revision=inspected.commit, allow_patterns=list(SHIPPED)))
     checks = [
-        _hashes(args, inspected.commit),
-        Check("recorded hash", *_recorded(folder)),
-        Check("ledger", *_counted(inspected, folder)),
-        Check("values", *_loaded(inspected, folder)),
+        _check_commit(args, inspected.commit),
+        _check_recorded_hash(folder),
+        _check_ledger(inspected, folder),
+        _check_values(inspected, folder),
     ]
-    return [*checks, *_metrics(args, data_args, folder)] if checks[-1].agrees else checks
+    return [*checks, *_check_metrics(args, data_args, folder)] if checks[-1].agrees else checks
 
 
-def _hashes(args: VerifyArguments, commit: str | None) -> Check:
+def _check_commit(args: VerifyArguments, commit: str | None) -> Check:
     if commit is None:
-        return Check("commit", None, "a folder, of no commit")
+        return Check("commit", None, "a folder, without a commit")
     try:
         with hub_errors(args.model, args.revision):
             result = HfApi().verify_repo_checksums(args.model, revision=commit)
@@ -161,48 +161,50 @@ def _hashes(args: VerifyArguments, commit: str | None) -> Check:
             raise
         return Check("commit", None, f"{commit}; its hashes are on the Hub, and HF_HUB_OFFLINE is set")
     wrong = [mismatch["path"] for mismatch in result.mismatches]
-    card = f"hashes of {result.checked_count} files of {commit}"
-    return Check("commit", not wrong, f"{card}; other content: {', '.join(wrong)}" if wrong else card)
+    checked = f"hashes of {result.checked_count} files of {commit}"
+    return Check("commit", not wrong, f"{checked}; content differs: {', '.join(wrong)}" if wrong else checked)
 
 
-def _recorded(folder: Path) -> tuple[bool | None, str]:
-    wanted, found = read_card(folder).get("model_sha256"), weights_sha256(folder)
-    if wanted is None or found is None:
-        return None, "no card that records one"
-    return wanted == found, f"sha256 {found}" + ("" if wanted == found else f", the card says {wanted}")
+def _check_recorded_hash(folder: Path) -> Check:
+    recorded, found = read_card(folder).get("model_sha256"), weights_sha256(folder)
+    if recorded is None or found is None:
+        return Check("recorded hash", None, "no card records one")
+    differs = "" if recorded == found else f", on the card {recorded}"
+    return Check("recorded hash", recorded == found, f"sha256 {found}{differs}")
 
 
-def _counted(inspected: Inspection, folder: Path) -> tuple[bool, str]:
-    promised, found = inspected.ledger.total_bytes, sum(tensor_bytes(folder / name) for name in inspected.files)
-    return found == promised, f"{promised:,} bytes of tensors, {found:,} in {', '.join(inspected.files)}"
+def _check_ledger(inspected: Inspection, folder: Path) -> Check:
+    expected, found = inspected.ledger.total_bytes, sum(tensor_bytes(folder / name) for name in inspected.files)
+    files = ", ".join(inspected.files)
+    return Check("ledger", found == expected, f"{expected:,} bytes of tensors expected, {found:,} in {files}")
 
 
-def _loaded(inspected: Inspection, folder: Path) -> tuple[bool, str]:
-    loader: Any = inspected.model_class
+def _check_values(inspected: Inspection, folder: Path) -> Check:
+    model_class: Any = inspected.model_class
     try:
-        loader.from_pretrained(folder)
+        model_class.from_pretrained(folder)
     except PackedFileError as error:
-        return False, str(error)
-    return True, "every code exists in the format, scales and floats are finite"
+        return Check("values", False, str(error))
+    return Check("values", True, "all codes are valid, scales and floats are finite")
 
 
-def _metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path) -> list[Check]:
-    """Each metric of the card that can be measured on the data, beside what was measured."""
+def _check_metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path) -> list[Check]:
+    """Compares each measured metric with the card's."""
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
-    stated = _card_metrics(read_card(folder))
+    on_card = _card_metrics(read_card(folder))
     checks = []
     for name, value in measured.items():
         if name != "loss":
-            agrees = abs(value - stated[name]) <= args.tolerance if name in stated else None
-            card = f"the card says {stated[name]:.6f}" if name in stated else "the card does not say"
-            checks.append(Check(name, agrees, f"{value:.6f}, {card}"))
+            agrees = abs(value - on_card[name]) <= args.tolerance if name in on_card else None
+            recorded = f"on the card {on_card[name]:.6f}" if name in on_card else "not on the card"
+            checks.append(Check(name, agrees, f"{value:.6f}, {recorded}"))
     return checks
 
 
 def _card_metrics(card: dict[str, Any]) -> dict[str, float]:
-    """Name -> value of the metrics in a card's `model-index`; values that are not numbers are left out."""
+    """Returns name -> value of the metrics in a card's `model-index`; values that are not numbers are left out."""
     metrics = [
         metric
         for model in card.get("model-index") or ()
@@ -214,12 +216,12 @@ def _card_metrics(card: dict[str, Any]) -> dict[str, float]:
 
 
 def require_agreement(checks: list[Check], name: str) -> None:
-    """Ends a verification.
+    """Raises unless all checks of a verification agree.
 
     Raises:
-        XTCError: if anything differs.
+        XTCError: if a check differs.
     """
     if wrong := [check.name for check in checks if check.agrees is False]:
         raise XTCError(
-            f"{name} is not what is recorded of it: {', '.join(wrong)}. Download it again, or do not use it."
+            f"{name} differs from what is recorded about it: {', '.join(wrong)}. Download it again, or do not use it."
         )

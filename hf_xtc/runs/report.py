@@ -1,7 +1,7 @@
-"""`hf-xtc report`: what a compression run did, as one HTML file that needs no network and runs no script.
+"""`hf-xtc report`: a compression run as one HTML file, without scripts or external resources.
 
 Reads the `metrics.json` that a run leaves beside its packed file. Plots are SVG, drawn by matplotlib (the extra
-`report`). Text that comes from outside (names of models, labels, data) is escaped.
+`report`). Text from the run (names of models, labels, data) is escaped.
 """
 
 import html
@@ -16,8 +16,8 @@ from hf_xtc.files.safe_json import read_json
 from hf_xtc.files.writing import write_text
 
 Entries = Sequence[Mapping[str, Any]]
-# Log entries of a training step that are no terms of the loss.
-BESIDES = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+# Logged keys of a training step that are not terms of the loss.
+NOT_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}: hf_xtc report</title>
@@ -37,10 +37,10 @@ pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """The `metrics.json` of a run's folder.
+    """Returns the `metrics.json` of a run's folder.
 
     Raises:
-        XTCError: if there is none, or it is no record of a run.
+        XTCError: if there is none, or it is not the record of a finished run.
     """
     file = Path(folder) / "metrics.json"
     try:
@@ -48,14 +48,14 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         found["rows"][-1]["metrics"][found["metric"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise XTCError(
-            f"{file} is no record of a finished run ({type(error).__name__}: {error}). "
+            f"{file} is not the record of a finished run ({type(error).__name__}: {error}). "
             "Give the output folder of hf-xtc compress."
         ) from error
     return found  # type: ignore[no-any-return]
 
 
 def report_html(run: Mapping[str, Any]) -> str:
-    """The page of a run.
+    """Returns the HTML page of a run.
 
     Args:
         run (`dict`): As `Run.to_dict` makes it.
@@ -67,11 +67,11 @@ def report_html(run: Mapping[str, Any]) -> str:
     sections = [
         ("Results", _results(run)),
         ("Bytes against accuracy", _figure(lambda axes: _draw_pareto(axes, run), PARETO_CAPTION)),
-        ("What the file is made of", _figure(lambda axes: _draw_ledger(axes, run), LEDGER_CAPTION)),
-        ("Loss terms", _curves(log, "Each term as it is logged, before its weight.", _terms(log))),
-        ("Held-out metric", _curves(log, "Evaluations in the course of training.", _evaluations(log))),
-        ("Flip rate", _curves(log, FLIP_CAPTION, _of_parts(log, "flip_rate/"))),
-        ("Quantization error", _curves(log, ERROR_CAPTION, _of_parts(log, "quantization_error/"))),
+        ("Contents of the packed file", _figure(lambda axes: _draw_ledger(axes, run), LEDGER_CAPTION)),
+        ("Loss terms", _curves(log, "Each term as logged, before it is weighted.", _terms(log))),
+        ("Held-out metric", _curves(log, "Evaluations during training.", _evaluations(log))),
+        ("Flip rate", _curves(log, FLIP_CAPTION, _per_part(log, "flip_rate/"))),
+        ("Quantization error", _curves(log, ERROR_CAPTION, _per_part(log, "quantization_error/"))),
         ("Provenance", f"<pre>{html.escape(json.dumps(run['provenance'], indent=2))}</pre>"),
         ("Recipe", f"<pre>{html.escape(json.dumps(run['recipe'], indent=2))}</pre>"),
     ]
@@ -87,8 +87,8 @@ def report_html(run: Mapping[str, Any]) -> str:
 
 PARETO_CAPTION = "The models of this run: up and to the left is better. Bytes of the weights on disk."
 LEDGER_CAPTION = "Bytes of each part of the packed file."
-FLIP_CAPTION = "Share of the codes of each part that differ from those of the log before."
-ERROR_CAPTION = "Sum of squared differences of latent and fake-quantized weights, as a share of the latent weights'."
+FLIP_CAPTION = "Share of the codes of each part that changed since the previous log."
+ERROR_CAPTION = "Squared error of the fake-quantized weights, relative to the squared norm of the latent weights."
 
 
 def _results(run: Mapping[str, Any]) -> str:
@@ -103,27 +103,27 @@ def _results(run: Mapping[str, Any]) -> str:
 
 def _terms(log: Entries) -> dict[str, str]:
     logged = {key for entry in log if "loss" in entry for key in entry}
-    return {key: key for key in sorted(logged - BESIDES or logged & {"loss"})}
+    return {key: key for key in sorted(logged - NOT_TERMS or logged & {"loss"})}
 
 
 def _evaluations(log: Entries) -> dict[str, str]:
-    beside = ("_runtime", "_per_second", "_time", "_loss")
-    names = {key for entry in log for key in entry if key.startswith("eval_") and not key.endswith(beside)}
+    others = ("_runtime", "_per_second", "_time", "_loss")
+    names = {key for entry in log for key in entry if key.startswith("eval_") and not key.endswith(others)}
     return {key: key.removeprefix("eval_") for key in sorted(names)}
 
 
-def _of_parts(log: Entries, prefix: str) -> dict[str, str]:
+def _per_part(log: Entries, prefix: str) -> dict[str, str]:
     names = dict.fromkeys(key for entry in log for key in entry if key.startswith(prefix))
     return {key: key.removeprefix(prefix) for key in names}
 
 
 def _curves(log: Entries, caption: str, names: Mapping[str, str]) -> str:
-    """A plot of log entries over steps, one line for each name; says so where nothing was logged."""
+    """Returns a plot of log entries over steps, a line for each name; a note if nothing was logged."""
 
     def draw(axes: Any) -> None:
         for key, label in names.items():
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            axes.plot(*zip(*points, strict=True), label=_plain(label), marker="." if len(points) < 20 else None)
+            axes.plot(*zip(*points, strict=True), label=_escaped(label), marker="." if len(points) < 20 else None)
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
@@ -131,8 +131,8 @@ def _curves(log: Entries, caption: str, names: Mapping[str, str]) -> str:
     return _figure(draw, caption) if names else "<p>Nothing was logged.</p>"
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib takes for no formula, and for no label to hide."""
+def _escaped(text: str) -> str:
+    """Escapes text for matplotlib, where "$" starts a formula and a leading "_" hides a label."""
     return text.replace("$", r"\$").removeprefix("_")
 
 
@@ -140,23 +140,23 @@ def _draw_pareto(axes: Any, run: Mapping[str, Any]) -> None:
     for row in run["rows"]:
         axes.plot(row["bytes"], row["metrics"][run["metric"]], "o")
         place = row["bytes"], row["metrics"][run["metric"]]
-        axes.annotate(_plain(row["model"]), place, (6, 6), textcoords="offset points")
+        axes.annotate(_escaped(row["model"]), place, (6, 6), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(0.25)
     axes.set_xlabel("bytes on disk")
-    axes.set_ylabel(_plain(run["metric"]))
+    axes.set_ylabel(_escaped(run["metric"]))
 
 
 def _draw_ledger(axes: Any, run: Mapping[str, Any]) -> None:
     parts = dict(reversed(run["ledger"]["parts"].items()))
-    bars = axes.barh(list(map(_plain, parts)), list(parts.values()))
+    bars = axes.barh(list(map(_escaped, parts)), list(parts.values()))
     axes.bar_label(bars, [f"{size:,}" for size in parts.values()], padding=3, fontsize=8)
     axes.margins(x=0.15)
     axes.set_xlabel("bytes")
 
 
 def _figure(draw: Callable[[Any], None], caption: str) -> str:
-    """An SVG element of what `draw` puts on the axes, with its caption."""
+    """Returns an SVG figure, with a caption, of what `draw` plots on the axes."""
     with needs_extra("report"):
         import matplotlib
         from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def _figure(draw: Callable[[Any], None], caption: str) -> str:
 
 
 def write_report(folder: str | Path, file: str | Path | None = None) -> Path:
-    """Writes the report of a run's folder, by default as `report.html` in it; returns the file.
+    """Writes the report of a run's folder, by default as `report.html` in it, and returns its path.
 
     Raises:
         XTCError: if the folder holds no finished run, or matplotlib is missing.

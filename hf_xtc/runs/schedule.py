@@ -1,8 +1,8 @@
-"""Schedules: the stages that take a student from float to its last recipe, as data.
+"""Schedules: the stages that train a student, from float to its final recipe, as data.
 
-A stage says what the student is made of and how it trains; whatever it leaves out it takes from the run (the recipe
-and the training arguments that the user gave). Schedules are JSON: a name of those in `hf_xtc/runs/schedules`, or a
-file. How a stage is run stands in `stage.py`.
+A stage sets the student's recipe and its training; what it leaves out is taken from the run (the recipe and the
+training arguments that the user gave). A schedule is a JSON file, in `hf_xtc/runs/schedules` or elsewhere. `stage.py`
+runs a stage.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from hf_xtc.training.arguments import XTCTrainingArguments
 
 FOLDER = Path(__file__).parent / "schedules"
 
-# A recipe whose student is in float.
+# The recipe of a float student.
 FLOAT = {"weights": None, "embedding_weights": None, "position_weights": None, "activation_bits": None}
 
-# Epochs of the paper's budgets (Wu et al. 2022) as they are remembered, over augmented data but for mnli and qqp. Only
-# budget C of these two is confirmed by the authors' scripts (18 epochs, 36 for float students).
+# Epochs of the paper's budgets (Wu et al. 2022), from memory, over augmented data except for mnli and qqp. Only budget
+# C of these two is confirmed by the authors' scripts (18 epochs, 36 for float students).
 BUDGETS: dict[str, dict[str, float]] = {
     "A": {"mnli": 3, "qqp": 3, "qnli": 1, "sst2": 1, "stsb": 1, "rte": 1, "cola": 1, "mrpc": 1},
     "B": {"mnli": 9, "qqp": 9, "qnli": 3, "sst2": 3, "stsb": 3, "rte": 3, "cola": 3, "mrpc": 3},
@@ -31,7 +31,7 @@ BUDGETS: dict[str, dict[str, float]] = {
 
 
 def budget_epochs(budget: str, task: str | None) -> float:
-    """Epochs of a budget, "A" (short), "B" or "C" (long), for a GLUE task.
+    """Returns the epochs of a budget, "A" (short), "B" or "C" (long), for a GLUE task.
 
     Raises:
         RecipeError: if the budget or its entry for the task does not exist.
@@ -41,7 +41,8 @@ def budget_epochs(budget: str, task: str | None) -> float:
     epochs = BUDGETS[budget]
     if task not in epochs:
         raise RecipeError(
-            f"Budget {budget} is given for the GLUE tasks {', '.join(sorted(epochs))}, not for {task or 'own data'}. "
+            f"Budget {budget} is defined for the GLUE tasks {', '.join(sorted(epochs))}, not for "
+            f"{task or 'other data'}. "
             "Use --num_train_epochs."
         )
     return epochs[task]
@@ -52,12 +53,12 @@ class Stage:
     """One stage of a schedule.
 
     Args:
-        name (`str`): Names its folder and its row: letters, digits, "-" and "_".
+        name (`str`): Name of its folder and of its row in the results: letters, digits, "-" and "_".
         recipe (`dict`): Fields of `XTCRecipe` that differ from the run's: `{"weights": "ternary"}`.
         training (`dict`): Fields of `XTCTrainingArguments` that differ from the run's: `{"learning_rate": 1e-4}`.
         learning_rates (`tuple[float, ...]`): Rates to try, each for the whole stage; the best on held-out train rows
-            stays. Empty: the one rate of `training` or the run.
-        share (`float`, *optional*): Epochs of this stage, as a multiple of the run's `num_train_epochs`.
+            is kept. Empty: the learning rate of `training` or the run.
+        share (`float`, *optional*): Epochs of this stage as a multiple of the run's `num_train_epochs`.
         dropout (`float`): Dropout of the student in this stage.
 
     Raises:
@@ -73,23 +74,23 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
-            raise RecipeError(f"A stage is called {self.name!r}; use letters, digits, '-' and '_'.")
+            raise RecipeError(f"The name of a stage is {self.name!r}; use letters, digits, '-' and '_'.")
         object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
         _check_fields(self.name, "recipe", self.recipe, XTCRecipe)
         _check_fields(self.name, "training", self.training, XTCTrainingArguments)
         if self.learning_rates and "learning_rate" in self.training:
             raise RecipeError(f"Stage {self.name!r} has both learning_rate and learning_rates. Give one.")
         if self.share is not None and {"num_train_epochs", "max_steps"} & set(self.training):
-            raise RecipeError(f"Stage {self.name!r} has both a share of the epochs and a length of its own. Give one.")
-        if any(not _number(rate) or rate <= 0 for rate in self.learning_rates):
+            raise RecipeError(f"Stage {self.name!r} has both share and num_train_epochs or max_steps. Give one.")
+        if any(not _is_number(rate) or rate <= 0 for rate in self.learning_rates):
             raise RecipeError(f"Stage {self.name!r}: learning_rates={self.learning_rates} must be positive numbers.")
-        if self.share is not None and (not _number(self.share) or self.share < 0):
+        if self.share is not None and (not _is_number(self.share) or self.share < 0):
             raise RecipeError(f"Stage {self.name!r}: share={self.share!r} must be a number, at least 0.")
-        if not _number(self.dropout) or not 0 <= self.dropout < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise RecipeError(f"Stage {self.name!r}: dropout={self.dropout!r} must be at least 0 and below 1.")
 
     def arguments(self, run: XTCTrainingArguments, **changes: Any) -> XTCTrainingArguments:
-        """The run's training arguments with this stage's, and then `changes`."""
+        """Returns the run's training arguments, updated with this stage's and then with `changes`."""
         own = dict(self.training)
         if self.share is not None:
             own["num_train_epochs"] = self.share * run.num_train_epochs
@@ -98,7 +99,7 @@ class Stage:
         return dataclasses.replace(run, **{**own, **changes})
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -108,15 +109,15 @@ def _check_fields(stage: str, kind: str, values: Any, owner: Any) -> None:
     known = {entry.name for entry in dataclasses.fields(owner) if entry.init}
     for name in values:
         if name not in known:
-            raise RecipeError(f"Stage {stage!r}: {kind} has no field {name!r} ({owner.__name__} has none).")
+            raise RecipeError(f"Stage {stage!r}: {kind} has the field {name!r}, which {owner.__name__} does not have.")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages in order, each starting from the weights of the one before, the first from the teacher's.
+    """Stages in order, each starting from the weights of the previous one, the first from the teacher's.
 
     Raises:
-        RecipeError: if there are no stages, or two of one name.
+        RecipeError: if there are no stages, or two have the same name.
 
     Example:
         >>> [stage.name for stage in Schedule.named("ternary-first").stages]
@@ -135,33 +136,33 @@ class Schedule:
             raise RecipeError(f"The schedule {self.name!r} has more than one stage called {', '.join(repeated)}.")
 
     def recipes(self, recipe: XTCRecipe, depth: int) -> list[XTCRecipe]:
-        """The recipe of each stage, checked to follow from the one before.
+        """Returns the recipe of each stage; all must keep the same layers.
 
         Args:
             recipe (`XTCRecipe`): The run's.
             depth (`int`): Layers of the teacher.
 
         Raises:
-            RecipeError: if a stage's recipe cannot be, or stages keep different layers of the teacher.
+            RecipeError: if a stage's recipe is invalid, or stages keep different layers of the teacher.
         """
-        made: list[XTCRecipe] = []
+        recipes: list[XTCRecipe] = []
         for stage in self.stages:
             try:
-                made.append(XTCRecipe.from_dict({**recipe.to_dict(), **stage.recipe}))
-                layers = made[-1].layer_map(depth).layers
+                recipes.append(XTCRecipe.from_dict({**recipe.to_dict(), **stage.recipe}))
+                layers = recipes[-1].layer_map(depth).layers
             except RecipeError as error:
                 raise RecipeError(f"Stage {stage.name!r} of the schedule {self.name!r}: {error}") from None
-            before = made[0].layer_map(depth).layers
-            if layers != before:
+            first = recipes[0].layer_map(depth).layers
+            if layers != first:
                 raise RecipeError(
                     f"The schedule {self.name!r} does not fit together: stage {self.stages[0].name!r} keeps the "
-                    f"teacher's layers {before}, stage {stage.name!r} keeps {layers}, and would start from weights "
+                    f"teacher's layers {first}, stage {stage.name!r} keeps {layers}, and would start from weights "
                     "of other layers. Keep the same layers in all stages."
                 )
-        return made
+        return recipes
 
     def to_dict(self) -> dict[str, Any]:
-        """The schedule as a JSON object; `from_dict` reads it back."""
+        """Returns the schedule as a JSON object; `from_dict` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -169,7 +170,7 @@ class Schedule:
         """Reads `{"stages": [{"name": ..., "recipe": {...}, "training": {...}, ...}, ...]}`.
 
         Raises:
-            RecipeError: if it is something else, or a stage cannot be.
+            RecipeError: if it has another form, or a stage is invalid.
         """
         stages = values.get("stages") if isinstance(values, Mapping) else None
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, Mapping) for stage in stages):
@@ -186,10 +187,10 @@ class Schedule:
 
     @classmethod
     def named(cls, name: str) -> "Schedule":
-        """A schedule of the package by name, or of a JSON file by path.
+        """Returns a schedule of the package by name, or of a JSON file by path.
 
         Raises:
-            RecipeError: if there is none, or it cannot be read.
+            RecipeError: if it does not exist or cannot be read.
         """
         known = sorted(file.stem for file in FOLDER.glob("*.json"))
         file = FOLDER / f"{name}.json" if name in known else Path(name)

@@ -1,4 +1,4 @@
-"""The model that a student starts from instead of its teacher's layers, such as the compressed one of another task."""
+"""Starts a student from another model instead of the teacher's layers, such as one compressed for another task."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
 
-# Names of sizes in the configurations, as far as an architecture has them.
+# Configuration fields that must agree, if an architecture has them.
 SIZES = (
     *("vocab_size", "type_vocab_size", "max_position_embeddings"),
     *("hidden_size", "intermediate_size", "hidden_dim", "num_attention_heads", "num_hidden_layers"),
@@ -18,22 +18,28 @@ SIZES = (
 
 
 def check_start(name: str, teacher_config: Any, layers: int, tokenizer: Any) -> None:
-    """Refuses a model that a student of `layers` layers of this teacher cannot start from.
+    """Raises if a student of `layers` layers of this teacher cannot start from a model.
 
     Args:
         name (`str`): Folder or Hub id.
         tokenizer (`PreTrainedTokenizerBase`): The teacher's.
 
     Raises:
-        XTCError: if there is no such folder, or its architecture, its shape or its tokenizer's words are others.
+        XTCError: if there is no such folder, or its architecture, shape or vocabulary differs.
         OSError: if there is no such model.
     """
     wanted = {**_shape(teacher_config), "num_hidden_layers": layers}
     found = _shape(load_config(name))
     if other := [f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]:
-        raise XTCError(f"The student cannot start from {name}, which has {', '.join(other)}. Name one of its shape.")
+        raise XTCError(
+            f"The student cannot start from {name}, which has {', '.join(other)}. Choose a model of the student's "
+            "shape."
+        )
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise XTCError(f"The student cannot start from {name}: its tokenizer knows other words than the teacher's.")
+        raise XTCError(
+            f"The student cannot start from {name}: its vocabulary is not the teacher's. Choose a model with the same "
+            "tokenizer."
+        )
 
 
 def _shape(config: Any) -> dict[str, Any]:
@@ -43,9 +49,9 @@ def _shape(config: Any) -> dict[str, Any]:
 
 
 def started(name: str, auto_class: Any, teacher: PreTrainedModel, recipe: XTCRecipe) -> PreTrainedModel:
-    """A latent student of the teacher with its head and the encoder of another model, which `check_start` has passed.
+    """Returns a latent student with the teacher's head and the encoder of another model, checked by `check_start`.
 
-    Packed weights become latent ones at the values they stand for, so that annealing starts from the quantized model.
+    Packed weights are dequantized to latent ones, so that annealing starts from the quantized model.
     """
     model = load_model(name, auto_class)
     encoder = (unpack_model(model) if is_packed(model) else model).base_model.state_dict()

@@ -1,8 +1,8 @@
-"""Adversarial training: a second pass over each batch, its word embeddings moved in the direction of growing loss.
+"""Adversarial training: a second forward and backward pass over each batch, with perturbed word embeddings.
 
 Miyato, Dai and Goodfellow, "Adversarial Training Methods for Semi-Supervised Text Classification" (ICLR 2017), section
-3: the loss is J(w) + J(w + epsilon g / ||g||), where g is the gradient of J; here with respect to the rows of the
-embedding matrix that the batch reads, and ||g|| is the Euclidean norm of all of them together.
+3: the loss is J(w) + J(w + epsilon g / ||g||), where w are the rows of the embedding matrix that the batch reads, g is
+the gradient of J with respect to them, and ||g|| is the Euclidean norm over all of these rows together.
 """
 
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ MIYATO = "Miyato et al., Adversarial Training Methods for Semi-Supervised Text C
 
 @contextmanager
 def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:
-    """Moves the rows of a matrix along a gradient while the context lasts; afterwards they are bitwise what they were.
+    """Context manager that adds `epsilon g / ||g||` to a matrix and, on exit, restores it bitwise.
 
     Args:
         weight (`torch.Tensor`): `(rows, columns)`, any float dtype; changed in place.
-        gradient (`torch.Tensor`): Same shape. If it is zero, or its norm NaN or infinite, nothing is moved.
-        epsilon (`float`): Euclidean length of the move of all rows together.
+        gradient (`torch.Tensor`): g, of the same shape. If its norm is 0, NaN or infinite, nothing is added.
+        epsilon (`float`): Euclidean norm of what is added, over all rows together.
     """
     rows = gradient.ne(0).any(dim=1).nonzero().squeeze(1)
-    steepest, before = gradient[rows], weight.detach()[rows]
-    length = torch.linalg.vector_norm(steepest.float())
-    known = length.isfinite() & (length > 0)
-    move = torch.where(known, epsilon / length * steepest, torch.zeros_like(steepest))
+    row_gradients, before = gradient[rows], weight.detach()[rows]
+    norm = torch.linalg.vector_norm(row_gradients.float())
+    usable = norm.isfinite() & (norm > 0)
+    perturbation = torch.where(usable, epsilon / norm * row_gradients, torch.zeros_like(row_gradients))
     with torch.no_grad():
-        weight[rows] = before + move.to(weight.dtype)
+        weight[rows] = before + perturbation.to(weight.dtype)
     try:
         yield
     finally:
@@ -42,10 +42,10 @@ def moved(weight: Tensor, gradient: Tensor, epsilon: float) -> Iterator[None]:
 
 
 def embedding_weight(model: Any, *, deepspeed: bool) -> Any:
-    """The weight of a model's word embeddings, which `moved` may move.
+    """Returns the weight of a model's word embeddings, for `moved`.
 
     Args:
-        model (`PreTrainedModel`): Not wrapped.
+        model (`PreTrainedModel`): Unwrapped.
         deepspeed (`bool`): Whether DeepSpeed trains it.
 
     Raises:
@@ -54,9 +54,9 @@ def embedding_weight(model: Any, *, deepspeed: bool) -> Any:
     weight = model.get_input_embeddings().weight
     if deepspeed or is_sharded(model):
         raise XTCError(
-            "adversarial_epsilon moves word embeddings that one process holds whole; with DeepSpeed or FSDP leave "
-            "it at 0."
+            "adversarial_epsilon needs word embeddings that are not sharded; it does not work with DeepSpeed or FSDP. "
+            "Set it to 0."
         )
     if not weight.requires_grad:
-        raise XTCError("adversarial_epsilon moves the word embeddings, which are frozen here; leave it at 0.")
+        raise XTCError("adversarial_epsilon needs the gradient of the word embeddings, which are frozen. Set it to 0.")
     return weight

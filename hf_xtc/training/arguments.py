@@ -22,7 +22,7 @@ class XTCTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with arguments for distillation and quantization.
 
     The stock arguments listed here have defaults that suit short quantization-aware training; `hf-xtc compress` uses
-    the same. Rows without a known length are drawn at random in spite of `group_by_length`.
+    the same. Rows of unknown length are drawn in random order, also with `group_by_length`.
 
     Raises:
         XTCError: if a term is unknown (lists the registered ones).
@@ -45,7 +45,7 @@ class XTCTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Distillation terms and their weights, as JSON: {'logits': 1, 'hidden_states': 1, "
-            "'attention_scores': 1} (default). Also known: labels, the loss against the data's own labels."
+            "'attention_scores': 1} (default). The term 'labels' is the loss against the labels of the data."
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the term 'logits'."})
@@ -58,11 +58,11 @@ class XTCTrainingArguments(TrainingArguments):
     )
     weight_quantization_start: float = field(
         default=0.0,
-        metadata={"help": "Step from which weights are quantized; below 1 a share of all steps (schedule_offset)."},
+        metadata={"help": "Step from which weights are quantized; below 1: a share of all steps (schedule_offset)."},
     )
     activation_quantization_start: float = field(
         default=0.0,
-        metadata={"help": "Step from which activations are quantized; below 1 a share of all steps."},
+        metadata={"help": "Step from which activations are quantized; below 1: a share of all steps."},
     )
     weight_annealing: float = field(
         default=0.3,
@@ -74,8 +74,8 @@ class XTCTrainingArguments(TrainingArguments):
     adversarial_epsilon: float = field(
         default=0.0,
         metadata={
-            "help": "Train on each batch a second time, with its word embeddings moved this far in the direction "
-            "in which the loss grows fastest (Miyato et al. 2017; measured with 1); steps take twice as long. 0: off."
+            "help": "Train on each batch a second time, with an adversarial perturbation of this norm added to its "
+            "word embeddings (Miyato et al. 2017; measured with 1); steps take twice as long. 0: off."
         },
     )
     teacher_cache: str | None = field(
@@ -96,7 +96,7 @@ class XTCTrainingArguments(TrainingArguments):
                 self.terms = json.loads(self.terms.replace("'", '"'))
             except json.JSONDecodeError as error:
                 raise RecipeError(
-                    f"terms={self.terms!r} is no JSON object ({error}). Example: '{{\"logits\": 1}}'."
+                    f"terms={self.terms!r} is not a JSON object ({error}). Example: '{{\"logits\": 1}}'."
                 ) from None
         if self.terms is None:
             self.terms = dict(DEFAULT_TERMS)
@@ -112,10 +112,10 @@ class XTCTrainingArguments(TrainingArguments):
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise RecipeError(
                 f"hub_strategy={self.hub_strategy.value!r} would publish checkpoints: float latent weights and "
-                "optimizer states. Use 'every_save' or 'end': what they publish is packed, and checkpoints stay here."
+                "optimizer states. Use 'every_save' or 'end', which publish the packed model only."
             )
         if not 0 <= self.adversarial_epsilon < math.inf:
-            raise RecipeError(f"adversarial_epsilon={self.adversarial_epsilon} must be a finite length, 0 or more.")
+            raise RecipeError(f"adversarial_epsilon={self.adversarial_epsilon} must be finite and at least 0.")
         for name in ("weight_quantization_start", "activation_quantization_start", "weight_annealing"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RecipeError(f"{name}={getattr(self, name)} must be a step, or a share of all steps below 1.")

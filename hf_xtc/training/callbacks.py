@@ -1,4 +1,4 @@
-"""Callbacks: the schedule of quantization, the size of the packed file, and statistics of the weights.
+"""Callbacks: the quantization schedule, the size of the packed file, and statistics of the weights.
 
 The schedule is a pure function of `state.global_step` and `state.max_steps`, and what must survive a restart lives in
 module buffers. So a callback has no state to restore when training resumes from a checkpoint.
@@ -30,7 +30,7 @@ def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> 
 
     Args:
         model (`nn.Module`): Its `XTCLinear` and `XTCEmbedding` layers are changed.
-        weights (`float`): Part of the quantized weights in the blend with the float ones, 0 to 1.
+        weights (`float`): Share of the quantized weights in the blend with the float ones, 0 to 1.
         activations (`bool`): Whether activations are quantized.
     """
     for module in model.modules():
@@ -43,12 +43,12 @@ def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> 
 class QuantizationCallback(TrainerCallback):
     """Starts the quantization of weights and of activations at given steps (DeepSpeed's `schedule_offset`).
 
-    Weights may be annealed: blended with their quantized values, whose part grows from 0 to 1. The schedule holds in
-    train mode only: evaluations see the model quantized, as its packed file would be, so that the scores of all steps
-    can be compared. At the end of training the model is quantized in train mode too.
+    Weights may be annealed: blended with their quantized values, whose share grows from 0 to 1. The schedule is for
+    train mode only: evaluations use the quantized model, like its packed file, so that the scores of all steps can
+    be compared. At the end of training the model is quantized in train mode too.
 
     Args:
-        weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0 is from the start.
+        weight_start, activation_start (`float`): A step if at least 1, else a share of all steps; 0: from the start.
         weight_annealing (`float`): Length of the annealing, in steps or as a share, like the starts.
     """
 
@@ -57,7 +57,7 @@ class QuantizationCallback(TrainerCallback):
         self.activation_start = activation_start
         self.weight_annealing = weight_annealing
 
-    def _weight_part(self, state: TrainerState) -> float:
+    def _quantized_part(self, state: TrainerState) -> float:
         steps = state.global_step - start_step(self.weight_start, state.max_steps)
         length = start_step(self.weight_annealing, state.max_steps)
         return float(steps >= 0) if length == 0 else min(max(steps / length, 0.0), 1.0)
@@ -65,7 +65,7 @@ class QuantizationCallback(TrainerCallback):
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         set_quantization(
             model,
-            weights=self._weight_part(state),
+            weights=self._quantized_part(state),
             activations=state.global_step >= start_step(self.activation_start, state.max_steps),
         )
 
@@ -90,12 +90,12 @@ class QuantizationCallback(TrainerCallback):
 
 
 class PackedSizeCallback(TrainerCallback):
-    """Logs once, at the start, the bytes of the packed file to come and how many times smaller it is than float32."""
+    """Logs at the start of training how large the packed file will be, in bytes and relative to float32."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Logs the total of the ledger; nothing for a model that is not latent, since its file will not be packed."""
+        """Logs the total of the ledger; nothing if the model is not latent, since its file will not be packed."""
         config: Any = getattr(model, "config", None)
         packs = getattr(config, "state", None) == "latent" and not has_adapters(model)
         if state.is_world_process_zero and packs:
@@ -108,14 +108,14 @@ class PackedSizeCallback(TrainerCallback):
 
 
 class WeightStatisticsCallback(TrainerCallback):
-    """Records at each log how well the weights of a latent model quantize; `hf-xtc report` draws it.
+    """Records at each log how well the weights of a latent model quantize; `hf-xtc report` plots it.
 
     Adds an entry to `state.log_history` with, for each part of the encoder ("layer 0", "pooler", ...):
 
-    - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linears, q the fake-quantized weight;
+    - `quantization_error/<part>`: `sum (w - q)^2 / sum w^2` of its linear layers, q the fake-quantized weight;
     - `flip_rate/<part>`: the share of its codes that have changed since the previous log (not in the first entry).
 
-    Costs one encoding of the linears per log, and one byte of memory per weight. Sharded models are skipped.
+    Costs one encoding of the linear layers per log, and one byte of memory per weight. Sharded models are skipped.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class WeightStatisticsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets the codes of a previous training."""
+        """Clears the codes of a previous training."""
         self._codes = {}
 
     @torch.no_grad()
@@ -137,9 +137,9 @@ class WeightStatisticsCallback(TrainerCallback):
         sums: dict[str, list[float]] = {}
         for name, module in model.named_modules():
             if isinstance(module, XTCLinear):
-                found = sums.setdefault(part_of(name), [0.0, 0.0, 0.0, 0.0])
+                total = sums.setdefault(part_of(name), [0.0, 0.0, 0.0, 0.0])
                 for i, value in enumerate(self._measure(name, module)):
-                    found[i] += value
+                    total[i] += value
         entry: dict[str, Any] = {}
         for part, (error, norm, flips, compared) in sums.items():
             entry[f"quantization_error/{part}"] = round(error / norm, 6) if norm else 0.0
@@ -149,6 +149,7 @@ class WeightStatisticsCallback(TrainerCallback):
             state.log_history.append({**entry, "step": state.global_step})
 
     def _measure(self, name: str, module: XTCLinear) -> tuple[float, float, float, float]:
+        """Returns the squared error, the squared norm, and how many codes changed of how many."""
         codes, scale = encode_weight(module.weight, module.spec)
         weight = module.weight.float()
         error = (weight - decode_weight(codes, scale, module.spec)).square().sum().item()

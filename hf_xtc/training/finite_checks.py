@@ -1,4 +1,4 @@
-"""Stop a training whose losses or weights are NaN or infinite, with the step in the message."""
+"""Checks that stop a training when a loss or a weight is NaN or infinite."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +11,7 @@ from hf_xtc.modeling.sharded_weights import local_part
 
 
 def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate: float, folder: str | None) -> None:
-    """Raises at the first loss that is NaN or infinite; checkpoints saved before stay as they are.
+    """Raises if a loss is NaN or infinite; earlier checkpoints are kept.
 
     Args:
         losses (`dict[str, torch.Tensor]`): Scalar by name of term.
@@ -34,7 +34,7 @@ def require_finite_losses(losses: Mapping[str, Tensor], step: int, learning_rate
 
 
 def require_finite_weights(weights: Iterable[Tensor], step: int, learning_rate: float) -> None:
-    """Raises if a weight is NaN or infinite, before it replaces a good one on disk.
+    """Raises if a weight is NaN or infinite; called before a checkpoint is written.
 
     Each process checks its own part of sharded weights.
 

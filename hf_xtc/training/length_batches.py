@@ -1,7 +1,7 @@
-"""Rows of similar length in a batch, batches in random order.
+"""Batches of rows of similar length, in random order.
 
-Trainer's `group_by_length` sorts the rows of fifty batches, longest first: training runs from long rows to short ones
-again and again, and ends on the shortest. Students then do worse on long rows (docs/accuracy.md).
+Trainer's `group_by_length` sorts the rows of every fifty batches, longest first: training runs from long rows to short
+ones again and again, and ends on the shortest. Students then do worse on long rows (docs/accuracy.md).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 class LengthGroupedBatches(Sampler[int]):
     """Sampler whose slices of `batch_size` rows have similar lengths, and come in random order.
 
-    The batch with the longest row comes first, so that memory runs out at once or never; an incomplete batch comes
-    last. The order depends on `seed` and the epoch alone, so that a resumed training draws the same batches.
+    The batch with the longest row comes first, so that a run that is short of memory fails in its first step; an
+    incomplete batch comes last. The order depends on `seed` and the epoch only, so that a resumed training draws the
+    same batches.
 
     Args:
-        lengths (`Sequence[int]`): Tokens of each row.
+        lengths (`Sequence[int]`): Number of tokens of each row.
         batch_size (`int`): Rows of an optimizer step, over all processes.
         seed (`int`): Seed of the order.
     """
@@ -32,7 +33,7 @@ class LengthGroupedBatches(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch; the Trainer calls it."""
+        """Sets the epoch whose order is drawn; called by the Trainer."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,8 +50,8 @@ class LengthGroupedBatches(Sampler[int]):
 
 
 def row_lengths(rows: Any, name: str) -> list[int] | None:
-    """The length of the entry `name` of each row, such as "input_ids"; `None` if the rows have none."""
+    """Returns the length of the entry `name`, such as "input_ids", of each row; `None` if rows have no such entry."""
     try:
-        return [len(row[name]) for row in islice(rows, len(rows))]  # a row may be asked for beyond the last
+        return [len(row[name]) for row in islice(rows, len(rows))]  # iteration may not end by itself at the last row
     except (KeyError, IndexError, TypeError):
         return None

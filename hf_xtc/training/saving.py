@@ -12,25 +12,25 @@ from hf_xtc.modeling.adapters import has_adapters
 
 logger = logging.getLogger(__name__)
 
-FAILED = "A push during training failed, and training goes on: %s"
+FAILED = "A push during training failed; training continues: %s"
 
 
 def latent_student(model: Any) -> Any:
-    """The model if it is saved packed; `None` for any other, such as one whose adapters alone are saved."""
+    """Returns the model if it is a latent student, which is saved packed; else `None`, also for one with adapters."""
     return model if getattr(model.config, "state", None) == "latent" and not has_adapters(model) else None
 
 
 def require_student(model: Any) -> None:
-    """Raises an `XTCError` that says how to publish the model, unless it is a latent student."""
+    """Raises an `XTCError` unless the model is a latent student; the message says how to publish other models."""
     if has_adapters(model):
         raise XTCError(
-            f"{type(model).__name__} carries adapters, and XTCTrainer publishes packed students. Publish the "
-            "adapters alone: trainer.model.push_to_hub('user/name')."
+            f"{type(model).__name__} has adapters, but XTCTrainer publishes packed students only. Publish the "
+            "adapters: trainer.model.push_to_hub('user/name')."
         )
     if latent_student(model) is None:
         raise XTCError(
-            f"{type(model).__name__} is a float model, and XTCTrainer publishes packed students. Compress it "
-            "first: hf-xtc compress, or compress(model, recipe); or publish it as it is: "
+            f"{type(model).__name__} is a float model, but XTCTrainer publishes packed students only. Compress it "
+            "first (hf-xtc compress, or compress(model, recipe)), or publish the float model: "
             "trainer.model.push_to_hub('user/name')."
         )
 
@@ -41,8 +41,8 @@ def write_student_card(student: Any, args: Any, state: Any, name: str, facts: di
     Args:
         student (`PreTrainedModel`): The latent student.
         args (`XTCTrainingArguments`), state (`TrainerState`): Of its training.
-        name (`str`): What the card calls the model.
-        facts (`dict`): What `Trainer.create_model_card` takes besides the name.
+        name (`str`): Name of the model on the card.
+        facts (`dict`): The other arguments of `Trainer.create_model_card`.
     """
     metadata = {key: facts.get(key) for key in ("language", "license", "tags")}
     metadata["datasets"] = facts.get("dataset_tags") or facts.get("dataset")
@@ -53,7 +53,7 @@ def write_student_card(student: Any, args: Any, state: Any, name: str, facts: di
         args.output_dir,
         name,
         metrics=_last_metrics(state.log_history),
-        made=_made(args, state),
+        made=_training_record(args, state),
         citations=tuple(line for term in args.term_weights for line in TERMS[term].citations),
         metadata=metadata,
     )
@@ -69,7 +69,7 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _made(args: Any, state: Any) -> dict[str, Any]:
+def _training_record(args: Any, state: Any) -> dict[str, Any]:
     arguments = ("learning_rate", "per_device_train_batch_size", "seed", "terms", "bf16", "fp16")
     return {
         "training": {

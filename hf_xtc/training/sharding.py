@@ -1,4 +1,4 @@
-"""Prepares the teacher for a training on several processes; the Trainer prepares the student."""
+"""Prepares the teacher for training on several processes; the Trainer prepares the student."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     Args:
         teacher (`nn.Module`): On its device, in eval mode.
         accelerator (`Accelerator`): The trainer's.
-        shard (`bool`): Whether ZeRO-3 may shard it; not with a teacher cache, whose key hashes the whole weights.
+        shard (`bool`): Whether ZeRO-3 may shard it; false with a teacher cache, whose key hashes the full weights.
 
     Returns:
         `nn.Module`: the teacher, or a DeepSpeed engine around it.
@@ -27,9 +27,9 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     with needs_extra("deepspeed"):
         import deepspeed
 
-    given = {key: plugin.deepspeed_config.get(key, {}) for key in ("zero_optimization", "bf16", "fp16")}
+    sections = {key: plugin.deepspeed_config.get(key, {}) for key in ("zero_optimization", "bf16", "fp16")}
     # "auto" stands for values of the student that are not known yet; DeepSpeed has defaults for them.
-    config = {key: {k: v for k, v in section.items() if v != "auto"} for key, section in given.items()}
+    config = {key: {k: v for k, v in section.items() if v != "auto"} for key, section in sections.items()}
     engine, *_ = deepspeed.initialize(model=teacher, config={"train_micro_batch_size_per_gpu": 1, **config})
     engine.eval()  # returns None
     return engine

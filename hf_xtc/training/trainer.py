@@ -1,10 +1,10 @@
-"""`XTCTrainer`: the Trainer's loop with a frozen teacher, distillation terms, and packed files as its product.
+"""`XTCTrainer`: Trainer's loop with a frozen teacher, distillation terms, and packed files as output.
 
 Overrides `compute_loss` (terms instead of the head's loss, while training), `training_step` (the second pass of
-adversarial training), `log` (each term by name), `get_train_dataloader` (a teacher cache, where one is asked for), the
+adversarial training), `log` (each term by name), `get_train_dataloader` (the teacher cache, if there is one), the
 order of rows grouped by length, and what is saved and published: `save_model`, `push_to_hub` and the pushes during
 training write the packed form of a latent student. Any other model is saved as in Trainer, and is not published:
-Trainer would send its `training_args.bin` too.
+Trainer would upload `training_args.bin` too.
 """
 
 import logging
@@ -47,8 +47,8 @@ PROJECTION = "distillation_projection"
 
 
 def _has_columns(rows: Any) -> bool:
-    """Whether rows are a `datasets.Dataset`, of which Trainer keeps the columns that the model reads."""
-    datasets: Any = sys.modules.get("datasets")  # which need not be installed
+    """Whether rows are a `datasets.Dataset`, of which Trainer keeps only the columns that the model reads."""
+    datasets: Any = sys.modules.get("datasets")  # an optional package
     return datasets is not None and isinstance(rows, datasets.Dataset)
 
 
@@ -56,17 +56,17 @@ class XTCTrainer(Trainer):
     """Trains a latent student against a teacher; saves and publishes it packed.
 
     Args:
-        model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it, or a latent or packed one with
-            adapters (`PeftModel`), of which the adapters alone train and are saved; or give `model_init`.
-        args (`XTCTrainingArguments`, *optional*): Terms, stages and everything the Trainer knows.
+        model (`PreTrainedModel`, *optional*): Latent student, as `compress` makes it, or a latent or packed model with
+            adapters (`PeftModel`), of which only the adapters are trained and saved; or give `model_init`.
+        args (`XTCTrainingArguments`, *optional*): Terms, stages and all arguments of the Trainer.
         teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype, with or without
-            adapters; frozen and put in eval mode. Not needed where the only term is "labels", or where
-            `args.teacher_cache` is whole.
+            adapters; frozen and put in eval mode. Not needed if the only term is "labels", or if
+            `args.teacher_cache` is complete.
         kwargs: As in `transformers.Trainer`.
 
     Raises:
-        StateError: if the student is packed; when training starts, if the teacher cache is that of something else or
-            the disk is too small for it.
+        StateError: if the student is packed; when training starts, if the teacher cache was made for another
+            training or the disk is too small for it.
         XTCError: if a teacher is missing, or student and teacher do not fit each other; when training starts, if the
             rows or the teacher cannot be cached.
         RecipeError: if a stage of distillation would have no term.
@@ -78,6 +78,9 @@ class XTCTrainer(Trainer):
     push_in_progress: Any
     train_dataset: Any
     data_collator: Any
+    # Without a teacher these stay as they are.
+    _layer_map = LayerMap((0,), 1)
+    _label_order: list[int] | None = None
 
     def __init__(
         self,
@@ -89,11 +92,9 @@ class XTCTrainer(Trainer):
     ):
         args = XTCTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, XTCTrainingArguments):
-            raise XTCError(
-                f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments (same fields, more)."
-            )
-        self._taught = [name for name in args.term_weights if name != "labels"]
-        self._teacher_config = self._find_teacher(args, teacher_model)
+            raise XTCError(f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments, its subclass.")
+        self._teacher_terms = [name for name in args.term_weights if name != "labels"]
+        self._teacher_config = self._find_teacher_config(args, teacher_model)
         if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
             raise XTCError(
                 "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
@@ -106,7 +107,7 @@ class XTCTrainer(Trainer):
         ]
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
-        self._attention_before: list[tuple[Any, str]] = []
+        self._original_attention: list[tuple[Any, str]] = []
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         if kwargs.get("model_init") is None:
@@ -117,19 +118,19 @@ class XTCTrainer(Trainer):
         starts = args.weight_quantization_start, args.activation_quantization_start
         self.add_callback(QuantizationCallback(*starts, args.weight_annealing))
 
-    def _find_teacher(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
-        """The configuration of the teacher, given or cached; `None` where no term needs one."""
-        if teacher is not None or not self._taught:
+    def _find_teacher_config(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
+        """Returns the configuration of the teacher, given or cached; `None` if no term needs a teacher."""
+        if teacher is not None or not self._teacher_terms:
             return None if teacher is None else teacher.config
         if args.teacher_cache is None:
             raise XTCError(
-                f"The terms {', '.join(self._taught)} need a teacher. Give teacher_model, or terms={{'labels': 1.0}} "
-                "to train on labels alone."
+                f"The terms {', '.join(self._teacher_terms)} need a teacher. Give teacher_model, or "
+                "terms={'labels': 1.0} to train on labels alone."
             )
         return PreTrainedConfig.from_dict(TeacherCache(args.teacher_cache).manifest.teacher_config)
 
     def _prepare_student(self, student: Any) -> None:
-        """Checks a student, fits it to the teacher, and makes attention return its scores where a term needs them."""
+        """Checks a student, and fits the terms, the layer map and the order of labels to it and the teacher."""
         if is_packed(student) and not has_adapters(student):
             raise StateError(
                 f"{type(student).__name__} is packed: its codes cannot be trained. Call unpack_model(model) and train "
@@ -143,7 +144,7 @@ class XTCTrainer(Trainer):
         self._label_order = label_order(student.config, teacher)
         hidden = self.terms.get("hidden_states")
         if isinstance(hidden, HiddenStatesTerm) and student.config.hidden_size != teacher.hidden_size:
-            # A submodule of the student: so it is optimised, checkpointed and moved with it. pack_model leaves it out.
+            # A submodule of the student, to be optimized, checkpointed and moved with it; pack_model leaves it out.
             projection = nn.Linear(student.config.hidden_size, teacher.hidden_size, bias=False)
             student.add_module(PROJECTION, projection.to(next(student.parameters()).device))
             hidden.projection = student.get_submodule(PROJECTION)
@@ -160,17 +161,17 @@ class XTCTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """As in Trainer; at the end, however it ends, both models have their attention implementations back."""
+        """As in Trainer; afterwards, also after an error, restores the attention implementations of both models."""
         self._term_sums, self._term_steps = {}, 0
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            while self._attention_before:
-                model, implementation = self._attention_before.pop()
+            while self._original_attention:
+                model, implementation = self._original_attention.pop()
                 model.set_attn_implementation(implementation)
 
     def term_weights(self) -> dict[str, float]:
-        """Name and weight of the terms that train at the current step: a function of `state.global_step` alone."""
+        """Name and weight of the terms of the current step, which depend on `state.global_step` only."""
         stages = self.args.distillation_stages
         stage = min(self.state.global_step * stages // max(self.state.max_steps, 1), stages - 1)
         return {name: float(self.args.term_weights[name]) for name in self._stages[stage]}
@@ -178,20 +179,20 @@ class XTCTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """As in Trainer; with `adversarial_epsilon` a second forward and backward pass with moved word embeddings.
+        """As in Trainer; with `adversarial_epsilon` a second forward and backward pass with perturbed word embeddings.
 
-        Both gradients are added; the logged loss is that of the embeddings as they are.
+        The gradients of both passes are added; the logged loss is that of the first pass.
 
         Raises:
-            XTCError: if the word embeddings that are to move are frozen, or sharded over processes.
+            XTCError: if the word embeddings are frozen, or sharded over processes, and `adversarial_epsilon` is set.
         """
         epsilon = self.args.adversarial_epsilon
         if not epsilon:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
         weight = embedding_weight(self.accelerator.unwrap_model(model), deepspeed=self.is_deepspeed_enabled)
-        before = None if weight.grad is None else weight.grad.clone()  # of earlier parts of an accumulated batch
-        with self.accelerator.no_sync(model):  # this process's own gradient; the second pass sums both over processes
+        before = None if weight.grad is None else weight.grad.clone()  # from gradient accumulation
+        with self.accelerator.no_sync(model):  # the local gradient; the second pass reduces both over processes
             loss = super().training_step(model, inputs, num_items_in_batch)
         gradient = weight.grad if before is None else weight.grad - before
         recorded = dict(self._term_sums), self._term_steps
@@ -207,13 +208,13 @@ class XTCTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """While training, the weighted sum of the terms; in evaluation the head's own loss."""
+        """Returns the weighted sum of the terms in train mode, the loss of the head in eval mode."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = self.term_weights()
         cached = inputs.get(TARGETS)
         inputs = {key: value for key, value in inputs.items() if key != TARGETS}
-        student, teacher = self._run(model, inputs, list(weights), cached)
+        student, teacher = self._run_models(model, inputs, list(weights), cached)
         losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
         step, rate = self.state.global_step + 1, self.args.learning_rate
         require_finite_losses(losses, step, rate, self.args.output_dir)
@@ -221,33 +222,35 @@ class XTCTrainer(Trainer):
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
 
-    def _run(self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], cached: Any) -> tuple[Any, Any]:
-        """Outputs of student and teacher, with just what the active terms read; the teacher's may be cached."""
+    def _run_models(
+        self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], cached: Any
+    ) -> tuple[Any, Any]:
+        """Returns the outputs of student and teacher that the active terms read; the teacher's may be cached."""
         needs = frozenset().union(*(self.terms[name].needs for name in names))
         unlabelled = {key: value for key, value in inputs.items() if key not in self.label_names}
         self._return_scores(model)
         student = model(**(inputs if "labels" in names else unlabelled), **{f"output_{kind}": True for kind in needs})
         teacher = cached
         if teacher is None and self.teacher is not None:
-            teacher = self._teach(unlabelled, needs)
+            teacher = self._run_teacher(unlabelled, needs)
         if self._label_order is not None and teacher is not None and "logits" in teacher:
             teacher["logits"] = teacher["logits"][..., self._label_order]
         return student, teacher
 
-    def _teach(self, inputs: Mapping[str, Any], needs: Iterable[str]) -> Any:
-        """The teacher's outputs."""
+    def _run_teacher(self, inputs: Mapping[str, Any], needs: Iterable[str]) -> Any:
+        """Returns the outputs of the teacher, with those that `needs` names."""
         teacher: Any = self.teacher
         self._return_scores(teacher)
         with torch.no_grad():
             return teacher(**inputs, **{f"output_{kind}": True for kind in needs})
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """As in Trainer; in a training with `teacher_cache`, batches carry the teacher's outputs.
+        """As in Trainer; in a training with `teacher_cache`, batches contain the teacher's outputs.
 
-        The cache is completed or made first, by one process while the others wait (`ddp_timeout` is their patience).
+        The cache is made or completed first, by one process while the others wait, at most `ddp_timeout` seconds.
         """
         source, collator = self.train_dataset, self.data_collator
-        if source is None or not (self.args.teacher_cache and self._taught and self.is_in_train):
+        if source is None or not (self.args.teacher_cache and self._teacher_terms and self.is_in_train):
             loader: DataLoader[Any] = super().get_train_dataloader()
             return loader
         rows = NumberedRows(self._remove_unused_columns(source, "Training") if _has_columns(source) else source)
@@ -263,9 +266,9 @@ class XTCTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As in Trainer, but `group_by_length` shuffles its batches, and draws at random rows of unknown length.
+        """As in Trainer, but `group_by_length` shuffles its batches, and draws rows of unknown length in random order.
 
-        A teacher cache changes nothing in the order.
+        A teacher cache does not change the order.
         """
         rows = self.train_dataset if train_dataset is None else train_dataset
         rows = rows.source if isinstance(rows, NumberedRows) else rows
@@ -284,7 +287,7 @@ class XTCTrainer(Trainer):
         return LengthGroupedBatches(lengths, batch_size, seed)
 
     def _open_cache(self, rows: NumberedRows) -> TeacherCache:
-        """The cache of this training."""
+        """Opens the teacher cache of this training, which is made or completed first."""
         teaching = Teaching(
             folder=Path(str(self.args.teacher_cache)),
             dtype=self.args.teacher_cache_dtype,
@@ -295,7 +298,7 @@ class XTCTrainer(Trainer):
             layer_map=self._layer_map,
             teacher_config=self._teacher_config,
             teacher=None if self.teacher is None else self.accelerator.unwrap_model(self.teacher),
-            run=lambda batch, needs: self._teach(self._prepare_inputs(batch), needs),
+            run=lambda batch, needs: self._run_teacher(self._prepare_inputs(batch), needs),
             tokenizer=self.processing_class,
             precision=self.accelerator.mixed_precision,
             batch_size=self.args.train_batch_size,
@@ -305,15 +308,15 @@ class XTCTrainer(Trainer):
             return teaching.cache(make=self.args.should_save)
 
     def _return_scores(self, model: nn.Module) -> None:
-        """In all stages if any term reads scores: implementations round differently, and a run may resume in any."""
-        unwrapped: Any = self.accelerator.unwrap_model(model)
-        wanted = any("attentions" in term.needs for term in self.terms.values())
-        if wanted and unwrapped.config._attn_implementation != SCORES:
-            self._attention_before.append((unwrapped, unwrapped.config._attn_implementation))
-            unwrapped.set_attn_implementation(SCORES)
+        """Switches to the attention that returns its scores, if a term reads them.
 
-    _layer_map = LayerMap((0,), 1)
-    _label_order: list[int] | None = None
+        Terms of all stages count: attention implementations round differently, and a run may resume in any stage.
+        """
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        needed = any("attentions" in term.needs for term in self.terms.values())
+        if needed and unwrapped.config._attn_implementation != SCORES:
+            self._original_attention.append((unwrapped, unwrapped.config._attn_implementation))
+            unwrapped.set_attn_implementation(SCORES)
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():
@@ -321,7 +324,7 @@ class XTCTrainer(Trainer):
         self._term_steps += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in Trainer, with the mean of each term since the last log under its registered name."""
+        """As in Trainer, with the mean of each term since the previous log, under its registered name."""
         if "loss" in logs and self._term_steps:
             for name, total in self._term_sums.items():
                 logs[name] = round(self.accelerator.gather(total / self._term_steps).mean().item(), 6)
@@ -335,7 +338,7 @@ class XTCTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        """As in Trainer; rows that fill up a last batch of several processes do not count in its loss either."""
+        """As in Trainer, but rows that pad the last batch of several processes are left out of the loss too."""
         loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         state, size = self.accelerator.gradient_state, find_batch_size(inputs)
         if loss is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
@@ -345,25 +348,30 @@ class XTCTrainer(Trainer):
         return (loss, *rest)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As in Trainer, but whole or not at all; raises a `StateError` before NaN or infinite weights replace good
-        ones."""
+        """As in Trainer, but an incomplete checkpoint is removed; writes none if a weight is NaN or infinite.
+
+        Raises:
+            StateError: if a weight is NaN or infinite.
+        """
         step = self.state.global_step
         require_finite_weights(self.model.parameters(), step, self.args.learning_rate)
         with whole_checkpoint(Path(self._get_output_dir(trial=trial), f"checkpoint-{step}")):
             super()._save_checkpoint(model, trial)
 
-    # Saving and publishing: packed, but for `checkpoint-*`, which training resumes from.
+    # Saving and publishing: the packed form, except in `checkpoint-*`, from which training resumes.
 
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def _student(self) -> Any:
-        """The latent student, unwrapped, or `None` for another model."""
+        """Returns the latent student, unwrapped; `None` for any other model."""
         return latent_student(self._unwrapped())
 
-    def _whole_student(self) -> Any:
-        """The student with all of its weights. Where they are sharded all processes must call this, and the first
-        alone gets it: a copy in the memory of the CPU."""
+    def _full_student(self) -> Any:
+        """Returns the student with its full weights.
+
+        If they are sharded, all processes must call this; the first gets a copy on the CPU, the others `None`.
+        """
         student = self._student()
         if not is_sharded(student):
             return student
@@ -371,9 +379,9 @@ class XTCTrainer(Trainer):
         return with_weights(student, weights) if self.is_world_process_zero() else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the *packed* model and the tokenizer; `checkpoint-*` folders, written by the loop, stay latent.
+        """Writes the *packed* model and the tokenizer; the `checkpoint-*` folders of the training loop stay latent.
 
-        With `push_to_hub=True` in the arguments it is then published, as in Trainer.
+        With `push_to_hub=True` in the arguments it then publishes them, as in Trainer.
 
         Raises:
             StateError: if a latent weight is NaN or infinite, or the folder cannot be written.
@@ -383,15 +391,15 @@ class XTCTrainer(Trainer):
         if _internal_call or student is None:
             super().save_model(output_dir, _internal_call)
             return
-        whole = self._whole_student()
-        if self.args.should_save and whole is not None:
+        full = self._full_student()
+        if self.args.should_save and full is not None:
             folder = self.args.output_dir if output_dir is None else output_dir
-            write_packed(whole, folder, tokenizer=self.processing_class)
+            write_packed(full, folder, tokenizer=self.processing_class)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in Trainer, but each file is there whole or not at all, whatever the model."""
+        """As in Trainer, but each file appears in the folder only when it is complete, whatever the model."""
         if not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
@@ -399,20 +407,20 @@ class XTCTrainer(Trainer):
             super()._save(str(folder), state_dict)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As in Trainer (whose older versions know no `private`): makes the repository, before training starts.
+        """Makes the repository before training starts, as in Trainer (whose older versions have no `private`).
 
         Raises:
-            XTCError: if the model is no student, so that nothing could be published.
+            XTCError: if the model is not a student, and cannot be published.
             HubError: if the Hub cannot be reached or refuses.
         """
         require_student(self._unwrapped())
-        stated = self.args.hub_private_repo
+        original = self.args.hub_private_repo
         try:
-            self.args.hub_private_repo = stated if private is None else private
+            self.args.hub_private_repo = original if private is None else private
             with hub_errors(self._repository()):
                 super().init_hf_repo(token)
         finally:
-            self.args.hub_private_repo = stated
+            self.args.hub_private_repo = original
 
     def _repository(self) -> str:
         return str(self.args.hub_model_id or Path(self.args.output_dir).absolute().name)
@@ -421,9 +429,9 @@ class XTCTrainer(Trainer):
         """Writes the card of a packed student into the output folder, with the metrics of the last evaluation.
 
         Args:
-            model_name (`str`, *optional*): What the card calls the model; by default the repository's name, or the
+            model_name (`str`, *optional*): Name of the model on the card; by default the repository's name, or the
                 folder's.
-            facts: As in Trainer; a student's card has use for `language`, `license`, `tags`, `dataset`, `dataset_tags`
+            facts: As in Trainer; a student's card uses `language`, `license`, `tags`, `dataset`, `dataset_tags`
                 and `finetuned_from` (its teacher's name on the Hub).
         """
         student = self._student()
@@ -447,16 +455,16 @@ class XTCTrainer(Trainer):
         Args:
             commit_message (`str`, *optional*): Message of the commit.
             blocking (`bool`): Wait until the push has ended.
-            token (`str`, *optional*): Of the Hub; by default `args.hub_token`.
+            token (`str`, *optional*): Hub token; by default `args.hub_token`.
             revision (`str`, *optional*): Branch to publish on.
             private (`bool`, *optional*): Make a new repository private.
             **kwargs (`Any`): As for `create_model_card`.
 
         Returns:
-            `CommitInfo`, or a `Future` of it if not `blocking`; `None` on other processes than the first.
+            `CommitInfo`, or a `Future` of it if not `blocking`; `None` on all processes but the first.
 
         Raises:
-            XTCError: if the model is no student: a float model, or one with adapters (says how to publish those).
+            XTCError: if the model is not a student: a float model, or one with adapters (says how to publish those).
             StateError: if a latent weight is NaN or infinite, or the output folder cannot be written.
             HubError: if the Hub cannot be reached or refuses; nothing was published.
         """
@@ -465,11 +473,11 @@ class XTCTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
         self._finish_current_push()
-        whole = self._whole_student()
+        full = self._full_student()
         if not self.is_world_process_zero():
             return None
         return self._push_packed(
-            whole,
+            full,
             run_as_future=not blocking,
             card=kwargs,
             commit_message=commit_message,
@@ -485,10 +493,10 @@ class XTCTrainer(Trainer):
         return push_folder(self.args.output_dir, str(self.hub_model_id), **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """At each save, in the background: as in Trainer, but the packed student; one that fails is only logged."""
+        """Publishes the packed student in the background, at each save; a push that fails is only logged."""
         if self.args.hub_strategy == HubStrategy.END:
             return
-        whole = self._whole_student()
+        full = self._full_student()
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if not self.is_world_process_zero():
             return
@@ -496,14 +504,14 @@ class XTCTrainer(Trainer):
             return
         try:
             job = self._push_packed(
-                whole,
+                full,
                 run_as_future=True,
                 card={},
                 commit_message=f"Training in progress, step {self.state.global_step}",
                 token=self.args.hub_token,
                 revision=self.args.hub_revision,
             )
-        except XTCError as error:  # such as a weight that the file's float16 cannot hold yet
+        except XTCError as error:  # such as a weight outside the float16 range of the file
             logger.warning(FAILED, error)
             return
         job.add_done_callback(log_failed_push)

@@ -29,9 +29,8 @@ from hf_xtc.data.metrics import build_compute_metrics, main_metric
 from hf_xtc.data.task_data import DataArguments
 from reference import curve, deepspeed_worker, ours_worker, rows, runs
 from reference.curve import Curve, pad, predict
-from reference.runs import Results, best_rate, launch, shown_command
+from reference.runs import Results, best_rate, launch
 from reference.scores import main_score, rank, scores
-from reference.table import ALL_TASKS, markdown, side_of, time_to
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -284,107 +283,6 @@ def test_other_settings_are_other_runs(folder, launched, tmp_path, changes):
     assert len(accuracy.stored(make_args(folder, **common))) == 1
 
 
-def test_the_table_is_of_the_latest_teacher(folder, launched, tmp_path):
-    args = make_args(folder, sides=["ours"], results_file=str(tmp_path / "a.jsonl"))
-    records = accuracy.compare(args)
-    older = [{**r, "key": {**r["key"], "teacher": "another"}} for r in records]
-    Path(args.results_file).write_text("".join(json.dumps(r) + "\n" for r in older + records))
-    assert accuracy.stored(args) == records
-
-
-def test_main_writes_the_table(folder, launched, tmp_path, monkeypatch, capsys):
-    output = tmp_path / "accuracy.md"
-    options = [
-        "accuracy.py", "--tasks=sst2", f"--teachers_dir={folder / 'teachers'}", f"--data_dir={folder / 'glue'}",
-        "--max_length=16", "--steps=4", "--evaluations=2", f"--results_file={tmp_path / 'a.jsonl'}",
-        f"--output_file={output}",
-    ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", options)
-    accuracy.main()
-    made, printed = len(launched), capsys.readouterr().out
-    assert made == 2 * (3 + 2)
-    assert "sst2, ours, rate 0.0001, seed 1: selection 0.0001, dev 0.9999, 0.50 s a step" in printed
-    assert printed.endswith(output.read_text() + "\n")
-    assert str(folder) not in Path(tmp_path / "a.jsonl").read_text()
-    monkeypatch.setattr("sys.argv", [*options, "--table_only"])
-    accuracy.main()
-    assert capsys.readouterr().out == output.read_text() + "\n"
-    assert len(launched) == made
-
-
-def canned():
-    """All tasks, two rates, three seeds: ours 2 points better on each but cola."""
-    made = []
-    for task in ALL_TASKS:
-        for side in ("ours", "deepspeed"):
-            made.append(record(task, side, rate=1e-4, selection=0.4, dev=0.99))
-            for seed, wiggle in ((1, -0.01), (2, 0.0), (3, 0.01)):
-                gain = 0.0 if side == "deepspeed" else -0.02 if task == "cola" else 0.02
-                points = ((50, 10.0, 0.5), (100, 20.0, 0.8 + wiggle))
-                if side == "deepspeed":
-                    points = ((50, 100.0, 0.7), (100, 200.0, 0.8 + wiggle))
-                made.append(record(task, side, seed=seed, dev=0.8 + wiggle + gain, points=points))
-    return made
-
-
-def test_table_of_all_tasks():
-    text = markdown(canned(), list(ALL_TASKS), [1, 2, 3])
-    for task in ALL_TASKS:
-        gain = -2 if task == "cola" else 2
-        cells = f"| 90.0 | {80 + gain:.1f} ± 1.0 | 80.0 ± 1.0 | {gain:+.1f} | 0.50, 3.00 | 3,000,000, 90,000,000 |"
-        assert f"| {task} | {main_score(task)} {cells} 0.001*, 0.001* | 3 |" in text
-    assert "- Mean difference over sst2, mrpc, rte, cola, stsb: +1.20 points (at least +1.0): met." in text
-    assert "- Tasks worse by more than the larger spread: cola (none): NOT met." in text
-    assert "- ours: bfloat16, rows padded to their batch, {'warmup': 0.1}; torch 2.13.0" in text
-    assert "- deepspeed: float32, rows padded to 128, {'warmup': 0.1}; torch 2.13.0" in text
-    assert text.count("| 3 |") == len(ALL_TASKS)
-
-
-def test_table_of_one_side_or_of_some_tasks():
-    some = [
-        r for r in canned() if r["key"]["task"] != "rte" and (r["key"]["task"], r["key"]["side"]) != ("mrpc", "ours")
-    ]
-    text = markdown(some, list(ALL_TASKS), [1, 2, 3])
-    assert "| mrpc | f1 | 90.0 |  | 80.0 ± 1.0 |  | 3.00 | 90,000,000 | 0.001* | 3 |" in text
-    assert "over sst2, cola, stsb: +0.67 points (at least +1.0): mrpc, rte missing." in text
-    assert "rte |" not in text
-    assert markdown([], ["rte"], [1]) == "No runs.\n"
-
-
-def test_a_rate_inside_the_grid_bears_no_star():
-    grid = [record("rte", "ours", rate=rate, selection=s) for rate, s in ((1e-4, 0.1), (3e-4, 0.2), (1e-3, 0.1))]
-    assert not side_of(grid, "rte", "ours", [1]).at_end
-    assert side_of(grid[:2], "rte", "ours", [1]).at_end
-    assert not side_of(grid[:1], "rte", "ours", [1]).at_end
-    assert side_of(grid, "rte", "ours", [1]).spread == 0.0
-
-
-def test_time_to_the_same_accuracy():
-    ours = [
-        record("sst2", "ours", seed=1, points=((50, 40.0, 0.7), (100, 80.0, 0.9))),
-        record("sst2", "ours", seed=2, points=((50, 40.0, 0.7), (100, 80.0, 0.7))),
-        record("sst2", "ours", seed=3, points=((50, 40.0, 0.8), (100, 80.0, 0.7))),
-    ]
-    theirs = [
-        record("sst2", "deepspeed", seed=seed, points=((50, 200.0, 0.75), (100, 400.0, 0.8))) for seed in (1, 2, 3)
-    ]
-    text = time_to(side_of(ours, "sst2", "ours", [1, 2, 3]), side_of(theirs, "sst2", "deepspeed", [1, 2, 3]))
-    assert text.splitlines() == [
-        "Time to the same accuracy on sst2, median 0.20x (at most 0.33x): met.",
-        "- seed 1, dev 80.0: DeepSpeed 400 s, ours 80 s: 0.20x",
-        "- seed 2, dev 80.0: DeepSpeed 400 s, ours never: infx",
-        "- seed 3, dev 80.0: DeepSpeed 400 s, ours 40 s: 0.10x",
-    ]
-    assert text in markdown(ours + theirs, ["sst2"], [1, 2, 3])
-
-
-def test_commands_are_stored_without_the_machine():
-    command = shown_command(["--teachers_dir", "/a/b/teachers", "--data_dir=/c/glue", "--ours_arguments", '{"a": 1}'])
-    assert command == (
-        "python benchmarks/accuracy.py --teachers_dir .../teachers --data_dir=.../glue --ours_arguments '{\"a\": 1}'"
-    )
-
-
 @pytest.mark.parametrize(
     "changes, text",
     [
@@ -399,13 +297,6 @@ def test_commands_are_stored_without_the_machine():
 def test_arguments_are_checked(changes, text):
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         accuracy.AccuracyArguments(**changes)
-
-
-def test_steps_per_task_and_time_to():
-    args = accuracy.AccuracyArguments(tasks=["rte", "cola"], steps=[100, 200])
-    assert [args.task_steps(task) for task in args.tasks] == [100, 200]
-    assert accuracy.AccuracyArguments(time_to=True).tasks == ["sst2"]
-    assert accuracy.AccuracyArguments().task_steps("cola") == 1000
 
 
 def test_a_process_that_fails_is_an_error():
@@ -546,13 +437,3 @@ def test_levels_of_a_weight(weight, count):
     linear.weight.data = embedding.weight.data = torch.tensor(weight)
     assert deepspeed_worker.levels(linear) == count
     assert deepspeed_worker.levels(embedding) == 2
-
-
-def test_accuracy_page_shows_what_the_results_say():
-    root = Path(__file__).parent.parent.parent
-    text = markdown(Results(root / accuracy.RESULTS).records, list(ALL_TASKS), [1, 2, 3])
-    page = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    shown = [line for line in text.splitlines() if line.startswith(("| ", "- Mean difference", "- Tasks worse"))]
-    assert len(shown) == 1 + len(ALL_TASKS) + 2
-    for line in shown:
-        assert line in page, line

@@ -9,8 +9,7 @@ import pytest
 
 import cache
 import inference
-from latency.bars import Bar, bars
-from latency.plot import draw
+from latency.bars import bars
 from latency.report import markdown
 from latency.rounds import Worker, WorkerError, planned_repeats, takes_part
 from latency.runtimes import INT8_PEERS, RUNTIMES, TEACHER, Runtime
@@ -103,13 +102,6 @@ def test_repeats_are_spread_evenly_over_the_rounds(repeats):
     assert repeats < 2 or gaps.max() - gaps.min() <= 1
 
 
-def test_latency_row_keeps_what_its_median_is_made_of():
-    row = inference.latency_row("m", "r", "1x16", [3.0, 1.0, 2.0])
-    assert (row["median_seconds"], row["repeats"], row["seconds"]) == (2.0, 3, [3.0, 1.0, 2.0])
-    assert 1.0 < row["p10_seconds"] < 2.0 < row["p90_seconds"] < 3.0
-    assert inference.latency_row("m", "r", "1x16", [3.0])["p90_seconds"] == 3.0
-
-
 def test_speed_is_held_against_the_fastest_int8_peer(results):
     made = {(bar.model, bar.shape): bar for bar in bars(results) if bar.peer in INT8_PEERS}
     assert len(made) == 2 * len(SHAPES)
@@ -145,39 +137,6 @@ def test_bars_need_both_sides(results):
     results["processes"] = []
     assert bars(results) == []
     assert markdown(results).endswith("Bars: none, for want of `hf_xtc auto` or of its peers.\n")
-
-
-def test_a_peer_that_wins_is_named():
-    bar = Bar("speed", "minilm-6", "1x16", "ours_auto", "ort_int8", 0.004, 0.003, 1.4)
-    assert str(bar) == (
-        "minilm-6, 1x16: hf_xtc auto 4.0 ms, ONNX Runtime dynamic int8 3.0 ms: 0.75x (at least 1.4): NOT met; "
-        "ONNX Runtime dynamic int8 WINS"
-    )
-    assert bar.to_dict()["met"] is False
-
-
-def test_report_has_a_row_for_each_runtime_and_every_bar(results):
-    text = markdown(results)
-    assert "2026-01-02, A CPU (avx2), 2 threads, torch 2.13.0." in text
-    row = "| hf_xtc auto | " + "20.0 (18.4-24.8) | " * len(SHAPES) + "0.50 | 3.0 | 640 (140) | 14.5 |"
-    assert text.count(row) == 2
-    assert "- Left out: bert-base-5, OpenVINO fp32: openvino not installed" in text
-    for bar in bars(results):
-        assert f"- {bar}" in text
-
-
-def test_table_only_prints_the_report_of_an_earlier_run(results, tmp_path, capsys, monkeypatch):
-    file = tmp_path / "inference.json"
-    file.write_text(json.dumps(results))
-    monkeypatch.setattr("sys.argv", ["inference.py", "--table_only", str(file)])
-    inference.main()
-    assert capsys.readouterr().out == markdown(results) + "\n"
-
-
-def test_picture(results, tmp_path):
-    pytest.importorskip("matplotlib")
-    draw(results, tmp_path / "inference.png")
-    assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -272,8 +231,3 @@ def test_a_tiny_run_of_the_cache(tmp_path, monkeypatch, capsys):
     data = sum(2 * (2 * 24 * length + 12 * length**2) + 2 * 4 + 8 for length in lengths)
     assert data < results["cache_bytes"] < data + 4096
     assert [path.name for path in tmp_path.iterdir()] == ["cache.json"]
-
-
-def test_lengths_need_data_and_tokenizer():
-    with pytest.raises(ValueError, match=r"^Give data_dir and tokenizer together, or neither\.$"):
-        cache.BenchmarkArguments(data_dir="glue")

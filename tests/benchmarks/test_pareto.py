@@ -59,21 +59,3 @@ def test_linear_rival_learns_what_words_tell(names):
 def test_second_texts_have_words_of_their_own():
     split = Dataset.from_dict({"text": ["a b"], "text_pair": ["b c"]})
     assert pareto.texts_of(split) == ["a b 2_b 2_c"]
-
-
-def test_points_of_other_tasks_stay(tmp_path):
-    def points(task, score):
-        return [pareto.Point(task, model, "binary", 2, score) for model in ("a", "b")]
-
-    file = tmp_path / "pareto.json"
-    assert pareto.with_others(points("sst2", 0.1), file) == points("sst2", 0.1)
-    file.write_text(json.dumps({"points": [p.__dict__ for p in (*points("sst2", 0.1), *points("cola", 0.2))]}))
-    assert pareto.with_others(points("sst2", 0.3), file) == [*points("sst2", 0.3), *points("cola", 0.2)]
-    assert pareto.with_others(points("mrpc", 0.3), file)[-2:] == points("mrpc", 0.3)
-
-
-def test_plot_is_written(tmp_path):
-    pytest.importorskip("matplotlib")
-    points = [pareto.Point(task, "m", "binary", 2, 0.5) for task in ("sst2", "cola", "mrpc", "rte")]
-    pareto.draw(points, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -23,7 +23,7 @@ from transformers import (
 import hf_xtc.data.augmentation
 import hf_xtc.data.unlabelled
 import hf_xtc.data.word_table
-from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation, augment
+from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation, _bits, augment
 from hf_xtc.data.glue import GLUE
 from hf_xtc.data.masked_lm import MaskedLM, candidate_source
 from hf_xtc.data.word_table import Words, WordTable, choose, word_spans
@@ -497,17 +497,19 @@ def test_draws_have_the_published_probabilities(table):
         assert shares.to_numpy() == pytest.approx(1 / count, abs=0.04)
 
 
-def test_random_bits_are_independent():
-    row, counter = np.repeat(np.arange(200), 200), np.tile(np.arange(200, dtype=np.uint64), 200)
-    bits = np.stack([hf_xtc.data.augmentation._bits(seed, side, row, counter) for seed in (0, 1) for side in (0, 1)])
-    assert len(np.unique(bits)) == bits.size
-    ones = np.unpackbits(bits.view(np.uint8)).mean()
-    assert ones == pytest.approx(0.5, abs=0.001)
-    shares = (bits >> np.uint64(32)).astype(float).reshape(4, 200, 200) / 2**32
-    assert np.abs(np.corrcoef(shares.reshape(4, -1)) - np.eye(4)).max() < 0.03
-    neighbours = [np.corrcoef(shares[0, :-1].ravel(), shares[0, 1:].ravel())[0, 1]]
-    neighbours.append(np.corrcoef(shares[0, :, :-1].ravel(), shares[0, :, 1:].ravel())[0, 1])
-    assert np.abs(neighbours).max() < 0.03
+def test_draws_of_a_row_depend_on_seed_column_and_row_alone():
+    both = _bits(3, 1, np.array([5, 9]), np.array([4, 2]))
+    assert both[:4].tolist() == _bits(3, 1, np.array([5]), np.array([7]))[:4].tolist()
+    assert both[4:].tolist() == _bits(3, 1, np.array([9]), np.array([2])).tolist()
+    assert _bits(3, 1, np.array([5]), np.array([0])).tolist() == []
+    others = [
+        _bits(seed, side, np.array([row]), np.array([4])) for seed in (3, 4) for side in (0, 1) for row in (5, 6)
+    ]
+    assert len(np.unique(others)) == 32
+
+
+def test_draws_are_the_same_in_every_version_of_numpy():
+    assert _bits(0, 0, np.array([0, 1]), np.array([1, 1])).tolist() == [11749869230777074271, 8286993518594409552]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -605,7 +607,7 @@ def test_excluded_pairs_match_both_texts(table):
 
 def test_labels_are_those_of_the_row_or_of_the_teacher(table, config, tokenizer, monkeypatch):
     monkeypatch.setattr(hf_xtc.data.unlabelled, "LABEL_ROWS", 3)
-    set_seed(3)
+    set_seed(0)
     teacher = BertForSequenceClassification(config).train()
     data = rows("bax dex", "kix lox mex the fax", "bex", label=[1, 0, 0])
     plain, labelled = augment(data, EVERY, table), augment(data, EVERY, table, teacher=teacher, tokenizer=tokenizer)

@@ -843,7 +843,7 @@ def test_outputs_that_cannot_be_cached(tmp_path, changes, text):
 
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 sys.path[:0] = {tests!r}
 from test_cache import DDP, Forwards, logged, make_teacher, make_trainer
 import torch
@@ -858,7 +858,7 @@ if trainer.is_world_process_zero():
     with open({folder!r} + "/result.json", "w") as file:
         json.dump({{"counts": counts, "sums": sums, "log": logged(trainer, "loss", *trainer.args.term_weights)}}, file)
 trainer.accelerator.wait_for_everyone()
-torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's own teardown aborts about once in fifty times on a busy machine
 """
 DDP = {"max_steps": 3}
 

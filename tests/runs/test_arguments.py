@@ -57,7 +57,7 @@ def test_options_give_the_recipe_they_name(options, recipe):
     [
         (["--weights", "binry"], "Unknown quantizer 'binry'; registered: binary, int4, int8, ternary."),
         (["--activation_bits", "3"], "activation_bits='3' does not exist. Use one of: 8, 4, none."),
-        (["--layers", "2,x"], "--layers '2,x' is no list of whole numbers. Write it like 2,4,6,8,10."),
+        (["--layers", "2,x"], "--layers '2,x' is not a list of whole numbers. Write it like 2,4,6,8,10."),
         (
             ["--layers", "1,3", "--keep_layers", "2"],
             "keep_layers=2 and layers=(1, 3) both choose the student's depth. Give one.",
@@ -108,10 +108,10 @@ def test_unreadable_recipe_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must be 0 or more, and finite."),
-        ("fine_tune_adversarial", math.inf, "fine_tune_adversarial=inf must be 0 or more, and finite."),
-        ("fine_tune_epochs", math.nan, "fine_tune_epochs=nan must be 0 or more, and finite."),
-        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must be 0 or more, and finite."),
+        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must be finite and at least 0."),
+        ("fine_tune_adversarial", math.inf, "fine_tune_adversarial=inf must be finite and at least 0."),
+        ("fine_tune_epochs", math.nan, "fine_tune_epochs=nan must be finite and at least 0."),
+        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must be finite and at least 0."),
         ("student_dropout", 1.0, "student_dropout=1.0 must be at least 0 and below 1."),
     ],
 )

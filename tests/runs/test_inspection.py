@@ -109,7 +109,7 @@ def test_a_downloaded_repository_is_inspected_offline(hub, folder, monkeypatch):
         ("verify", "user/none", "There is no repository user/none, or it is private and the token cannot see it."),
         ("inspect", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
         ("verify", "user/tiny --revision=old", "user/tiny has no revision 'old'. Name a branch, a tag or a commit"),
-        ("inspect", "no/such/folder", "'no/such/folder' is neither a folder nor a name that a repository can have"),
+        ("inspect", "no/such/folder", "'no/such/folder' is neither a folder nor a valid repository name"),
     ],
     ids=["inspect none", "verify none", "inspect revision", "verify revision", "no folder"],
 )
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub, folder, monkeypatch, capsy
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "config.json" / "cache"))  # a file is no folder
     assert main(["inspect", "user/tiny"]) == 1
     assert "config.json" in (error := capsys.readouterr().err)
-    assert "cannot be read or written (Not a directory). Set HF_HUB_CACHE to a folder that can" in error
+    assert "cannot be read or written (Not a directory). Set HF_HUB_CACHE to a writable folder" in error
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_card_that_cannot_be_read_records_nothing(folder, rows, capsys, card):
     assert main(["verify", str(folder), f"--validation_file={rows}", "--max_length=32"]) == 0
     told = capsys.readouterr().out
     assert ("-", "recorded hash") in lines(told)
-    assert "accuracy: 0.333333, the card does not say" in told
+    assert "accuracy: 0.333333, not on the card" in told
 
 
 def test_a_float_model_is_named_as_one(hub, tiny_teacher, tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_a_whole_repository_agrees(hub, folder, rows, capsys):
     assert lines(told)[:4] == [("ok", "commit"), ("ok", "recorded hash"), ("ok", "ledger"), ("ok", "values")]
     assert ("ok", "accuracy") in lines(told)
     assert f"sha256 {weights_sha256(folder)}" in told
-    assert "0.333333, the card says 0.333333" in told
+    assert "0.333333, on the card 0.333333" in told
 
 
 def test_a_folder_without_data_says_what_was_not_compared(folder, capsys):
@@ -223,7 +223,7 @@ def test_a_metric_that_is_not_the_cards_is_an_error(folder, rows, capsys):
     assert main(["verify", str(folder), f"--validation_file={rows}", "--max_length=32"]) == 1
     told, error = capsys.readouterr()
     assert ("DIFFERS", "accuracy") in lines(told)
-    assert f"{folder} is not what is recorded of it: accuracy." in error
+    assert f"{folder} differs from what is recorded about it: accuracy." in error
     assert main(["verify", str(folder), f"--validation_file={rows}", "--max_length=32", "--tolerance=0.6"]) == 0
 
 
@@ -242,8 +242,8 @@ def test_changed_codes_are_found(hub, folder, tmp_path, capsys):
     told, error = capsys.readouterr()
     assert ("DIFFERS", "commit") in lines(told)
     assert ("DIFFERS", "recorded hash") in lines(told)
-    assert "other content: model.safetensors" in told
-    assert "user/tiny is not what is recorded of it: commit, recorded hash." in error
+    assert "content differs: model.safetensors" in told
+    assert "user/tiny differs from what is recorded about it: commit, recorded hash." in error
 
 
 def test_bytes_that_the_ledger_does_not_know_are_found(folder, capsys):

@@ -97,7 +97,7 @@ def test_the_file_lies_beside_the_run_and_is_the_same_again(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(XTCError, match="no record of a finished run"):
+    with pytest.raises(XTCError, match="not the record of a finished run"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

@@ -52,9 +52,12 @@ def test_stage_changes_what_it_names_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"name": "a b"}, "A stage is called 'a b'; use letters, digits, '-' and '_'."),
-        ({"recipe": {"wieghts": "binary"}}, "Stage 'x': recipe has no field 'wieghts' (XTCRecipe has none)."),
-        ({"training": {"lr": 1}}, "Stage 'x': training has no field 'lr' (XTCTrainingArguments has none)."),
+        ({"name": "a b"}, "The name of a stage is 'a b'; use letters, digits, '-' and '_'."),
+        (
+            {"recipe": {"wieghts": "binary"}},
+            "Stage 'x': recipe has the field 'wieghts', which XTCRecipe does not have.",
+        ),
+        ({"training": {"lr": 1}}, "Stage 'x': training has the field 'lr', which XTCTrainingArguments does not have."),
         ({"recipe": "binary"}, "Stage 'x': recipe is 'binary'; it must be an object of fields and values."),
         (
             {"training": {"learning_rate": 1e-4}, "learning_rates": [1e-4]},
@@ -62,7 +65,7 @@ def test_stage_changes_what_it_names_and_nothing_else(tmp_path):
         ),
         (
             {"training": {"max_steps": 5}, "share": 0.5},
-            "Stage 'x' has both a share of the epochs and a length of its own. Give one.",
+            "Stage 'x' has both share and num_train_epochs or max_steps. Give one.",
         ),
         ({"learning_rates": [0.0]}, "Stage 'x': learning_rates=(0.0,) must be positive numbers."),
         ({"share": -1}, "Stage 'x': share=-1 must be a number, at least 0."),
@@ -139,7 +142,7 @@ def test_budgets_grow_and_know_their_tasks():
     with refuses("There is no budget 'D'. Use one of: A, B, C."):
         budget_epochs("D", "cola")
     with refuses(
-        "Budget A is given for the GLUE tasks cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, not for own data. "
+        "Budget A is defined for the GLUE tasks cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, not for other data. "
         "Use --num_train_epochs."
     ):
         budget_epochs("A", None)

@@ -62,7 +62,7 @@ def test_a_latent_one_gives_its_latent_weights(folder, packed, tmp_path):
 @pytest.mark.parametrize(
     ("layers", "sizes", "message"),
     [
-        (3, {}, r"cannot start from .*packed, which has num_hidden_layers 2, not 3\. Name one of its shape\."),
+        (3, {}, r"cannot start from .*packed, which has num_hidden_layers 2, not 3\. Choose a model of the "),
         (2, {"hidden_size": 72}, r"which has hidden_size 36, not 72\."),
         (2, {"max_position_embeddings": 41}, r"which has max_position_embeddings 40, not 41\."),
         (
@@ -83,7 +83,7 @@ def test_other_words_are_refused(folder, packed, tmp_path):
     other = AutoTokenizer.from_pretrained(folder / "teacher")
     other.add_tokens(["brilliant"])
     config = BertConfig.from_pretrained(folder / "teacher")
-    with pytest.raises(XTCError, match="its tokenizer knows other words than the teacher's"):
+    with pytest.raises(XTCError, match="its vocabulary is not the teacher's"):
         check_start(str(folder / "packed"), config, 2, other)
 
 

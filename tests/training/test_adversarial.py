@@ -105,15 +105,15 @@ def test_a_training_that_goes_on_ends_in_the_same_bits(tmp_path):
 
 def test_embeddings_that_processes_share_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(adversarial, "is_sharded", lambda model: True)
-    with pytest.raises(XTCError, match="word embeddings that one process holds whole; with DeepSpeed or FSDP leave"):
+    with pytest.raises(XTCError, match="word embeddings that are not sharded; it does not work with DeepSpeed"):
         plain_trainer(tmp_path, adversarial_epsilon=1.0).train()
 
 
 def test_frozen_embeddings_and_bad_lengths_are_refused(tmp_path):
     trainer = plain_trainer(tmp_path, adversarial_epsilon=1.0)
     trainer.model.get_input_embeddings().requires_grad_(False)
-    with pytest.raises(XTCError, match="adversarial_epsilon moves the word embeddings, which are frozen here"):
+    with pytest.raises(XTCError, match="adversarial_epsilon needs the gradient of the word embeddings, which are"):
         trainer.train()
     for length in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(RecipeError, match=r"adversarial_epsilon=.* must be a finite length, 0 or more"):
+        with pytest.raises(RecipeError, match=r"adversarial_epsilon=.* must be finite and at least 0"):
             XTCTrainingArguments(str(tmp_path), adversarial_epsilon=length)

@@ -408,7 +408,7 @@ def test_packed_student_is_refused(tmp_path):
 
 
 def test_stock_arguments_are_refused(tmp_path):
-    with refuses("args is a TrainingArguments; XTCTrainer needs XTCTrainingArguments (same fields, more)."):
+    with refuses("args is a TrainingArguments; XTCTrainer needs XTCTrainingArguments, its subclass."):
         XTCTrainer(compress(make_teacher()), TrainingArguments(str(tmp_path)), teacher_model=make_teacher())
 
 

@@ -110,7 +110,7 @@ def test_new_fields_only(make):
     [
         (
             "logits=1",
-            "terms='logits=1' is no JSON object (Expecting value: line 1 column 1 (char 0)). "
+            "terms='logits=1' is not a JSON object (Expecting value: line 1 column 1 (char 0)). "
             "Example: '{\"logits\": 1}'.",
         ),
         ("[1]", "terms=[1] must name at least one term and its weight."),
@@ -178,7 +178,7 @@ def test_parser_names_the_terms(capsys):
     with pytest.raises(SystemExit):
         HfArgumentParser(XTCTrainingArguments).parse_args_into_dataclasses(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("--terms", "'attention_scores': 1} (default). Also known: labels", "--distillation_stages"):
+    for text in ("--terms", "'attention_scores': 1} (default). The term 'labels'", "--distillation_stages"):
         assert text in shown
 
 
