@@ -237,12 +237,12 @@ def _rounded(tensor: torch.Tensor, stored: torch.dtype, name: str) -> torch.Tens
     rounded = tensor.detach().to(stored).to(torch.float32)
     if not bool(torch.isfinite(rounded).all()):
         raise StateError(
-            f"{name} holds NaN, infinity or values beyond {stored}; a file made of them would be garbage. "
+            f"{name} holds NaN, infinity or values beyond {stored}, which cannot be packed. "
             "Go back to an earlier checkpoint, or pack with rest_dtype='float32'."
         )
     if rounded.numel() and float(rounded.abs().max()) > LARGEST:
         raise StateError(
-            f"{name} holds the value {float(rounded.abs().max()):g}; no packed model has one beyond {LARGEST:,.0f}. "
+            f"{name} holds the value {float(rounded.abs().max()):g}; a packed file holds at most {LARGEST:,.0f}. "
             "Go back to an earlier checkpoint and train with a lower learning rate."
         )
     return rounded

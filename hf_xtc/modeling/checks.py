@@ -113,7 +113,7 @@ def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: b
     if not model.packed and any(name.endswith("weight_packed") for name in header):
         raise PackedFileError(
             f"{where} holds packed codes, but config.json says state='latent'. "
-            "Config and weights are not of one model; download or write both again."
+            "Config and weights do not belong together; download or write both again."
         )
     own = type(model).__name__ in (model.config.architectures or ()) and not new_head
     if own or model.packed:
@@ -159,7 +159,7 @@ def check_values(model: nn.Module) -> None:
             )
         if max(-low, high) > LARGEST:
             raise PackedFileError(
-                f"{name} holds the value {max(-low, high):g}; no packed model has one beyond {LARGEST:,.0f}. "
+                f"{name} holds the value {max(-low, high):g}; a packed file holds at most {LARGEST:,.0f}. "
                 "The file is damaged; download or write it again."
             )
         if name.endswith("activation.range") and tensor[0] > tensor[1]:

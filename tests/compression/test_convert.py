@@ -323,7 +323,7 @@ def test_float16_overflow_is_named_and_float32_cures_it(name, teacher, tiny_batc
     with torch.no_grad():
         student.get_parameter(name)[0] = 1e5
     text = (
-        f"{name} holds NaN, infinity or values beyond torch.float16; a file made of them would be garbage. "
+        f"{name} holds NaN, infinity or values beyond torch.float16, which cannot be packed. "
         "Go back to an earlier checkpoint, or pack with rest_dtype='float32'."
     )
     with says(StateError, text):

@@ -258,7 +258,7 @@ def test_latent_config_with_packed_file(folder):
     edit_config(folder, lambda config: config.update(state="latent"))
     with refuses(
         "packed/model.safetensors holds packed codes, but config.json says state='latent'. "
-        "Config and weights are not of one model; download or write both again."
+        "Config and weights do not belong together; download or write both again."
     ):
         load(folder)
 
@@ -413,7 +413,7 @@ def test_pickle_under_the_name_of_a_safetensors_file(folder, tmp_path):
         *(
             (
                 name,
-                f"{name} holds NaN, infinity or values beyond torch.{dtype}; a file made of them would be garbage. "
+                f"{name} holds NaN, infinity or values beyond torch.{dtype}, which cannot be packed. "
                 "Go back to an earlier checkpoint, or pack with rest_dtype='float32'.",
             )
             for name, dtype in (
