@@ -32,7 +32,8 @@ def test_the_second_of_two_runs_at_a_folder_refuses_in_one_sentence(tmp_path, ca
     assert error.startswith(f"hf-xtc: The folder {out} is in use by another run (process {holder.pid} on ")
     assert error.endswith("); wait for its end, or give another --output_dir.\n")
     assert error.count("\n") == 1
-    assert [path.name for path in out.iterdir()] == [".lock"], "the holder was killed; nothing else was written"
+    left = {path.name for path in out.iterdir()}
+    assert left == {".lock", ".lock_holder"}, "the holder was killed; nothing else was written"
 
 
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4", "int8"])
@@ -90,7 +91,10 @@ def test_nothing_is_built_when_the_package_runs():
     assert variant() is None or os.environ.get("XTC_NATIVE") != "off"
 
 
-@pytest.mark.skipif(find_spec("setuptools") is None, reason="builds without the network need setuptools here")
+@pytest.mark.skipif(
+    find_spec("setuptools") is None or find_spec("setuptools.command.bdist_wheel") is None,
+    reason="builds without the network need setuptools 70.1 here",
+)
 def test_two_installations_of_one_checkout_at_once_install_the_same(tmp_path):
     checkout = tmp_path / "checkout"
     package = Path(hf_xtc.__file__).parent

@@ -13,6 +13,8 @@ from typing import Any
 BENCHMARKS = Path(__file__).parent.parent
 # However slow, a runtime is timed this often, unless one run alone takes longer than what is allowed for all.
 LEAST_REPEATS = 3
+# Keeps the current folder from the module path; new in Python 3.11.
+SAFE_PATH = ["-P"] if sys.version_info >= (3, 11) else []
 
 
 class WorkerError(RuntimeError):
@@ -28,7 +30,7 @@ class Worker:
         environment = {**os.environ, **quiet, "PYTHONPATH": path, "OMP_NUM_THREADS": str(config["threads"])}
         self.name = config["runtime"]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "latency.worker"],
+            [sys.executable, *SAFE_PATH, "-m", "latency.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -105,7 +106,7 @@ class XTCBertConfig(BertConfig):  # type: ignore[misc]
         try:
             super().__init__(**kwargs)
             self._check_values()
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
             cause = f"{type(error).__name__}: {error}"
             raise PackedFileError(f"config.json holds a value that transformers cannot take ({cause}).") from error
 
