@@ -131,7 +131,7 @@ def test_it_imports_torch_transformers_and_little_else(tree):
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
     packages = {name.partition(".")[0] for name in names}
-    assert packages == {"torch", "transformers", "json", "math", "os", "re", "typing"}
+    assert packages == {"torch", "transformers", "huggingface_hub", "json", "math", "os", "re", "typing"}
     named = [n for n in imports if isinstance(n, ast.ImportFrom) and n.module.startswith("transformers")]
     # transformers 4.57 has all of these, so the check of its version is reached.
     assert {alias.name for node in named for alias in node.names} == {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -24,6 +25,13 @@ from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 
 _HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
+
+
+def _unusable(error: Exception) -> PackedFileError:
+    return PackedFileError(
+        f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
+        "Restore the config written with the file."
+    )
 
 
 class XTCConfig:
@@ -50,11 +58,20 @@ class XTCConfig:
         try:
             super().__post_init__(**kwargs)  # type: ignore[misc]
         except (AttributeError, KeyError, TypeError) as error:
-            raise PackedFileError(
-                f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
-                "Restore the config written with the file."
-            ) from error
+            raise _unusable(error) from error
         check_xtc_block(self)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            PackedFileError: if a value has the wrong type.
+        """
+        try:
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        except StrictDataclassError as error:
+            raise _unusable(error) from error
 
     @property
     def recipe(self) -> XTCRecipe:
