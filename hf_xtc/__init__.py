@@ -1,7 +1,7 @@
 """XTC for Hugging Face: fine-tuned encoders compressed to 1-bit or ternary packed files that `from_pretrained` loads.
 
-Importing the package registers its models with the Auto classes. What trains and what evaluates is imported on first
-use, since transformers' Trainer and evaluate take seconds to import.
+Importing the package registers its models with the Auto classes. The trainer, its callbacks and `GlueMetric` are
+imported on first use, since transformers' Trainer and evaluate take seconds to import.
 """
 
 from contextlib import suppress
@@ -13,7 +13,7 @@ from hf_xtc.compression.convert import compress, pack_model, unpack_model
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.distillation.terms import TERMS, DistillationTerm
 from hf_xtc.errors import XTCError
-from hf_xtc.hub import publish as _publish  # noqa: F401 (gives models their `push_to_hub`)
+from hf_xtc.hub import publish as _publish  # noqa: F401 (defines `push_to_hub` of the models)
 from hf_xtc.modeling import ARCHITECTURES
 from hf_xtc.modeling.bert import (
     XTCBertConfig,
@@ -33,7 +33,7 @@ from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.version import __version__
 
-with suppress(ImportError):  # where PEFT is installed, it has to know packed layers before it meets one
+with suppress(ImportError):  # if PEFT is installed, registers the packed layers with it
     from hf_xtc.modeling import lora as _lora  # noqa: F401
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from hf_xtc.training.callbacks import PackedSizeCallback, QuantizationCallback, WeightStatisticsCallback
     from hf_xtc.training.trainer import XTCTrainer
 
-# Public name -> the module that defines it, for what is imported on first use.
-_ON_FIRST_USE = {
+# Public name -> the module that defines it, for names that are imported on first use.
+_LAZY = {
     "GlueMetric": "hf_xtc.data.glue_metric",
     "PackedSizeCallback": "hf_xtc.training.callbacks",
     "QuantizationCallback": "hf_xtc.training.callbacks",
@@ -92,10 +92,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name on its first use."""
-    if name not in _ON_FIRST_USE:
+    """Imports a public name on its first use."""
+    if name not in _LAZY:
         raise AttributeError(f"module 'hf_xtc' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_ON_FIRST_USE[name]), name)
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
     return value
 
 

@@ -1,8 +1,8 @@
 """The model card of a packed model: the template `card.md.jinja`, filled with facts.
 
-`run_card` is for a finished run of `hf-xtc compress`, `model_card` for a model of which the configuration is all that
-is known. The template escapes nothing (`ModelCard.from_template` renders without autoescape), so text that comes from
-outside, such as names of models, labels and data, is HTML-escaped here.
+`run_card` is for a finished run of `hf-xtc compress`, `model_card` for a model of which only the configuration is
+known. `ModelCard.from_template` renders without autoescape, so names of models, labels and data, which come from
+outside, are HTML-escaped here.
 """
 
 import html
@@ -28,7 +28,7 @@ from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
 from hf_xtc.tasks import TASKS
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# Ending of a class name -> tag of the Hub; the last three are heads that transformers trains and this package packs.
+# Ending of a class name -> tag of the Hub. The last three heads have no task here, but their models can be packed.
 PIPELINES = {
     **{task.head: task.pipeline_tag for task in TASKS.values()},
     "ForTokenClassification": "token-classification",
@@ -39,7 +39,7 @@ _PIPELINE = """import {package}  # registers the architecture
 from transformers import pipeline
 
 pipe = pipeline("{tag}", {folder}"""
-# The Hub still has this tag, transformers 5 no longer has the pipeline.
+# The Hub still has the tag question-answering, but transformers 5 no longer has the pipeline.
 _QUESTION_ANSWERING = """import {package}  # registers the architecture
 from transformers import AutoModelForQuestionAnswering
 
@@ -103,12 +103,12 @@ def model_card(
     """The model card of a packed model, from its configuration.
 
     Args:
-        config (`PreTrainedConfig`), model_class (`type`): Of an XTC model in either state.
-        name (`str`): What the card calls the model: `user/name`, or the name of a folder.
+        config (`PreTrainedConfig`), model_class (`type`): Configuration and class of an XTC model in either state.
+        name (`str`): The model's name: `user/name`, or the name of a folder.
         metrics (`dict[str, float]`, *optional*): Of the last evaluation; without them the card says "Not measured".
-        made (`dict`, *optional*): JSON facts of how it was made; they are added to the provenance in `config`.
+        made (`dict`, *optional*): Facts of how it was made, as JSON values, added to the provenance in `config`.
         citations (`Sequence[str]`): Sources of its training; those of its quantizers are added.
-        sha256 (`str`, *optional*): Of `model.safetensors`; `hf-xtc verify` compares it with the file's.
+        sha256 (`str`, *optional*): SHA-256 of `model.safetensors`; `hf-xtc verify` compares it with the file's.
         metadata (`dict`, *optional*): More fields of `ModelCardData`: license, language, tags, datasets.
     """
     size, facts = ledger(config, model_class=model_class), {**config.xtc.get("provenance", {}), **(made or {})}
@@ -171,7 +171,7 @@ def _metadata(
 ) -> ModelCardData:
     """The card's metadata: tags of the recipe, the teacher's name and licence from `facts`, and `fields`.
 
-    `fields` win over the facts; `None` leaves a field out.
+    `fields` override the facts; a field that is `None` is left out.
     """
     own = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
     more = [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in own]
@@ -181,7 +181,7 @@ def _metadata(
 
 
 def _license(facts: Mapping[str, Any]) -> str | list[str] | None:
-    """The teacher's licence as metadata; the Hub refuses names that are not identifiers, so those are left out."""
+    """The teacher's licence as metadata, without names that are not licence identifiers, which the Hub rejects."""
     stated = facts.get("teacher_license") or []
     names = [name for name in ([stated] if isinstance(stated, str) else stated) if is_license_id(name)]
     return names[0] if len(names) == 1 else names or None
@@ -193,7 +193,7 @@ def _pipeline_tag(class_name: str) -> str | None:
 
 
 def _eval_results(run: Run) -> list[EvalResult]:
-    """The packed file's metrics; the Hub takes finite numbers, and types of data sets without spaces."""
+    """The packed file's metrics. The Hub accepts only finite values, and data set types only without spaces."""
     return [
         EvalResult(
             task_type=_pipeline_tag(run.model_class),
@@ -209,7 +209,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
 
 
 def _score(run: Run) -> str:
-    """The packed file's main metric: as a share of the teacher's, or by itself where there is no such share."""
+    """The packed file's main metric: as a share of the teacher's or, where that is undefined, by itself."""
     packed, teacher = (row.metrics.get(run.metric, math.nan) for row in (run.rows[-1], run.rows[0]))
     metric = html.escape(run.metric)
     if math.isfinite(packed) and teacher > 0:
@@ -232,15 +232,17 @@ def _seeds(run: Run) -> str:
 def _command_lines(command: str | None) -> list[str]:
     if not command:
         return []
-    # Markdown takes what is between backticks literally, unless it contains a backtick.
+    # Markdown shows text between backticks literally, but that text cannot contain a backtick.
     return [
         f"command: <code>{html.escape(command, quote=False)}</code>" if "`" in command else f"command: `{command}`"
     ]
 
 
 def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
-    """`key: value` lines of JSON facts, escaped. A teacher without a licence gets "not stated"; the stages are left
-    out, for the card has a table of them."""
+    """`key: value` lines of JSON facts, escaped, without the stages, which the card shows in a table.
+
+    The licence of a teacher without one is "not stated".
+    """
     if "teacher" in facts:
         facts = {"teacher": facts["teacher"], "teacher_license": "not stated", **facts}
     return [
@@ -251,7 +253,7 @@ def _fact_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _fact_text(value: Any) -> str:
-    """A JSON value without brackets and quotes: `learning rate 0.0001, steps 3`; list entries are parted by `;`."""
+    """A JSON value without brackets and quotes: `learning rate 0.0001, steps 3`; `;` separates list entries."""
     if isinstance(value, dict):
         return ", ".join(
             f"{name.replace('_', ' ')} {_fact_text(entry)}" for name, entry in value.items() if entry != []

@@ -1,4 +1,4 @@
-"""The results of a compression run: the rows of its table, and everything that its model card states."""
+"""The results of a compression run: the rows of its table, and the other facts of its model card."""
 
 import html
 import math
@@ -67,7 +67,7 @@ class Run:
 
 
 def results_table(run: Run) -> str:
-    """The rows of a run as a Markdown table whose columns line up in a terminal; names are HTML-escaped."""
+    """The rows of a run as a Markdown table with aligned columns; names are HTML-escaped."""
     teacher = run.rows[0]
     header = ["model", f"{html.escape(run.metric)}, validation", "bytes on disk", "ratio", "layers", "stored as"]
     body = [

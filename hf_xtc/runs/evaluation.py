@@ -1,4 +1,4 @@
-"""Metrics of a model on the validation split, read from disk as any user reads it."""
+"""Evaluates a model, loaded from disk with `from_pretrained`, on the validation split."""
 
 import tempfile
 from typing import Any
@@ -13,7 +13,7 @@ from hf_xtc.tasks import task_of
 
 
 def measure(trainer: Trainer, extra: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a trainer's model on its validation split and, prefixed by name, on further splits."""
+    """Metrics of a trainer's model on its `eval_dataset` and, prefixed with their names, on the splits in `extra`."""
     metrics = trainer.evaluate()
     scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if not _is_timing(key)}
     for name, dataset in extra.items():
@@ -27,7 +27,7 @@ def _is_timing(key: str) -> bool:
 
 
 def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str, float]:
-    """Metrics of a model, loaded as any user loads it, on the validation split.
+    """Metrics of a model, loaded with `from_pretrained`, on the validation split.
 
     Raises:
         XTCError: if the data do not match the model's head, or the file is damaged.
@@ -48,7 +48,7 @@ def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str,
             data_collator=task.collator(tokenizer),
             compute_metrics=task.compute_metrics(data),
         )
-        trainer.remove_callback(PrinterCallback)  # standard output is for the metrics alone
+        trainer.remove_callback(PrinterCallback)  # only the metrics go to standard output
         extra = {n: task.tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
         metrics = measure(trainer, extra)
     if args.output_file is not None:

@@ -1,4 +1,4 @@
-"""`hf-xtc export`: a packed checkpoint becomes a folder for another runtime, with its configuration and tokenizer."""
+"""`hf-xtc export`: writes a packed checkpoint for another runtime, with its configuration and tokenizer."""
 
 import logging
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exported:
-    """Exports a packed checkpoint and verifies the file on the validation split, or on random tokens without data.
+    """Exports a packed checkpoint and verifies the file on the validation split, or without data on random tokens.
 
     Raises:
         XTCError: as `export_model`; also if the data do not match the model's head.
@@ -34,7 +34,10 @@ def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exporte
     batches = None
     if data_args.given:
         if tokenizer is None:
-            raise DataError(f"{args.model} holds no tokenizer, so an export cannot be verified on data. Save one.")
+            raise DataError(
+                f"{args.model} has no tokenizer, so the export cannot be verified on data. Save a tokenizer there, or "
+                "leave the data options out."
+            )
         batches = validation_batches(model, tokenizer, args, data_args)
     with whole_folder(args.output_dir) as folder:
         exported = write_verified(model, folder, format=args.format, weights=args.weights, batches=batches)
@@ -45,18 +48,18 @@ def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exporte
 
 
 def load_packed(name: str) -> Any:
-    """A packed checkpoint, of the class that wrote it.
+    """A packed checkpoint, loaded with the class that saved it.
 
     Raises:
-        StateError: if it is not packed, or no model of this package.
+        StateError: if it is not packed, or its class is not of this package.
     """
     config = AutoConfig.from_pretrained(name)
     if getattr(config, "state", None) != "packed":
-        raise StateError(f"{name} holds no packed model. Export what hf-xtc compress or pack_model wrote.")
+        raise StateError(f"{name} holds no packed model. Export one that hf-xtc compress or pack_model made.")
     classes: dict[str, Any] = {cls.__name__: cls for cls in architecture_of(config).model_classes.values()}
     written_by = (config.architectures or ["XTCBertModel"])[0]
     if written_by not in classes:
-        raise StateError(f"{name} was written by {written_by}, which does not exist here. Upgrade hf_xtc.")
+        raise StateError(f"{name} is a {written_by}, which this version of hf_xtc does not have. Upgrade hf_xtc.")
     return classes[written_by].from_pretrained(name)
 
 
@@ -64,12 +67,12 @@ def _tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        logger.info("No tokenizer is exported, as %s has none: %s", name, error)
+        logger.info("No tokenizer is exported, since none can be loaded from %s: %s", name, error)
         return None
 
 
 def plain_config(config: Any) -> BertConfig:
-    """The configuration without what is particular to this package, so that a folder serves without it."""
+    """The model's configuration as a plain `BertConfig`, so that the exported folder loads without this package."""
     values = config.to_dict()
     for key in ("state", "xtc", "model_type", "transformers_version", "architectures", "auto_map"):
         values.pop(key, None)
@@ -80,23 +83,23 @@ def plain_config(config: Any) -> BertConfig:
 def validation_batches(
     model: Any, tokenizer: Any, args: ExportArguments, data_args: ExportDataArguments
 ) -> Iterator[Batch]:
-    """The rows of the validation split, padded to the longest of their batch.
+    """Batches of the validation split, each padded to its longest row.
 
     Raises:
-        DataError: if they do not match the head of a sequence classifier.
+        DataError: if the labels do not match the head of a sequence classifier.
     """
     data = load_task(data_args)
     task = task_of(data)
-    if type(model).__name__.endswith(task.head):  # another head is verified on the texts alone
+    if type(model).__name__.endswith(task.head):  # for any other head labels are not needed
         data = task.align_labels(data, model.config, args.model)
     rows = task.tokenize(data.validation, tokenizer, data_args.max_length).remove_columns("labels")
     collate = task.collator(tokenizer)
     return (
-        _completed(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
+        _with_token_types(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
         for start in range(0, len(rows), args.batch_size)
     )
 
 
-def _completed(batch: Any) -> Batch:
+def _with_token_types(batch: Any) -> Batch:
     types = batch.get("token_type_ids", torch.zeros_like(batch["input_ids"]))
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "token_type_ids": types}

@@ -1,4 +1,4 @@
-"""What a compression run is given: its data, recipe, schedule and arguments, checked before anything is written."""
+"""The inputs of a compression run, checked before anything is written: data, recipe, schedule and arguments."""
 
 import dataclasses
 import json
@@ -31,15 +31,15 @@ from hf_xtc.training.trainer import XTCTrainer
 with needs_extra("cli"):
     from datasets import Dataset
 
-# Options of TrainingArguments that would be ignored, or do something else than they say.
+# Options of TrainingArguments that would be ignored here, or would do something else -> what to do instead.
 UNSUPPORTED = {
-    "resume_from_checkpoint": "started again with the same options it goes on by itself.",
+    "resume_from_checkpoint": "a run that is started again with the same options resumes by itself.",
 }
 
 
 @dataclass
 class Job:
-    """Everything the stages share; the data are tokenized once. `students`: some follow the teacher."""
+    """Everything the stages share; the data are tokenized once. Without `students` only the teacher is trained."""
 
     args: JobArguments
     data_args: DataArguments
@@ -66,12 +66,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the model is called: the repository it is published in, or its folder."""
+        """The model's name: the repository it is published in, or its folder's name."""
         return str(self.training_args.hub_model_id if self.training_args.push_to_hub else self.out.resolve().name)
 
     @property
     def training(self) -> Path:
-        """The folder of everything float: checkpoints and models of the stages."""
+        """The folder of the unpacked models: checkpoints and models of the stages."""
         return self.out / "training"
 
     @property
@@ -93,17 +93,17 @@ class Job:
         }
 
     def _sources(self) -> list[str]:
-        """What the unlabelled rows are, without their places on this machine."""
+        """Names of the sources of the unlabelled rows, without their paths."""
         return [Path(source).name for source in self.data_args.unlabelled]
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """All that decides the result of the run."""
+        """Everything that determines the result of the run."""
         shared = {
             "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
             "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
-            "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _NAMES},
+            "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _EXCLUDED},
             "training": deciding(self.training_args, distils=self.students),
         }
         if not self.students:
@@ -119,7 +119,7 @@ class Job:
         }
 
     def add_rows(self, teacher: PreTrainedModel) -> None:
-        """Adds augmented and unlabelled rows to the students' train rows, labelled by the teacher, where asked for."""
+        """Adds augmented and unlabelled rows, labelled by `teacher`, to the train rows, where asked for."""
         rows, length = self.data.train, self.data_args.max_length
         if self.augmentation.augment:
             rows = augment(
@@ -140,7 +140,7 @@ class Job:
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
     ) -> XTCTrainer:
-        """A trainer on the train rows that evaluates on those held out, or on the validation split if none are."""
+        """A trainer on the train rows that evaluates on the held-out rows or, without any, on the validation split."""
         return XTCTrainer(
             model,
             arguments,
@@ -157,14 +157,14 @@ class Job:
         return {name: split for name, split in self.tokenized.items() if name not in ("train", "selection")}
 
     def row(self, name: str, model: Any, stage: str, metrics: dict[str, float], stored: str) -> Row:
-        """A model's metrics and what its float weights take on disk."""
+        """A row of the results table: a model's metrics, and the bytes of its float weights on disk."""
         in_memory = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        size = weight_bytes(self.training / stage) or in_memory  # a teacher that came fine-tuned is not saved again
+        size = weight_bytes(self.training / stage) or in_memory  # a teacher given fine-tuned is not saved again
         return Row(name, metrics, size, model.config.num_hidden_layers, stored)
 
 
-# Told otherwise, or no matter.
-_NAMES = ("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from")
+# Not in the description by name: it has the weights and stages that they lead to; others do not affect the result.
+_EXCLUDED = ("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from")
 
 
 def _check_single_rates(args: JobArguments, schedule: Schedule) -> None:
@@ -189,12 +189,12 @@ def prepare(
     lock: FolderLock,
     students: bool = True,
 ) -> Job:
-    """Checks everything that can be checked before training, and takes the output folder.
+    """Checks everything that can be checked before training, and claims the output folder.
 
     Args:
-        lock (`FolderLock`): Of the output folder; taken here at the latest.
-        students (`bool`, *optional*): Without them the run is the teacher's fine-tuning alone, and what only students
-            use makes no other run of it.
+        lock (`FolderLock`): Lock of the output folder; taken here if it is not held yet.
+        students (`bool`, *optional*): Whether students are trained. If not, the run only fine-tunes the teacher, and
+            options that only concern students do not distinguish it from another run.
 
     Raises:
         XTCError: on bad input, before anything is written.
@@ -204,7 +204,7 @@ def prepare(
         require_empty(training_args.output_dir, overwrite=args.overwrite)
     for option, instead in UNSUPPORTED.items():
         if getattr(training_args, option):
-            raise XTCError(f"hf-xtc compress has no --{option}: {instead}")
+            raise XTCError(f"hf-xtc compress does not support --{option}: {instead}")
     recipe, schedule = recipe_args.recipe(), args.stages()
     if args.budget is not None:
         changes: dict[str, Any] = {"num_train_epochs": budget_epochs(args.budget, data_args.task_name)}
@@ -240,11 +240,11 @@ def prepare(
 
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
-    """Nothing that the run reads is among what it replaces."""
+    """Raises an `XTCError` if the run would replace a file or folder that it reads."""
     files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
     for given in (args.teacher, args.start_from, *files):
-        place = Path(given or "/").resolve()
-        if place.is_relative_to(out.resolve() / "training") or (given == args.teacher and place == out.resolve()):
+        path = Path(given or "/").resolve()
+        if path.is_relative_to(out.resolve() / "training") or (given == args.teacher and path == out.resolve()):
             raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")
 
 

@@ -1,7 +1,7 @@
-"""Runs one stage of a schedule: trains its student, chooses among learning rates, leaves a receipt.
+"""Runs one stage of a schedule: trains its student, chooses the learning rate, writes a receipt.
 
-Whatever finished is not done again: a stage whose receipt fits is read back, one that was interrupted goes on from its
-last checkpoint. A receipt is written last, so that a folder with one is whole.
+Finished work is not repeated: a stage whose receipt has the same key is read back, an interrupted one resumes from its
+last checkpoint. The receipt is written last, so a folder that has one is complete.
 """
 
 import json
@@ -29,15 +29,15 @@ class Receipt:
     """What a stage did.
 
     Args:
-        stage (`str`), key (`str`): Its name, and a digest of all that decides its result.
-        learning_rate (`float`), steps (`int`), epochs (`float`): Of the run that stayed.
-        seconds (`float`): Wall time of training since it was last started.
+        stage (`str`), key (`str`): Its name, and a digest of everything that determines its result.
+        learning_rate (`float`), steps (`int`), epochs (`float`): Of the run that was kept.
+        seconds (`float`): Wall time of training since it was last started or resumed.
         tried (`list[dict]`): Learning rate and score on the held-out train rows of each run, if several were tried.
         chosen_by (`str`): What chose the weights, in words for a card.
         selection (`dict`, *optional*): Metrics on the held-out train rows.
-        metrics (`dict`): Metrics on the validation rows; empty for a run that was only tried.
+        metrics (`dict`): Metrics on the validation rows; empty for one of several runs that were tried.
         log (`list[dict]`): The Trainer's log: losses, evaluations, and what callbacks added.
-        start (`str`): What its weights were at the start, in words for a card.
+        start (`str`): What its weights were initialized from, in words for a card.
         adversarial_epsilon (`float`): See `XTCTrainingArguments`.
     """
 
@@ -57,7 +57,7 @@ class Receipt:
 
 
 def read_receipt(folder: Path, key: str) -> Receipt | None:
-    """The receipt in a folder, or `None` if there is none, or one of another run."""
+    """The receipt in a folder; `None` if there is none, or if its key is another."""
     try:
         receipt = Receipt(**json.loads((folder / RECEIPT).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -70,15 +70,15 @@ class StageRun:
     """What a stage needs of its job.
 
     Args:
-        folder (`Path`): Its own.
-        key (`str`): Digest of all that decides the result, the stage itself and the stages before it included.
-        metric (`str`): Key of the score that chooses; larger is better.
-        build (`Callable`): Makes the model as the stage starts with it.
+        folder (`Path`): Folder of the stage.
+        key (`str`): Digest of everything that determines the result: this stage, and those before it.
+        metric (`str`): Key of the score that ranks learning rates; larger is better.
+        build (`Callable`): Returns the model that the stage starts from.
         trainer (`Callable`): `trainer(model, folder, learning_rate)`, with the held-out rows as its `eval_dataset`.
-        validation (`dict[str, Dataset]`): What the finished stage is measured on; the first is the main one.
+        validation (`dict[str, Dataset]`): Splits to measure the finished stage on; the first is the main one.
         held_out (`bool`): Whether there are held-out rows.
         tokenizer: Saved beside the weights.
-        start (`str`): What the weights are at the start, in words for a card.
+        start (`str`): What the weights are initialized from, in words for a card.
         auto_class (`type`): Loads the stage's model.
     """
 
@@ -102,12 +102,12 @@ class StageRun:
 def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
     """The trained model of a stage and its receipt.
 
-    Several learning rates need held-out rows (`prepare` sees to it).
+    Several learning rates need held-out rows, which `prepare` checks.
     """
     clear_unfinished(run.folder, *run.folder.glob("lr-*"))
     receipt = read_receipt(run.folder, run.key)
     if receipt is not None:
-        logger.info("Stage %s was finished before.", stage.name)
+        logger.info("Stage %s is already finished.", stage.name)
         return run.load(), receipt
     if len(stage.learning_rates) > 1:
         rates = {rate: run.folder / f"lr-{rate:g}" for rate in stage.learning_rates}
@@ -115,7 +115,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
         scores = {rate: (receipt.selection or {})[run.metric] for rate, receipt in receipts.items()}
         best = max(scores, key=scores.__getitem__)
         tried = [{"learning_rate": rate, run.metric: score} for rate, score in scores.items()]
-        logger.info("Stage %s: of %s, learning rate %g stays.", stage.name, tried, best)
+        logger.info("Stage %s: learning rate %g is the best of %s.", stage.name, best, tried)
         with whole_folder(run.folder, replaces=WEIGHT_FILES) as scratch:
             for file in rates[best].iterdir():
                 if file.is_file() and file.name != RECEIPT:
@@ -128,7 +128,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
 
 
 def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Receipt:
-    """Trains at one rate into `folder`, going on from its last checkpoint; the receipt is kept there."""
+    """Trains at one learning rate in `folder`, resuming from its last checkpoint, and writes a receipt there."""
     key = f"{run.key} {rate}"
     receipt = read_receipt(folder, key)
     if receipt is not None:
@@ -162,7 +162,7 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
 
 
 def _finish(run: StageRun, receipt: Receipt, tried: list[dict[str, float]]) -> tuple[PreTrainedModel, Receipt]:
-    """Measures the model that stays on the validation rows and signs the stage's folder."""
+    """Measures the kept model on the validation rows and writes the stage's receipt."""
     model = run.load()
     trainer = run.trainer(model, run.folder, receipt.learning_rate)
     main, *extra = run.validation
@@ -172,9 +172,9 @@ def _finish(run: StageRun, receipt: Receipt, tried: list[dict[str, float]]) -> t
         chosen_by = f"{receipt.chosen_by}, of {len(tried)} learning rates the best on train rows held out"
     else:
         chosen_by = receipt.chosen_by
-    signed = {**asdict(receipt), "key": run.key, "metrics": metrics, "tried": tried, "chosen_by": chosen_by}
-    write_json(run.folder / RECEIPT, signed)
-    return model, Receipt(**signed)
+    final = {**asdict(receipt), "key": run.key, "metrics": metrics, "tried": tried, "chosen_by": chosen_by}
+    write_json(run.folder / RECEIPT, final)
+    return model, Receipt(**final)
 
 
 def _chosen_by(best: bool, held_out: bool) -> str:

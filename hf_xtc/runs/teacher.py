@@ -1,6 +1,6 @@
-"""The teacher that a run names: a model's folder or Hub id, or the folder of a PEFT adapter, which names its base.
+"""Loads the teacher of a run: a model's folder or Hub id, or the folder of a PEFT adapter, which names its base.
 
-Of an adapter the base is loaded and the adapter merged into it, in memory; the run then knows a plain model.
+An adapter is merged into its base in memory; the rest of the run works with a plain model.
 """
 
 import os
@@ -29,7 +29,7 @@ def load_config(teacher: str, revision: str | None = None) -> Any:
 
 
 def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
-    """A teacher's tokenizer; an adapter's own, if one lies in its folder, else that of its base.
+    """A teacher's tokenizer: for an adapter the one in its folder, or else that of its base.
 
     Raises:
         XTCError: if an absolute path, or an adapter's base, cannot be found.
@@ -44,12 +44,12 @@ def load_model(teacher: str, auto_class: Any, revision: str | None = None, **hea
     """A teacher in float32, its adapter merged if it is one.
 
     Args:
-        teacher (`str`), revision (`str`, *optional*): As given to the command line.
+        teacher (`str`), revision (`str`, *optional*): As given on the command line.
         auto_class (`type`): The Auto class of the task.
-        head: What the configuration shall say of the head: `num_labels`, `id2label` and so on.
+        head: Fields of the configuration that describe the head: `num_labels`, `id2label` and so on.
 
     Raises:
-        XTCError: if an adapter's base cannot be found, or the two do not fit together.
+        XTCError: if an adapter's base cannot be found, or the adapter does not fit it.
         StateError: if an adapter's base is packed.
         OSError: if there is no such model.
     """
@@ -58,7 +58,7 @@ def load_model(teacher: str, auto_class: Any, revision: str | None = None, **hea
 
 
 def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:
-    """What an Auto class loads of a teacher, or of the base that an adapter names."""
+    """What an Auto class loads from a teacher, or from the base that an adapter names."""
     adapter = adapter_base(teacher)
     if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
         raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
@@ -70,14 +70,16 @@ def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> An
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().partition("\n")[0]
         raise XTCError(
-            f"{teacher} holds an adapter of {base}, which cannot be loaded: {why} Give base_model_name_or_path in its "
-            "adapter_config.json the folder or the Hub id of the model that it was trained on."
+            f"{teacher} holds an adapter of {base}, which cannot be loaded: {why} Set base_model_name_or_path in its "
+            "adapter_config.json to the folder or the Hub id of the model that it was trained on."
         ) from error
 
 
 def teacher_origin(teacher: str, revision: str | None = None) -> dict[str, Any]:
-    """What a card says of a teacher's origin: `base_model` and `teacher_license`, where known; of an adapter that
-    states no licence the base's."""
+    """A teacher's origin for the card: `base_model` and `teacher_license`, where known.
+
+    An adapter that states no licence has that of its base.
+    """
     base, base_revision = adapter_base(teacher) or (teacher, revision)
     facts = origin(base)
     facts |= hub_license(facts, revision=base_revision)
@@ -85,7 +87,7 @@ def teacher_origin(teacher: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def teacher_title(teacher: str) -> str:
-    """What a teacher is called, without its place on this machine."""
+    """A teacher's name for the card: its Hub id, or its folder's name without the path."""
     name = os.path.basename(os.path.abspath(teacher)) if os.path.isdir(teacher) else teacher
     adapter = adapter_base(teacher)
     return name if adapter is None else f"{teacher_title(adapter[0])} with the adapter {name}"

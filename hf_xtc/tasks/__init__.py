@@ -1,4 +1,4 @@
-"""The tasks: one file each, under `TASKS`."""
+"""The tasks, one file each, registered in `TASKS`."""
 
 import hf_xtc.tasks.regression
 import hf_xtc.tasks.sequence_classification  # noqa: F401

@@ -1,8 +1,8 @@
-"""What every task decides, and the table of tasks.
+"""The base class of the tasks, and their registry.
 
-`hf-xtc` asks a `Task` which Auto class loads the teacher, how rows become batches, which score ranks checkpoints and
-what the model card shows. Modules that need `datasets` or scikit-learn are imported inside the methods that use them:
-a card can be written without either.
+A `Task` defines which Auto class loads the teacher, how rows become batches, which score ranks checkpoints and what
+the model card shows. Modules that need `datasets` or scikit-learn are imported inside the methods that use them, so
+that a card can be written without either.
 """
 
 from abc import ABC, abstractmethod
@@ -23,11 +23,11 @@ TASKS = Registry("task")
 
 
 class Task(ABC):
-    """One kind of task. A subclass under `@TASKS.register(name)` is found by the command line and the cards.
+    """One kind of task. The command line and the cards find a subclass that is decorated `@TASKS.register(name)`.
 
     Attributes:
         auto_class (`type`): The Auto class that loads the teacher and every model of a run.
-        head (`str`): What the names of its model classes end in, for example `ForSequenceClassification`.
+        head (`str`): The ending of its model classes' names, for example `ForSequenceClassification`.
         pipeline_tag (`str`): The Hub's name of the task.
     """
 
@@ -37,7 +37,7 @@ class Task(ABC):
 
     @abstractmethod
     def fits(self, data: "TaskData") -> bool:
-        """Whether the columns and labels of `data` are of this task."""
+        """Whether `data` has the columns and labels of this task."""
 
     @abstractmethod
     def head_config(self, data: "TaskData") -> dict[str, Any]:
@@ -53,37 +53,38 @@ class Task(ABC):
 
     @abstractmethod
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":
-        """`data` with the class ids of a model's head.
+        """`data` with its labels mapped to the class ids of a model's head.
 
         Args:
             data (`TaskData`): As loaded.
-            config (`PreTrainedConfig`), model (`str`): Of the model, and its name for messages.
+            config (`PreTrainedConfig`), model (`str`): The model's configuration, and its name for messages.
 
         Raises:
             DataError: if the labels do not match the head.
         """
 
     def tokenize(self, dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":
-        """Rows as the model takes them, cut to `max_length` tokens and not padded; see `data.task_data.tokenize`."""
+        """Rows as model inputs, truncated to `max_length` tokens and not padded; see `data.task_data.tokenize`."""
         from hf_xtc.data.task_data import tokenize
 
         return tokenize(dataset, tokenizer, max_length)
 
     def collator(self, tokenizer: Any) -> Any:
-        """What makes a batch of tokenized rows."""
+        """The data collator, which makes a batch of tokenized rows."""
         return DataCollatorWithPadding(tokenizer)
 
 
 def task_of(data: "TaskData") -> Task:
-    """The first registered task that the data fit.
+    """The first registered task that fits the data.
 
     Raises:
-        DataError: if there is none.
+        DataError: if none does.
     """
     tasks: list[Task] = [task() for task in TASKS.values()]
     for task in tasks:
         if task.fits(data):
             return task
     raise DataError(
-        f"{data.name} has the columns {', '.join(data.train.column_names)}, which fit no task ({', '.join(TASKS)})."
+        f"{data.name} has the columns {', '.join(data.train.column_names)}, which fit none of the tasks: "
+        f"{', '.join(TASKS)}."
     )

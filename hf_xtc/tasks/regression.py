@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @TASKS.register("regression")
 class Regression(SequenceClassification):
-    """Texts with a number each: stsb, or own files with `--regression`."""
+    """One number for each text: GLUE's stsb, or own files with `--regression`."""
 
     def fits(self, data: "TaskData") -> bool:
         return data.regression

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @TASKS.register("sequence-classification")
 class SequenceClassification(Task):
-    """Texts with one class each: GLUE but for stsb, or own files."""
+    """One class for each text: GLUE except stsb, or own files."""
 
     auto_class = AutoModelForSequenceClassification
     head = "ForSequenceClassification"
@@ -28,7 +28,7 @@ class SequenceClassification(Task):
             "num_labels": len(names),
             "id2label": names,
             "label2id": {name: i for i, name in names.items()},
-            # transformers would add it at the first loss, which a resumed run may never compute
+            # transformers sets this when it first computes a loss, which a resumed run may never do
             "problem_type": "single_label_classification",
         }
 

@@ -314,7 +314,7 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
         (["--validation_file=latin.csv"], "latin.csv"),
         (
             ["--resume_from_checkpoint=x"],
-            "hf-xtc compress has no --resume_from_checkpoint: started again with the same options it goes on by",
+            "hf-xtc compress does not support --resume_from_checkpoint: a run that is started again with the same",
         ),
         (
             ["--push_to_hub", "--hub_model_id=a/b/c"],

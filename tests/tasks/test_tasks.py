@@ -74,7 +74,7 @@ def test_labels_that_are_not_the_heads_are_refused(tmp_path):
 def test_data_of_no_task_are_refused(tmp_path, monkeypatch):
     data = load(tmp_path, "regression")
     monkeypatch.setattr(tasks_base, "TASKS", {"sequence-classification": TASKS["sequence-classification"]})
-    with pytest.raises(DataError, match=r"^rows has the columns text, label, which fit no task"):
+    with pytest.raises(DataError, match=r"^rows has the columns text, label, which fit none of the tasks: "):
         task_of(data)
 
 
