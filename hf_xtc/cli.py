@@ -291,6 +291,7 @@ def command_parser(name: str) -> _Parser:
 def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
     parser.add_argument("--version", action="version", version=f"hf_xtc {__version__}")
+    parser.add_argument("--debug", action="store_true", help="on an error, show the traceback; stands before COMMAND")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():  # `command_parser` adds their options
         commands.add_parser(name, help=command.help, add_help=False)
@@ -301,6 +302,8 @@ def _main_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 bad input (one message on stderr), 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    debug = arguments[:1] == ["--debug"]
+    arguments = arguments[debug:]
     parser = _main_parser()
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
@@ -313,6 +316,17 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as ended:  # --help, --version or wrong usage
         return int(ended.code or 0)
     except (XTCError, OSError) as error:
+        if debug:
+            raise
         print(f"hf-xtc: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # of transformers, datasets or torch, which know nothing of the command line
+        if debug:
+            raise
+        lines = str(error).strip().splitlines() or ["no message"]
+        print(
+            f"hf-xtc: {type(error).__name__}: {lines[0]} (hf-xtc --debug {arguments[0]} ... shows the traceback)",
+            file=sys.stderr,
+        )
         return 1
     return 0

@@ -91,7 +91,10 @@ def _check_text_file(path: str) -> None:
         blank = not Path(path).read_bytes().decode("utf-8").strip()
     except UnicodeDecodeError as error:
         where = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise DataError(f"{path} is not UTF-8: {where}. Save it as UTF-8.") from None
+        raise DataError(
+            f"{path} is not UTF-8: {where}. Convert it, for example from Latin-1: "
+            f"iconv -f latin1 -t utf-8 {path} > utf8-{Path(path).name}"
+        ) from None
     if blank:
         raise DataError(f"{path} has no rows.")
 
@@ -104,6 +107,12 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
     """
     columns = {"text": names.text, "text_pair": names.text_pair, "label": names.label}
     used = {new: old for new, old in columns.items() if old is not None}
+    several = (names.label or "").split(",")
+    if len(several) > 1 and all(name in dataset.column_names for name in several):
+        raise DataError(
+            f"{source}: several label columns ({names.label}) are multi-label data, but hf-xtc trains one label for "
+            "each text. Name one column with --label_column."
+        )
     if missing := [old for old in used.values() if old not in dataset.column_names]:
         raise DataError(
             f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For "
@@ -131,6 +140,8 @@ def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
         return
     labels = table.columns["label"]
     table.refuse([_is_missing(label, numbers=numbers) for label in labels], "no label", "Fill or remove them.")
+    lists = [isinstance(label, list | tuple | np.ndarray) for label in labels]
+    table.refuse(lists, "several labels (multi-label data)", "hf-xtc trains one label for each text.")
     wrong = [not isinstance(label, str | int | float) for label in labels]
     table.refuse(wrong, "labels that are neither strings nor numbers", "Name another column with --label_column.")
     if not numbers:
@@ -146,7 +157,7 @@ def class_names(train: Table) -> tuple[str, ...]:
     """
     if train.label_names:
         return train.label_names
-    found = {_label_text(value) for value in train.columns["label"]}
+    found = set(_label_texts(train.columns["label"]))
     if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found):
         return tuple(sorted(found, key=int))
     numbers = [_number(name) for name in found]
@@ -182,7 +193,7 @@ def _numbers(table: Table) -> np.ndarray:
 
 def _ids(table: Table, names: tuple[str, ...]) -> np.ndarray:
     ids = {name: i for i, name in enumerate(names)}
-    texts = [_label_text(label) for label in table.columns["label"]]
+    texts = _label_texts(table.columns["label"])
     unknown = [text not in ids for text in texts]
     example = next((text for text, is_unknown in zip(texts, unknown, strict=True) if is_unknown), "")
     what = f"labels that are not among {listed(names)} (such as {example!r})"
@@ -194,6 +205,14 @@ def _is_missing(label: Any, *, numbers: bool) -> bool:
     if isinstance(label, float):
         return math.isnan(label) and not numbers  # in a regression nan is a wrong value, with another message
     return label is None or (isinstance(label, str) and not label.strip())
+
+
+def _label_texts(labels: Sequence[Any]) -> list[str]:
+    """Labels as texts; whole numbers lose their decimal point where all labels are whole numbers."""
+    texts = [_label_text(label) for label in labels]
+    if all(re.fullmatch(r"-?\d+(\.0+)?", text) for text in texts):
+        return [text.partition(".")[0] for text in texts]
+    return texts
 
 
 def _label_text(value: Any) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,12 +153,35 @@ def load_task(args: DataArguments) -> TaskData:
     if names and len(set(train["label"])) == 1:
         only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
         raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
+    if names:
+        _log_classes(tables["train"].source, names, train)
     contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
     path = Path(args.train_file or "").resolve()
     name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
     train, selection = hold_out(train, args.selection_share)
     return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection)
+
+
+# What tables write where a label is missing.
+_PLACEHOLDERS = {"-", "--", "?", "n/a", "na", "nan", "null", "none", "unknown"}
+
+
+def _log_classes(source: str, names: tuple[str, ...], train: Dataset) -> None:
+    """Logs the classes with their counts, and warns of names that are probably not classes of their own."""
+    counts = Counter(train["label"])
+    classes = ", ".join(f"{name!r} {counts[i]:,}" for i, name in enumerate(names))
+    logger.info("%s: %d classes (with their train rows): %s.", source, len(names), classes)
+    if placeholders := [name for name in names if name.strip().lower() in _PLACEHOLDERS]:
+        logger.warning(
+            "%s: the class %r may stand for a missing label. Remove its rows if so.", source, placeholders[0]
+        )
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(name.lower().split()), []).append(name)
+    for same in alike.values():
+        if len(same) > 1:
+            logger.warning("%s: the classes %s differ only in blanks or case.", source, " and ".join(map(repr, same)))
 
 
 def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset | None]:

@@ -118,8 +118,10 @@ def load_teacher(job: Job) -> PreTrainedModel:
 
     `align_labels` gave the data the names of the teacher's labels, unless those were generic (`LABEL_0`).
     """
-    head = job.task.head_config(job.data)
-    return load_model(job.args.teacher, job.task.auto_class, job.args.teacher_revision, **head)
+    if job.teacher is not None:
+        return job.teacher
+    head, revision = job.task.head_config(job.data), job.args.teacher_revision
+    return load_model(job.args.teacher, job.task.auto_class, revision, fresh_head=True, **head)
 
 
 def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:

@@ -3,12 +3,14 @@
 import tempfile
 from typing import Any
 
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
 from hf_xtc.data.task_data import DataArguments, load_task
 from hf_xtc.files.writing import write_json
 from hf_xtc.runs.arguments import EvaluateArguments
+from hf_xtc.runs.model_checks import check_config, check_tokenizer
+from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
 from hf_xtc.tasks import task_of
 
 
@@ -30,13 +32,17 @@ def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str,
     """Metrics of a model, loaded with `from_pretrained`, on the validation split.
 
     Raises:
-        XTCError: if the data do not match the model's head, or the file is damaged.
+        XTCError: if the data do not match the model's head, the model has no head or no tokenizer, or its file is
+            damaged.
     """
     data = load_task(data_args)
     task = task_of(data)
-    model = task.auto_class.from_pretrained(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    data = task.align_labels(data, model.config, args.model)
+    config = load_config(args.model)
+    check_config(config, args.model, fresh_head=False)
+    tokenizer = load_tokenizer(args.model)
+    check_tokenizer(tokenizer, config, args.model, data_args.max_length)
+    data = task.align_labels(data, config, args.model)
+    model = load_model(args.model, task.auto_class, dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,

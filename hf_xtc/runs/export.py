@@ -16,6 +16,7 @@ from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import ExportArguments, ExportDataArguments
+from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exporte
                 f"{args.model} has no tokenizer, so the export cannot be verified on data. Save a tokenizer there, or "
                 "leave the data options out."
             )
+        check_tokenizer(tokenizer, model.config, args.model, data_args.max_length)
         batches = validation_batches(model, tokenizer, args, data_args)
     with whole_folder(args.output_dir) as folder:
         exported = write_verified(model, folder, format=args.format, weights=args.weights, batches=batches)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,9 @@ from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.runs.fingerprint import deciding, digest, model_digest, open_run, read_run, remove_run
+from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.schedule import Schedule, budget_epochs
-from hf_xtc.runs.teacher import load_config, load_tokenizer
+from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
 from hf_xtc.tasks import task_of
 from hf_xtc.training.arguments import XTCTrainingArguments
@@ -39,7 +41,10 @@ UNSUPPORTED = {
 
 @dataclass
 class Job:
-    """Everything the stages share; the data are tokenized once. Without `students` only the teacher is trained."""
+    """Everything the stages share; the data are tokenized once.
+
+    Without `students` only the teacher is trained. `teacher` is the one that was loaded, unless it is fine-tuned here.
+    """
 
     args: JobArguments
     data_args: DataArguments
@@ -51,6 +56,7 @@ class Job:
     tokenizer: Any
     unlabelled: Dataset | None = None
     students: bool = True
+    teacher: PreTrainedModel | None = None
 
     def __post_init__(self) -> None:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
@@ -85,12 +91,21 @@ class Job:
         unlabelled = 0 if self.unlabelled is None else len(self.unlabelled)
         return {
             "train_rows": len(self.data.train),
+            **self._classes(),
             "augmented_rows": len(self.tokenized["train"]) - len(self.data.train) - unlabelled,
             **({"unlabelled_rows": unlabelled, "unlabelled_from": self._sources()} if unlabelled else {}),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "validation_rows": len(self.data.validation),
             "max_length": self.data_args.max_length,
         }
+
+    def _classes(self) -> dict[str, Any]:
+        """Train rows of each class; the number of classes alone where a list of them would fill a page."""
+        names = self.data.label_names
+        if names is None:
+            return {}
+        counts = Counter(self.data.train["label"])
+        return {"classes": {name: counts[i] for i, name in enumerate(names)} if len(names) <= 30 else len(names)}
 
     def _sources(self) -> list[str]:
         """Names of the sources of the unlabelled rows, without their paths."""
@@ -212,13 +227,18 @@ def prepare(
     if data_args.selection_share == 0:
         _check_single_rates(args, schedule)
     config = load_config(args.teacher, args.teacher_revision)
+    check_config(config, args.teacher, fresh_head=args.fine_tune)
     for stage_recipe in [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
+    task = task_of(data)
     if not args.fine_tune:
-        data = task_of(data).align_labels(data, config, args.teacher)
+        data = task.align_labels(data, config, args.teacher)
     unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
+    check_tokenizer(tokenizer, config, args.teacher, data_args.max_length)
+    head = task.head_config(data)
+    teacher = load_model(args.teacher, task.auto_class, args.teacher_revision, fresh_head=args.fine_tune, **head)
     if args.start_from and students:
         layers = len(schedule.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
         check_start(args.start_from, config, layers, tokenizer)
@@ -229,7 +249,19 @@ def prepare(
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
         repository: dict[str, Any] = {"hub_model_id": open_repository(name, **access)}
         training_args = dataclasses.replace(training_args, **repository)
-    job = Job(args, data_args, recipe, schedule, training_args, augmentation, data, tokenizer, unlabelled, students)
+    job = Job(
+        args=args,
+        data_args=data_args,
+        recipe=recipe,
+        schedule=schedule,
+        training_args=training_args,
+        augmentation=augmentation,
+        data=data,
+        tokenizer=tokenizer,
+        unlabelled=unlabelled,
+        students=students,
+        teacher=None if args.fine_tune else teacher,
+    )
     lock.take()
     clear_unfinished(job.out, training)
     if args.overwrite and read_run(training) != json.loads(json.dumps(job.description, default=str)):

@@ -12,6 +12,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from hf_xtc.compression.origin import hub_license, origin
 from hf_xtc.errors import XTCError
 from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
+from hf_xtc.runs.model_checks import check_weights
+
+# What a forward returns is decided here, not by switches that a config.json happens to have.
+_PLAIN_OUTPUTS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 
 
 def load_config(teacher: str, revision: str | None = None) -> Any:
@@ -40,21 +44,27 @@ def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
     return _loaded(AutoTokenizer, teacher, revision)
 
 
-def load_model(teacher: str, auto_class: Any, revision: str | None = None, **head: Any) -> PreTrainedModel:
+def load_model(
+    teacher: str, auto_class: Any, revision: str | None = None, *, fresh_head: bool = False, **head: Any
+) -> PreTrainedModel:
     """A teacher in float32, its adapter merged if it is one.
 
     Args:
         teacher (`str`), revision (`str`, *optional*): As given on the command line.
         auto_class (`type`): The Auto class of the task.
+        fresh_head (`bool`): Whether a head that is missing or has another size is new, to be trained.
         head: Fields of the configuration that describe the head: `num_labels`, `id2label` and so on.
 
     Raises:
-        XTCError: if an adapter's base cannot be found, or the adapter does not fit it.
+        XTCError: if weights are missing, an adapter's base cannot be found, or the adapter does not fit it.
         StateError: if an adapter's base is packed.
         OSError: if there is no such model.
     """
-    model: PreTrainedModel = _loaded(auto_class, teacher, revision, dtype=torch.float32, **head)
-    return model if adapter_base(teacher) is None else with_adapter(model, teacher)
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": fresh_head, **_PLAIN_OUTPUTS, **head}
+    model, info = _loaded(auto_class, teacher, revision, output_loading_info=True, **options)
+    whole: PreTrainedModel = model if adapter_base(teacher) is None else with_adapter(model, teacher)
+    check_weights(model, info, teacher, fresh_head=fresh_head, own_head=head_labels(teacher) is not None)
+    return whole
 
 
 def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:
@@ -63,16 +73,29 @@ def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> An
     if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
         raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
     if adapter is None:
-        return auto.from_pretrained(teacher, revision=revision, **options)
+        try:
+            return auto.from_pretrained(teacher, revision=revision, **options)
+        except XTCError:
+            raise
+        except (ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise XTCError(f"{_PARTS.get(auto, 'The model')} {teacher} cannot be loaded: {_reason(error)}") from error
     base, base_revision = adapter
     try:
         return auto.from_pretrained(base, revision=base_revision, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        why = str(error).strip().partition("\n")[0]
+        why = _reason(error)
         raise XTCError(
             f"{teacher} holds an adapter of {base}, which cannot be loaded: {why} Set base_model_name_or_path in its "
             "adapter_config.json to the folder or the Hub id of the model that it was trained on."
         ) from error
+
+
+_PARTS = {AutoConfig: "The configuration of", AutoTokenizer: "The tokenizer of"}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def teacher_origin(teacher: str, revision: str | None = None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def started(name: str, auto_class: Any, teacher: PreTrainedModel, recipe: XTCRec
 
     Packed weights are dequantized to latent ones, so that annealing starts from the quantized model.
     """
-    model = load_model(name, auto_class)
+    model = load_model(name, auto_class, fresh_head=True)
     encoder = (unpack_model(model) if is_packed(model) else model).base_model.state_dict()
     student = compress(teacher, recipe)
     own = {key for key in student.base_model.state_dict() if "activation.range" not in key}

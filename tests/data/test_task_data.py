@@ -347,12 +347,14 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.csv",
             b"text,label\ncaf\xe9,1\n",
-            "a.csv is not UTF-8: byte 0xe9 at offset 14. Save it as UTF-8.",
+            "a.csv is not UTF-8: byte 0xe9 at offset 14. Convert it, for example from Latin-1: "
+            "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv",
         ),
         (
             "a.jsonl",
             '{"text": "a", "label": 1}\n'.encode("utf-16"),
-            "a.jsonl is not UTF-8: byte 0xff at offset 0. Save it as UTF-8.",
+            "a.jsonl is not UTF-8: byte 0xff at offset 0. Convert it, for example from Latin-1: "
+            "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
         ),
         (
             "a.csv",
@@ -427,6 +429,11 @@ def test_file_that_cannot_be_parsed(name, content, reason):
         (
             {"text": ["a", "b"], "label": [["x"], ["y"]]},
             {},
+            "several labels (multi-label data) in 2 of 2 rows (first: row 1). hf-xtc trains one label for each text.",
+        ),
+        (
+            {"text": ["a", "b"], "label": [{"x": 1}, {"x": 2}]},
+            {},
             "labels that are neither strings nor numbers in 2 of 2 rows (first: row 1). Name another column with "
             "--label_column.",
         ),
@@ -471,6 +478,42 @@ def test_file_that_cannot_be_parsed(name, content, reason):
 )
 def test_rows_refused(rows, kwargs, message):
     assert refusal(load_task, own(rows, rows, **kwargs)) == f"train.jsonl: {message}"
+
+
+def test_several_label_columns_are_multi_label_data():
+    rows = {"text": ["a", "b"], "toxic": ["0", "1"], "insult": ["1", "0"]}
+    assert refusal(load_task, own(rows, rows, label_column="toxic,insult")) == (
+        "train.jsonl: several label columns (toxic,insult) are multi-label data, but hf-xtc trains one label for each "
+        "text. Name one column with --label_column."
+    )
+
+
+def test_classes_are_logged_with_their_counts(caplog):
+    labels = {"text": ["a", "b", "c", "d"], "label": ["spam", "ham", "spam", "spam"]}
+    with caplog.at_level(logging.INFO, logger="hf_xtc.data.task_data"):
+        load_task(own(labels, labels))
+    assert caplog.messages == ["train.jsonl: 2 classes (with their train rows): 'ham' 1, 'spam' 3."]
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (["a", "b", "-"], "train.jsonl: the class '-' may stand for a missing label. Remove its rows if so."),
+        (["a", "b", "N/A"], "train.jsonl: the class 'N/A' may stand for a missing label. Remove its rows if so."),
+        (["pos", "neg", " pos"], "train.jsonl: the classes ' pos' and 'pos' differ only in blanks or case."),
+        (["Spam", "ham", "spam"], "train.jsonl: the classes 'Spam' and 'spam' differ only in blanks or case."),
+    ],
+)
+def test_classes_that_are_probably_none_are_warned_of(labels, message, caplog):
+    rows = {"text": ["a", "b", "c"], "label": labels}
+    load_task(own(rows, rows))
+    assert caplog.messages == [message]
+
+
+def test_whole_numbers_are_one_class_however_they_are_written():
+    data = load_task(own("text,label\na,0.0\nb,1.0\n", "text,label\na,1\nb,0\n", ".csv"))
+    assert data.label_names == ("0", "1")
+    assert data.validation["label"][:] == [1, 0]
 
 
 def test_csv_labels_are_checked():

@@ -184,7 +184,7 @@ def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, t
     options = compress_options(folder, tmp_path / "out")
     trained, train = [], XTCTrainer.train
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def stop_after_one_epoch(trainer, *args, **kwargs):

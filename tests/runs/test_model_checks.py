@@ -1,0 +1,176 @@
+"""A model that lacks a head, a vocabulary or a consistent configuration is refused before anything is written."""
+
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from compress_options import QUICK, VOCAB, data_options
+from compress_options import folder as folder
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from hf_xtc.cli import main
+from hf_xtc.errors import XTCError
+from hf_xtc.runs.model_checks import check_config, check_tokenizer, check_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZES = {"vocab_size": len(VOCAB), "max_position_embeddings": 40}
+
+
+@pytest.fixture
+def model(folder, tmp_path, monkeypatch):
+    """A copy of the teacher's folder, `model` in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "teacher", "model")
+    return tmp_path / "model"
+
+
+def edit_config(model, **changes):
+    values = json.loads((model / "config.json").read_text())
+    values.update(changes)
+    (model / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def without_vocabulary(model):
+    (model / "tokenizer.json").unlink()
+
+
+def without_tokenizer(model):
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+
+
+def without_head(model):
+    weights = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_a_layer(model):
+    weights = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.2.output" not in name}
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_padding(model):
+    file = model / "tokenizer_config.json"
+    values = {**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    values.pop("pad_token")
+    file.write_text(json.dumps(values))
+
+
+REFUSED = {
+    "head": (without_head, "model has no trained head: classifier.bias, classifier.weight are not in its weights."),
+    "layer": (without_a_layer, "The weights of model lack 4 tensors of BertForSequenceClassification (first: bert."),
+    "vocabulary": (without_vocabulary, "model has no vocabulary: its tokenizer knows 5 special tokens and no word"),
+    "tokenizer": (without_tokenizer, "model has no vocabulary: its tokenizer knows 5 special tokens and no word"),
+    "padding": (without_padding, "The tokenizer of model has no padding token, which batches need."),
+    "type": (lambda model: edit_config(model, model_type=None), "The configuration of model cannot be loaded: "),
+    "unknown": (lambda model: edit_config(model, model_type="tiny"), "The configuration of model cannot be loaded: "),
+    "multi-label": (
+        lambda model: edit_config(model, problem_type="multi_label_classification"),
+        "model gives several labels to each text (problem_type multi_label_classification)",
+    ),
+    "names": (
+        lambda model: edit_config(model, label2id={"positive": 1, "negative": 0}),
+        "The config.json of model contradicts itself: id2label is {0: 'positive', 1: 'negative'}, label2id is "
+        "{'positive': 1, 'negative': 0}. Correct the one that is wrong.",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage, message", REFUSED.values(), ids=REFUSED)
+def test_a_model_that_cannot_be_used_is_refused_and_nothing_is_written(folder, model, damage, message, capsys):
+    damage(model)
+    assert main(["compress", "--teacher=model", "--output_dir=out", *data_options(folder), *QUICK]) == 1
+    error = capsys.readouterr().err
+    assert [line for line in error.splitlines() if line.startswith(f"hf-xtc: {message}")], error
+    assert "Traceback" not in error
+    assert not (model.parent / "out").exists()
+    assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 1
+    assert f"hf-xtc: {message}" in capsys.readouterr().err
+
+
+def test_rows_longer_than_the_positions_are_refused(folder, model, capsys):
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**tokenizer, "model_max_length": 10**30}))
+    options = [option for option in QUICK if "max_length" not in option]
+    assert main(["compress", "--teacher=model", "--output_dir=out", *data_options(folder), *options]) == 1
+    text = "hf-xtc: max_length is 128, but model has positions for 40 tokens. Pass --max_length 40.\n"
+    assert text in capsys.readouterr().err
+    assert not (model.parent / "out").exists()
+
+
+def test_a_missing_label2id_is_derived_from_id2label(folder, model, capsys):
+    edit_config(model, label2id=None)
+    assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_switches_of_a_teachers_config_change_nothing(folder, model, capsys):
+    edit_config(model, return_dict=False, output_hidden_states=True, output_attentions=True)
+    assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 0
+    switched = capsys.readouterr().out
+    assert main(["evaluate", f"--model={folder / 'teacher'}", *data_options(folder), "--max_length=32"]) == 0
+    assert switched == capsys.readouterr().out
+
+
+def test_fine_tuning_replaces_a_head_of_another_size(folder, model, caplog):
+    config = BertConfig.from_pretrained(model, num_labels=3)
+    BertForSequenceClassification(config).save_pretrained(model)
+    options = ["--fine_tune", "--fine_tune_epochs=1", "--max_steps=2", "--keep_layers=2", *QUICK]
+    with caplog.at_level(logging.INFO):
+        assert main(["compress", "--teacher=model", "--output_dir=out", *data_options(folder), *options]) == 0
+    assert "The head of model is new: classifier.bias, classifier.weight." in caplog.text
+    assert json.loads((model.parent / "out" / "config.json").read_text())["id2label"] == {
+        "0": "negative",
+        "1": "positive",
+    }
+
+
+def test_a_quantized_model_is_refused_whatever_becomes_of_its_head():
+    config = BertConfig(**SIZES)
+    config.quantization_config = {"quant_method": "bitsandbytes"}
+    for fresh_head in (False, True):
+        with pytest.raises(XTCError, match=r"^m is quantized already .*Name its float original\.$"):
+            check_config(config, "m", fresh_head=fresh_head)
+
+
+def test_two_classes_of_one_name_are_refused():
+    config = BertConfig(**SIZES)
+    config.id2label, config.label2id = {0: "a", 1: "a"}, None
+    with pytest.raises(XTCError, match=r"^The config.json of m (contradicts itself|gives two classes one name)"):
+        check_config(config, "m", fresh_head=False)
+    check_config(config, "m", fresh_head=True)
+
+
+def test_tokens_without_an_embedding_are_refused(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    check_tokenizer(tokenizer, BertConfig(**SIZES), "m", 40)
+    tokenizer.add_tokens(["extra"])
+    text = (
+        rf"^The tokenizer of m has token ids up to {len(VOCAB)}, but the model has embeddings for {len(VOCAB)} tokens"
+    )
+    with pytest.raises(XTCError, match=text):
+        check_tokenizer(tokenizer, BertConfig(**SIZES), "m", 40)
+
+
+def test_an_adapters_own_head_is_no_missing_one():
+    model = SimpleNamespace(base_model_prefix="bert")
+    info = {"missing_keys": ["classifier.weight"], "mismatched_keys": []}
+    check_weights(model, info, "m", fresh_head=False, own_head=True)
+    with pytest.raises(XTCError, match=r"^m has no trained head: classifier.weight are not"):
+        check_weights(model, info, "m", fresh_head=False)
+    info["mismatched_keys"] = [("bert.embeddings.word_embeddings.weight", torch.Size([3, 4]), torch.Size([5, 4]))]
+    for options in ({"fresh_head": True}, {"fresh_head": False, "own_head": True}):
+        with pytest.raises(XTCError, match=r"^The weights of m lack 1 tensors .*\(first: bert.embeddings"):
+            check_weights(model, info, "m", **options)
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_no_vocabulary():
+    special = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
+    with pytest.raises(XTCError, match=r"^m has no vocabulary: its tokenizer knows 5 special tokens and no word"):
+        check_tokenizer(BertTokenizerFast(vocab=special), BertConfig(**SIZES), "m", 40)
