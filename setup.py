@@ -1,4 +1,4 @@
-"""The native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
+"""Builds the native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
 
 from glob import glob
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ FLAGS += ["-Wno-psabi", "-Wno-unused-function"]
 
 
 class BuildNative(build_ext):
-    """Builds with GCC and Clang, whose vector extensions the sources use; Visual C++ has none of them."""
+    """Builds with GCC or Clang, since the sources use their vector extensions, which Visual C++ does not have."""
 
     def build_extensions(self):
         if self.compiler.compiler_type == "msvc":
@@ -24,7 +24,7 @@ def sources(*endings):
     return sorted(file for ending in endings for file in glob(f"hf_xtc/native/**/*.{ending}", recursive=True))
 
 
-# The operator is called through ctypes and knows nothing of Python, so one wheel serves all versions of it (abi3).
+# The operator is called through ctypes and does not use Python's API, so one wheel serves all Python versions (abi3).
 NATIVE = Extension(
     "hf_xtc.native._native",
     sources("cpp"),
@@ -35,7 +35,7 @@ NATIVE = Extension(
     optional=True,
 )
 
-# Each build has folders of its own: two builds of one checkout at the same time would spoil one in build/.
+# Temporary build folders, since two concurrent builds of one checkout would overwrite each other's build/.
 with TemporaryDirectory() as folder:
     setup(
         ext_modules=[NATIVE],

@@ -1,10 +1,10 @@
-"""What helps a 1-bit student, one change at a time: short runs, scored on train rows that were held out.
+"""Measures changes to the training of a 1-bit student, one at a time, in short runs scored on held-out train rows.
 
     python benchmarks/ablation.py --teachers_dir runs --data_dir glue --tasks sst2 cola --seeds 1 2 --steps 800
 
-Each run is a line of the results file as soon as it is finished; started again, runs that are there are skipped. A
-candidate's score is the task's metric and, finer, its divergence: the mean Kullback-Leibler divergence of its
-predictions from the teacher's (regression: squared error), of the packed model. Validation rows are never read.
+Each finished run is appended to the results file; started again, finished runs are skipped. The packed model of a
+candidate is scored by the task's metric and by its divergence, which is more sensitive: the mean Kullback-Leibler
+divergence of its predictions from the teacher's (regression: squared error). Validation rows are not used.
 """
 
 import json
@@ -44,7 +44,7 @@ from tried.terms import RelationsAttention
 
 @dataclass
 class AblationArguments:
-    """What to try, on what."""
+    """Candidates, tasks and the settings of every run."""
 
     teachers_dir: str = field(metadata={"help": "Output folder of examples/glue.py: <task>-teacher/training/teacher."})
     data_dir: str = field(metadata={"help": "GLUE as parquet."})
@@ -63,7 +63,7 @@ class AblationArguments:
 
 @dataclass
 class Task:
-    """A task's tokenized rows, its teacher, and what the teacher says of the held-out rows."""
+    """A task's tokenized rows, its teacher, and the teacher's logits of the held-out rows."""
 
     data: TaskData
     tokenizer: Any
@@ -92,7 +92,7 @@ def load(args: AblationArguments, name: str) -> Task:
 
 
 def augmented(task: Task, copies: int) -> Any:
-    """The train rows and others made of them, tokenized."""
+    """The train rows and augmented copies of them, tokenized."""
     made = augment(
         task.data.train,
         Augmentation(copies),
@@ -127,7 +127,7 @@ def divergence(student: np.ndarray, teacher: np.ndarray) -> float:
 
 
 def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, folder: str) -> Any:
-    """The packed student of a candidate; one whose modules were changed as it is, its weights still quantized."""
+    """The trained student of a candidate: packed or, if the candidate changed its modules, as a latent model."""
     recipe = XTCRecipe.from_dict({"weights": args.weights, "keep_layers": args.keep_layers, **candidate.recipe})
     run = {
         "output_dir": folder,
@@ -177,7 +177,7 @@ def train(args: AblationArguments, task: Task, candidate: Candidate, seed: int, 
 
 
 def run(args: AblationArguments) -> None:
-    """Runs what is missing, candidate by candidate, so that all tasks and seeds of one are finished together."""
+    """Runs what the results file lacks, with the candidate in the outer loop."""
     file, tasks = Path(args.results_file), {name: load(args, name) for name in args.tasks}
     for name in args.candidates:
         for task_name, task in tasks.items():
@@ -208,12 +208,12 @@ def _settings(args: AblationArguments) -> dict[str, Any]:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; none if it is not there."""
+    """The lines of a results file; empty if it does not exist."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def main() -> None:
-    """Runs, and writes table and plot beside the results."""
+    """Runs the candidates, and writes a table and a plot beside the results."""
     args = HfArgumentParser(AblationArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args.report:

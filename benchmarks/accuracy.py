@@ -1,9 +1,8 @@
-"""DeepSpeed's XTC and ours: same teacher, rows, student shape, steps, batch size and seeds, each with its own recipe.
+"""Compares DeepSpeed's XTC with ours: same teacher, rows, student shape, steps, batch size and seeds, own recipes.
 
-Each side's learning rate is searched over the same grid, with the first seed, on rows held out of train; the other
-seeds then run at it. Validation rows ("dev") choose nothing. Every finished run is a line of the results file at once,
-and a run that is there is not made again. DeepSpeed's runs have an environment of their own, which
-`make .venv-deepspeed/installed` makes.
+The learning rate of each side is chosen from the same grid, with the first seed, on held-out train rows; the other
+seeds then use it. Nothing is chosen on the validation rows ("dev"). Each finished run is appended to the results file,
+and is not repeated. DeepSpeed's runs have a separate environment, which `make .venv-deepspeed/installed` makes.
 
     python benchmarks/accuracy.py --teachers_dir teachers --data_dir glue --steps 1000 --seeds 1 2 3 --bf16
 """
@@ -67,12 +66,14 @@ class AccuracyArguments:
         if self.time_to:
             self.tasks = [TIMED_TASK]
         if len(self.steps) not in (1, len(self.tasks)):
-            raise ValueError(f"{len(self.steps)} numbers of steps for {len(self.tasks)} tasks: give one, or one each.")
+            raise ValueError(
+                f"{len(self.steps)} values of steps for {len(self.tasks)} tasks: give one, or one per task."
+            )
         unknown = sorted(set(self.sides) - set(SIDES))
         if unknown:
             raise ValueError(f"Unknown: {', '.join(unknown)}. There are: {', '.join(SIDES)}.")
         if not 0 < self.selection_share < 1:
-            raise ValueError(f"selection_share is {self.selection_share}; rates are chosen on it: above 0, below 1.")
+            raise ValueError(f"selection_share is {self.selection_share}; it must be above 0 and below 1.")
         if not (self.seeds and self.learning_rates and self.tasks and min(self.steps) >= self.evaluations >= 1):
             raise ValueError("Give at least one task, seed and learning rate, and no more evaluations than steps.")
 
@@ -82,7 +83,7 @@ class AccuracyArguments:
 
 
 def settings(args: AccuracyArguments, side: str) -> dict[str, Any]:
-    """The side's own recipe, as far as the worker leaves it open."""
+    """The settings of the side's recipe that are not fixed in its worker."""
     if side == "deepspeed":
         return deepspeed_worker.SETTINGS
     from reference import ours_worker
@@ -91,7 +92,7 @@ def settings(args: AccuracyArguments, side: str) -> dict[str, Any]:
 
 
 def key_of(args: AccuracyArguments, task: str, side: str) -> dict[str, Any]:
-    """All that may change a figure, but for rate, seed, teacher and data."""
+    """Everything that may change a result, except learning rate, seed, teacher and data."""
     theirs = side == "deepspeed"
     steps = args.task_steps(task)
     return {
@@ -111,7 +112,7 @@ def key_of(args: AccuracyArguments, task: str, side: str) -> dict[str, Any]:
 
 
 class Comparison:
-    """The runs of one task: asks the results file first, then the worker."""
+    """The runs of one task, each read from the results file or, if it is not there, made by a worker."""
 
     def __init__(self, args: AccuracyArguments, task: str, results: Results, folder: Path):
         from hf_xtc.data.task_data import DataArguments
@@ -128,7 +129,7 @@ class Comparison:
         self.facts = prepare(data_args, self.teacher, args.keep_layers, self.rows_file)
 
     def run(self, side: str, rate: float, seed: int) -> Record:
-        """One run, from the results file or made and stored."""
+        """One run, read from the results file, or made and appended to it."""
         facts = {name: self.facts[name] for name in ("teacher", "data")}
         key = {**key_of(self.args, self.task, side), **facts, "learning_rate": rate, "seed": seed}
         found = self.results.find(key)
@@ -146,7 +147,7 @@ class Comparison:
         return record
 
     def all_runs(self) -> list[Record]:
-        """The search with the first seed, then the other seeds; sides in turn, so that a slow hour hits both."""
+        """The search with the first seed, then the other seeds; sides alternate, so a slow period affects both."""
         args = self.args
         searched = {side: [] for side in args.sides}
         for rate in args.learning_rates:
@@ -158,14 +159,14 @@ class Comparison:
 
 
 def compare(args: AccuracyArguments) -> list[Record]:
-    """All runs of all tasks, those made earlier included."""
+    """All runs of all tasks, including those made earlier."""
     results = Results(Path(args.results_file))
     with tempfile.TemporaryDirectory() as folder:
         return [record for task in args.tasks for record in Comparison(args, task, results, Path(folder)).all_runs()]
 
 
 def stored(args: AccuracyArguments) -> list[Record]:
-    """Runs of the results file that these arguments ask for, of each task's latest teacher and data."""
+    """Runs in the results file that match the arguments, for each task with its latest teacher and data."""
     wanted = [key_of(args, task, side) for task in args.tasks for side in args.sides]
     chosen = [
         record

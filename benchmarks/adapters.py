@@ -1,11 +1,11 @@
-"""One 1-bit base, many tasks: LoRA on a packed classifier against full fine-tuning of the float model it came from.
+"""Compares LoRA on a packed 1-bit classifier with full fine-tuning of the float model that it was made from.
 
     python benchmarks/adapters.py --base checkpoints/minilm-6l-1bit-sst2 --data_dir data --tasks emotion trec \\
         --teacher runs/sst2-teacher/training/teacher --seeds 1 2
 
-The packed base stays as it is; each task adds an adapter and a head. Both sides train the same epochs on the labels
-alone, each at the rate of its own grid that is best on train rows held out, with the first seed. The last step counts;
-scores are of the validation split, which chooses nothing.
+The packed base is not changed; each task adds an adapter and a head. Both sides train for the same epochs on the
+labels alone. Each uses the learning rate of its grid that is best on held-out train rows with the first seed. The
+model after the last step is scored on the validation split, on which nothing is chosen.
 """
 
 import statistics
@@ -37,10 +37,10 @@ SIDES = ("lora on the packed base", "full fine-tuning, float32")
 
 @dataclass
 class AdapterArguments:
-    """What to adapt, to what."""
+    """Models, tasks and the settings of training."""
 
     base: str = field(metadata={"help": "Folder of a packed classifier."})
-    teacher: str = field(metadata={"help": "Folder of the float classifier that it came from."})
+    teacher: str = field(metadata={"help": "Folder of the float classifier that it was made from."})
     data_dir: str = field(metadata={"help": "Folder with <task>/train.parquet and <task>/validation.parquet."})
     tasks: list[str] = field(default_factory=lambda: ["emotion", "trec"], metadata={"help": "Tasks."})
     seeds: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "The first chooses the rate."})
@@ -54,7 +54,7 @@ class AdapterArguments:
 
 
 def load(folder: str, data: TaskData) -> Any:
-    """A classifier with a new head for the task's labels; the encoder as it is."""
+    """A classifier with a new head for the task's labels, and its own encoder."""
     names = dict(enumerate(data.label_names or ()))
     return AutoModelForSequenceClassification.from_pretrained(
         folder,
@@ -77,7 +77,7 @@ def adapted(args: AdapterArguments, data: TaskData) -> Any:
 
 
 def train(args: AdapterArguments, data: TaskData, model: Any, tokenizer: Any, rate: float, seed: int) -> XTCTrainer:
-    """A trainer whose training is over."""
+    """Trains the model and returns its trainer."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = XTCTrainer(
             model,
@@ -110,7 +110,7 @@ def train(args: AdapterArguments, data: TaskData, model: Any, tokenizer: Any, ra
 
 
 def bytes_of(model: Any) -> int:
-    """Bytes on disk of what a task adds: the adapter and head, or all of the float model."""
+    """Bytes on disk of what a task adds: the adapter and head, or the whole float model."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
@@ -148,7 +148,7 @@ def compare(args: AdapterArguments, task: str) -> dict[str, Any]:
 
 
 def markdown(results: list[dict[str, Any]], base_bytes: int) -> str:
-    """The table."""
+    """The results as a Markdown table."""
     lines = ["| task | side | accuracy | of full fine-tuning | bytes per task | rate |", "|---|---|---|---|---|---|"]
     for result in results:
         full = statistics.mean(result["sides"][SIDES[1]]["scores"].values())
@@ -163,7 +163,7 @@ def markdown(results: list[dict[str, Any]], base_bytes: int) -> str:
 
 
 def main() -> None:
-    """Prints the table, and writes it and the figures."""
+    """Prints the table, and writes it and the results."""
     args = HfArgumentParser(AdapterArguments).parse_args_into_dataclasses()[0]
     results = [compare(args, task) for task in args.tasks]
     base_bytes = (Path(args.base) / "model.safetensors").stat().st_size

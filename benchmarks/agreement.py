@@ -1,11 +1,11 @@
-"""How far the backends agree with the reference on real rows: classes, logits, and the reference's own noise.
+"""Measures how closely the backends agree with the reference on real rows: classes and logits.
 
     python benchmarks/agreement.py --model demo/minilm-3l-1bit-rotten-tomatoes \
         --validation_file demo/rotten_tomatoes/validation.csv --max_length 64
 
-An 8-bit activation on the edge between two levels falls either way by float32 rounding, in any way to compute it.
-What that alone does is told by the reference against itself: with LayerNorm weights moved by one part in 100,000, and
-with other batches, which change the order of its float sums.
+An activation on the boundary between two 8-bit levels goes to either one, depending on float32 rounding. For the size
+of that effect alone, the reference is also compared with itself: with LayerNorm weights changed by one part in
+100,000, and in other batches, which change the order of its float sums.
 """
 
 import os
@@ -31,7 +31,7 @@ def logits(model: Any, rows: list[dict[str, Tensor]], backend: str) -> Tensor:
 
 
 def line(name: str, found: Tensor, expected: Tensor) -> str:
-    """A row of the table."""
+    """A row of the table: the logits `found` by one backend against the `expected` ones."""
     difference = (found - expected).abs().amax(1)
     equal = int((found.argmax(1) == expected.argmax(1)).sum())
     within = int((difference <= 1e-3).sum())

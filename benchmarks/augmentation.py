@@ -1,9 +1,9 @@
-"""Augmented rows per second of `data.augmentation` and of TinyBERT's procedure written plainly, at equal settings.
+"""Augmented rows per second of `data.augmentation` and of a plain version of TinyBERT's procedure, at equal settings.
 
-The plain one takes a sentence at a time and a word at a time: cosines of the word with the whole table and a sort of
-them, or one forward pass of the masked language model and a sort of its scores; then copies in Python loops. Both have
-the same words, candidates, M, p and N, and drop the same duplicates. Weights are random, of MiniLM-L6's shape, unless
-an encoder is given; the time does not depend on their values. The plain one runs on the first rows only.
+The plain version handles one word of one sentence at a time: it sorts the word's cosines with the whole table, or the
+scores of one forward pass of the masked language model, and then makes the copies in Python loops. Both have the same
+words, candidates, M, p and N, and drop the same duplicates. Weights are random, of MiniLM-L6's shape, unless an
+encoder is given; the time does not depend on their values. The plain version runs on the first rows only.
 
     python benchmarks/augmentation.py --data_file train.parquet --text_column sentence \
         --output_file benchmarks/results/augmentation.json
@@ -31,13 +31,13 @@ from hf_xtc.data.word_table import WordTable, word_spans
 from hf_xtc.files.writing import write_json
 from machine import facts
 
-BAR = 20  # times the rows per second of the plain procedure
+BAR = 20  # required ratio of rows per second, batched to plain
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass
 class BenchmarkArguments:
-    """Data, settings and how much of it the slow one gets."""
+    """Data, settings, and the number of rows for each procedure."""
 
     data_file: str = field(metadata={"help": "Sentences: a .txt file of lines, or a table with a text column."})
     text_column: str = field(default="text", metadata={"help": "Column of the sentences."})
@@ -61,7 +61,7 @@ class BenchmarkArguments:
 
 
 class Plain:
-    """Candidates for one word at a time."""
+    """Finds candidates for one word at a time."""
 
     def __init__(self, source: WordTable | MaskedLM):
         self.masked = source if isinstance(source, MaskedLM) else None
@@ -69,7 +69,7 @@ class Plain:
         self.numbers = {word: i for i, word in enumerate(self.table.words)} if self.table else {}
 
     def candidates(self, text: str, span: tuple[int, int], count: int) -> list[str]:
-        """For the word at `span`, best first."""
+        """Candidates for the word at `span`, best first."""
         word = text[slice(*span)]
         if self.masked is not None:
             pieces = self.masked.tokenizer.tokenize(word)
@@ -78,7 +78,7 @@ class Plain:
         return self.nearest(word, count)
 
     def nearest(self, word: str, count: int) -> list[str]:
-        """The cosines of the word with the whole table, sorted."""
+        """The words of the table with the highest cosine with `word`, best first."""
         own = self.numbers.get(word, self.numbers.get(word.lower()))
         if own is None:
             return []
@@ -87,7 +87,7 @@ class Plain:
         return [self.table.words[i] for i in np.argsort(-cosines)[:count]]
 
     def likeliest(self, source: MaskedLM, text: str, span: tuple[int, int], count: int) -> list[str]:
-        """The scores of all pieces at the masked word, from a forward pass of its own, sorted."""
+        """The pieces with the highest scores at the masked word, best first, from one forward pass."""
         tokenizer, masked = source.tokenizer, text[: span[0]] + source.tokenizer.mask_token + text[span[1] :]
         inputs = tokenizer(masked, text, truncation=True, return_tensors="pt")
         at = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
@@ -97,7 +97,7 @@ class Plain:
 
 
 def like(word: str, candidate: str) -> str:
-    """The candidate with the capitals of the word."""
+    """The candidate, capitalized like the word."""
     if word.isupper():
         return candidate.upper()
     return candidate[:1].upper() + candidate[1:] if word[0].isupper() else candidate
@@ -130,7 +130,7 @@ def one_at_a_time(texts: Sequence[str], settings: Augmentation, source: WordTabl
 
 
 def batched(texts: Sequence[str], settings: Augmentation, source: WordTable | MaskedLM) -> list[str]:
-    """The augmented texts as the package makes them."""
+    """The augmented texts, made by the package."""
     data = datasets.Dataset.from_dict({"text": list(texts), "label": [0] * len(texts)})
     return augment(data, settings, source)["text"][len(texts) :]
 
@@ -143,7 +143,7 @@ def read_texts(args: BenchmarkArguments) -> list[str]:
 
 
 def models(args: BenchmarkArguments, texts: Sequence[str]) -> tuple[WordTable, MaskedLM]:
-    """The word table and a random masked language model; without an encoder with pieces made of the data's words."""
+    """The word table and a random masked language model; without an encoder, the data's words are the vocabulary."""
     seed_everything(args.seed)
     if args.encoder is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.encoder)
@@ -162,7 +162,7 @@ def models(args: BenchmarkArguments, texts: Sequence[str]) -> tuple[WordTable, M
 
 
 def rate(make: Callable[..., list[str]], texts: Sequence[str], settings: Augmentation, source: Any) -> dict[str, Any]:
-    """Rows and augmented rows of one run, its seconds, and augmented rows per second."""
+    """Times one run: its rows and augmented rows, seconds, and augmented rows per second."""
     start = time.perf_counter()
     made = len(make(texts, settings, source))
     seconds = time.perf_counter() - start
@@ -172,7 +172,7 @@ def rate(make: Callable[..., list[str]], texts: Sequence[str], settings: Augment
 def compare(
     args: BenchmarkArguments, texts: Sequence[str], source: WordTable | MaskedLM, plain_source: WordTable | MaskedLM
 ) -> dict[str, Any]:
-    """Both procedures and their ratio; a first small run of each is not timed."""
+    """Times both procedures, after a small warm-up run of each, and returns the results and their ratio."""
     settings = Augmentation(copies=args.copies, seed=args.seed)
     masked = isinstance(source, MaskedLM)
     plain_rows, rows = (args.plain_masked_rows, args.masked_rows) if masked else (args.plain_rows, args.rows)
@@ -185,7 +185,7 @@ def compare(
 
 
 def measure(args: BenchmarkArguments) -> dict[str, Any]:
-    """Source -> what `compare` says of it."""
+    """Source of candidates -> the results of `compare`."""
     datasets.disable_progress_bars()
     if args.threads:
         torch.set_num_threads(args.threads)

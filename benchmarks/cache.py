@@ -1,8 +1,8 @@
-"""One epoch of training from a teacher cache against one with the teacher, on random weights of MiniLM-L6 shape.
+"""Times an epoch of training from a teacher cache and one with the teacher, on random weights of MiniLM-L6 shape.
 
-A 3-layer student of a 6-layer teacher, rows as long as SST-2's (those of its validation split, or of the train split
-where `data_dir` and `tokenizer` are given). Each repeat trains one epoch of either kind, in turn; medians of the whole
-`train()` are compared, so reading the rows and checking the cache counts too. The cache is made once, before.
+The student has 3 layers, the teacher 6. Rows are as long as SST-2's: those of its validation split, or of its train
+split if `data_dir` and `tokenizer` are given. Each repeat trains one epoch of each kind, in turn. The medians of the
+whole `train()` are compared, including reading the rows and checking the cache. The cache is made once, before.
 
     python benchmarks/cache.py --output_file benchmarks/results/cache.json
 """

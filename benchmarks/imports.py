@@ -1,4 +1,4 @@
-"""Seconds to import hf_xtc against those of what its users import anyway, each in fresh processes, in turn.
+"""Times importing hf_xtc and importing the parts of transformers that its users need anyway, in fresh processes.
 
 python benchmarks/imports.py --output_file benchmarks/results/imports.json
 """
@@ -16,7 +16,7 @@ from hf_xtc.files.writing import write_json
 from machine import facts
 
 STATEMENTS = {"hf_xtc": "import hf_xtc", "transformers": "from transformers import BertModel, Trainer"}
-# Packages that load when they are used, not before.
+# Packages that `import hf_xtc` should not load.
 LATER = ("datasets", "evaluate", "matplotlib", "onnx", "onnxruntime", "openvino", "pandas", "peft", "sklearn")
 
 

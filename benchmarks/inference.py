@@ -1,7 +1,7 @@
-"""Speed, memory and bytes of packed models against what is otherwise served on a CPU, in one run.
+"""Compares speed, memory and bytes of packed models with other runtimes on a CPU, in one run.
 
-Every runtime has a process of its own; their timed calls take turns, so the ratios are of one run (`latency.rounds`).
-Weights are random: accuracy is not measured here. Which files a peer gets is said in `latency.files`.
+Every runtime has its own process; their timed calls alternate, so the ratios are of one run (`latency.rounds`).
+Weights are random: accuracy is not measured here. `latency.files` writes the files of each runtime.
 
     python benchmarks/inference.py --output_dir benchmarks/results --work_dir /tmp/inference
 """
@@ -26,8 +26,8 @@ from latency.shapes import SHAPES, Shape, count_lengths, make_shape, read_length
 from machine import cpu_flags, cpu_model, versions
 
 PACKAGES = ("hf_xtc", "torch", "transformers", "onnx", "onnxruntime", "openvino")
-# Largest difference of logits from the float model's (a peer) or the reference backend's (ours), relative to the
-# largest logit. Wide: it is to catch a broken runtime, not to grade one.
+# Largest allowed difference of logits from those of the float model (other runtimes) or of the reference backend
+# (ours), relative to the largest logit. It is wide, since it only has to catch a broken runtime.
 TOLERANCE = 0.35
 
 
@@ -47,7 +47,7 @@ class InferenceArguments:
     threads: int = field(default=2, metadata={"help": "Threads of every runtime."})
     repeats: int = field(default=11, metadata={"help": "Rounds: timed calls of each runtime and shape."})
     cell_seconds: float = field(
-        default=4.0, metadata={"help": "A runtime slower than this for all repeats of a shape is timed less often."}
+        default=4.0, metadata={"help": "A runtime that needs more for all repeats of a shape is timed less often."}
     )
     sst2_batches: int = field(default=2, metadata={"help": "Batches of 32 real lengths."})
     sst2_parquet: str | None = field(default=None, metadata={"help": "SST-2's validation split, to count lengths."})
@@ -74,7 +74,7 @@ def make_shapes(args: InferenceArguments) -> dict[str, Shape]:
 
 
 class Run:
-    """One run: starts runtimes, times them, gathers rows of the results."""
+    """One run: starts the runtimes, times them, and collects the rows of the results."""
 
     def __init__(self, args: InferenceArguments, work_dir: Path):
         self.args, self.work_dir = args, work_dir
@@ -84,12 +84,12 @@ class Run:
         self.left_out: list[str] = []
 
     def leave_out(self, model: str, runtime: str, why: str) -> None:
-        """Notes and prints what is not measured."""
+        """Records and prints that a runtime is not measured."""
         self.left_out.append(f"{model}, {RUNTIMES[runtime].label}: {why}")
         print(f"Left out: {self.left_out[-1]}", flush=True)
 
     def start(self, model: str, runtime: str) -> Worker | None:
-        """A checked process of the runtime, or `None` where it cannot be had."""
+        """Starts a process of the runtime and checks its logits; `None` if it is not available or fails."""
         missing = RUNTIMES[runtime].missing()
         if missing:
             self.leave_out(model, runtime, f"{', '.join(missing)} not installed")
@@ -109,7 +109,7 @@ class Run:
                 }
             )
             error = relative_error(worker.ask({"logits": None}), writer.expected(RUNTIMES[runtime].ours))
-        except (WorkerError, ImportError, ValueError) as failure:  # ValueError: what our exports refuse
+        except (WorkerError, ImportError, ValueError) as failure:  # ValueError: from our exports
             self.leave_out(model, runtime, str(failure))
             return None
         if not error <= TOLERANCE:
@@ -121,7 +121,7 @@ class Run:
         return worker
 
     def model(self, model: str) -> None:
-        """All runtimes of one model, and of the student's teacher, in turn."""
+        """Times all runtimes of one model, in turn, and its teacher if it is a student."""
         names = [*self.args.runtimes, *([TEACHER] if model in TEACHERS and TEACHER not in self.args.runtimes else [])]
         workers = [worker for name in names if (worker := self.start(model, name)) is not None]
         print(f"{model}: {len(workers)} runtimes loaded", flush=True)
@@ -135,7 +135,7 @@ class Run:
 
 
 def latency_row(model: str, runtime: str, shape: str, seconds: list[float]) -> dict[str, Any]:
-    """Median and spread of one cell, with what they are made of."""
+    """Median and deciles of one cell, with all its times."""
     deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 9
     return {
         "model": model,
@@ -150,10 +150,10 @@ def latency_row(model: str, runtime: str, shape: str, seconds: list[float]) -> d
 
 
 def relative_error(logits: list[list[float]], expected: list[list[float]]) -> float:
-    """Largest difference, relative to the largest expected value; NaN where the logits are."""
+    """Largest difference, relative to the largest expected value; NaN if any logit is."""
     pairs = [(a, b) for row, other in zip(logits, expected, strict=True) for a, b in zip(row, other, strict=True)]
     differences = [abs(a - b) for a, b in pairs]
-    # `max` would lose a NaN that comes second.
+    # `max` may ignore a NaN; the sum does not.
     return sum(differences) * 0 + max(differences) / max(abs(b) for _, b in pairs)
 
 
@@ -183,7 +183,7 @@ def measure(args: InferenceArguments) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """inference.json, inference.md and, where matplotlib is installed, inference.png."""
+    """Writes inference.json, inference.md and, if matplotlib is installed, inference.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "inference.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / "inference.md").write_text(markdown(results))

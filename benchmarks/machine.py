@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine and of the process that they run in. Imports nothing heavy."""
+"""Facts about the machine and the process that a benchmark runs in. Imports only the standard library."""
 
 import platform
 import sys
@@ -6,7 +6,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# What decides how fast whole numbers multiply: AVX2, AVX-512, the dot products of VNNI, tiles of AMX.
+# CPU flags that matter for integer products: AVX2, AVX-512, the dot products of VNNI, tiles of AMX.
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 
 
@@ -26,7 +26,7 @@ def _status(key: str) -> int:
 
 
 def cpu_model() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, as far as the system reports it."""
     names = _cpuinfo("model name")
     return names[0] if names else platform.processor()
 
@@ -44,7 +44,7 @@ def _cpuinfo(key: str) -> list[str]:
 
 
 def facts(threads: int, *packages: str) -> dict[str, object]:
-    """What a results file says of its making: command, date, processor, threads and versions."""
+    """Command, date, processor, threads and versions, for a results file."""
     return {
         "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
@@ -55,7 +55,7 @@ def facts(threads: int, *packages: str) -> dict[str, object]:
 
 
 def _script() -> str:
-    """The script that runs, from the repository's root."""
+    """The path of the running script, relative to the repository's root."""
     script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
     return script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
 

@@ -1,11 +1,11 @@
-"""Bytes against accuracy: the published checkpoints, their teacher, float students, and rivals that run here.
+"""Bytes and accuracy of the published checkpoints, their teachers, float students, and two other methods.
 
     python benchmarks/pareto.py --runs_dir runs --data_dir data --tasks sst2 cola mrpc stsb
 
-Students and teachers come from the results file of `examples/checkpoints.py`. The rivals are measured here: PyTorch's
-dynamic int8 quantization of the teacher, and a linear model on hashed counts of words and bigrams with 8-bit weights,
-its regularisation chosen on train rows held out. Where the teacher's folder is gone, its int8 point is left out. All
-scores are of the validation split. Points of other tasks that the output file holds already stay as they are.
+Students and teachers come from the results file of `examples/checkpoints.py`. The other methods are measured here:
+PyTorch's dynamic int8 quantization of the teacher, which is left out if the teacher's folder does not exist, and a
+linear model on hashed counts of words and bigrams with 8-bit weights, whose regularisation is chosen on held-out train
+rows. All scores are of the validation split. Points of other tasks in the output file are kept.
 """
 
 import io
@@ -68,12 +68,12 @@ def students(runs: Path, task: str) -> list[Point]:
     for line in lines:
         if line["task"] != task:
             continue
-        groups["teacher, float32", "teacher", 6] = [(line["teacher_bytes"], line["teacher"])]  # all students' own
+        groups["teacher, float32", "teacher", 6] = [(line["teacher_bytes"], line["teacher"])]  # same for all students
         floats = line["weights"] == "float"
         name = f"{line['layers']} layers {'float32' if floats else line['weights']}"
         groups.setdefault((name, line["weights"], line["layers"]), []).append((line["packed_bytes"], line["packed"]))
         reduced = line["stages"].get("layer-reduced student")
-        if reduced is not None and not floats:  # of a float student this stage is the student
+        if reduced is not None and not floats:  # for a float student, this stage is already in `line["packed"]`
             size = float32_bytes(runs / line["run"] / "training" / "reduced")
             groups.setdefault((f"{line['layers']} layers float32", "float", line["layers"]), []).append(
                 (size, reduced)
@@ -118,7 +118,7 @@ def dynamic_int8(runs: Path, task: str, data: TaskData) -> Point:
 
 
 def texts_of(split: Any) -> list[str]:
-    """Texts of a split; the second of a pair is marked, so that its words count apart."""
+    """Texts of a split. Words of the second text of a pair get a prefix, so that they are counted separately."""
     if "text_pair" not in split.column_names:
         return list(split["text"])
     return [
@@ -159,7 +159,7 @@ def _splits(data: TaskData) -> dict[str, Any]:
     return {"train": data.train, "selection": data.selection, "validation": data.validation}
 
 
-# What each family is called in the plot, its colour and style; and each task's name and metric.
+# Each family's label in the plot, its colour and style; and each task's name and metric.
 FAMILIES = {
     "binary": ("hf_xtc, 1 bit", "C3", "o-"),
     "ternary": ("hf_xtc, ternary", "C1", "s-"),
@@ -213,7 +213,7 @@ def draw(points: list[Point], file: Path) -> None:
 
 
 def with_others(points: list[Point], file: Path) -> list[Point]:
-    """The points of a file, in its order of tasks, with those of `points` in the place of their tasks' former ones."""
+    """The points of a file, in its order of tasks, with those of `points` replacing the former ones of their tasks."""
     found = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
     new = {point.task for point in points}
     tasks = dict.fromkeys([*(one["task"] for one in found), *(point.task for point in points)])
@@ -222,7 +222,7 @@ def with_others(points: list[Point], file: Path) -> list[Point]:
 
 
 def main() -> None:
-    """Measures, writes JSON and plot."""
+    """Measures the points, and writes JSON and a plot."""
     args = HfArgumentParser(ParetoArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(level=logging.WARNING)
     file = Path(args.output_file)

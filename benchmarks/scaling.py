@@ -1,9 +1,9 @@
-"""What a step of distillation costs, computed: floating point operations, and bytes on each GPU.
+"""Computes the cost of a distillation step: floating point operations, and bytes on each GPU.
 
-Nothing here is timed. Student and teacher of full size are built of tensors without data (`FakeTensorMode`) and
-trained for one step under bfloat16 autocast, while PyTorch counts the operations of its matrix products and the bytes
-that autograd keeps for the backward pass. The same counters on a small model with data, and a formula for the
-operations, say whether that can be trusted ("check" in the results).
+Nothing is timed. Student and teacher of full size are built of tensors without data (`FakeTensorMode`) and trained for
+one step under bfloat16 autocast, while PyTorch counts the operations of its matrix products and the bytes that
+autograd keeps for the backward pass. To validate the counters, they are also run on a small model with and without
+data ("check" in the results), and the operations are compared with a formula.
 
     python benchmarks/scaling.py --output_file benchmarks/results/scaling.json
 """
@@ -38,7 +38,7 @@ CASES = {
 }
 RESULTS = Path(__file__).parent / "results"
 CARDS = (16, 24, 80)
-USABLE = 0.9  # of a card; the rest is for CUDA's context, workspaces and gaps between allocations
+USABLE = 0.9  # share of a GPU's memory; the rest is for CUDA's context, workspaces and fragmentation
 GPUS = 8
 
 
@@ -74,7 +74,7 @@ def size(tensor: Tensor) -> int:
 
 
 def step(shape: Mapping[str, int], layers: int, rows: int, tokens: int, bf16: bool = True) -> dict[str, int]:
-    """Operations of a step of distillation, and bytes that are alive when its backward pass starts."""
+    """Operations of a distillation step, and the bytes in memory when its backward pass starts."""
     student, teacher = models(shape, layers)
     own = {p.untyped_storage()._cdata for model in (student, teacher) for p in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -86,20 +86,20 @@ def step(shape: Mapping[str, int], layers: int, rows: int, tokens: int, bf16: bo
 
     ids = torch.ones(rows, tokens, dtype=torch.long)
     mask = torch.ones_like(ids)
-    mask[:, -1] = 0  # without any padding, transformers leaves the mask out
+    mask[:, -1] = 0  # without padding, transformers drops the mask
     batch = {"input_ids": ids, "attention_mask": mask}
     wanted = {"output_hidden_states": True, "output_attentions": True}
     with FlopCounterMode(display=False) as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16), saved_tensors_hooks(keep, lambda tensor: tensor):
-            taught = student(**batch, **wanted)
+            student_output = student(**batch, **wanted)
             with torch.no_grad():
-                teaching = teacher(**batch, **wanted)
+                teacher_output = teacher(**batch, **wanted)
             terms = [
-                TERMS[name]()(taught, teaching, batch, student.config.layer_map)
+                TERMS[name]()(student_output, teacher_output, batch, student.config.layer_map)
                 for name in ("logits", "hidden_states", "attention_scores")
             ]
         torch.stack(terms).sum().backward()
-    targets = {t.untyped_storage()._cdata: t for t in (*teaching.hidden_states, *teaching.attentions)}
+    targets = {t.untyped_storage()._cdata: t for t in (*teacher_output.hidden_states, *teacher_output.attentions)}
     return {
         "flops": counter.get_total_flops(),
         "kept_bytes": sum(map(size, kept.values())),
@@ -110,13 +110,13 @@ def step(shape: Mapping[str, int], layers: int, rows: int, tokens: int, bf16: bo
 
 
 def faked(shape: Mapping[str, int], layers: int, rows: int, tokens: int, bf16: bool = True) -> dict[str, int]:
-    """`step` without data."""
+    """`step` with fake tensors, which hold no data."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         return step(shape, layers, rows, tokens, bf16)
 
 
 def cost(name: str, tokens: int) -> dict[str, Any]:
-    """Operations and bytes of one of `CASES`; bytes of a batch are a part for each row and one for the batch."""
+    """Operations and bytes of one of `CASES`; bytes are split into those per row and those per batch."""
     shape, layers = CASES[name]
     few, many = (faked(shape, layers, rows, tokens) for rows in (2, 4))
     teacher = forward_flops(shape, shape["num_hidden_layers"], tokens)
@@ -125,12 +125,16 @@ def cost(name: str, tokens: int) -> dict[str, Any]:
     per_row = (many["kept_bytes"] + many["target_bytes"] - few["kept_bytes"] - few["target_bytes"]) // 2
     per_batch = few["kept_bytes"] + few["target_bytes"] - 2 * per_row
     # float32: latent weights, gradients, and AdamW's two moments; the teacher in bfloat16.
-    weights, states, taught = 4 * many["student_weights"], 12 * many["student_weights"], 2 * many["teacher_weights"]
+    latent, states, teacher_bytes = (
+        4 * many["student_weights"],
+        12 * many["student_weights"],
+        2 * many["teacher_weights"],
+    )
     fixed = {
-        "alone": weights + states + taught,
+        "alone": latent + states + teacher_bytes,
         # ZeRO-2 shards gradients and moments, ZeRO-3 and fully_shard the weights of both models too.
-        f"zero2_of_{GPUS}": weights + states // GPUS + taught,
-        f"zero3_of_{GPUS}": (weights + states + taught) // GPUS,
+        f"zero2_of_{GPUS}": latent + states // GPUS + teacher_bytes,
+        f"zero3_of_{GPUS}": (latent + states + teacher_bytes) // GPUS,
     }
     return {
         "student_parameters": many["student_weights"],
@@ -145,12 +149,12 @@ def cost(name: str, tokens: int) -> dict[str, Any]:
 
 
 def fitting(card: int, fixed: int, per_row: int) -> int:
-    """Rows of the largest batch, a multiple of 8, that a card of so many GB has memory for."""
+    """Rows of the largest batch, a multiple of 8, that fits into a GPU with `card` GB."""
     return max(int((USABLE * card * 1e9 - fixed) / per_row) // 8 * 8, 0)
 
 
 def check(tokens: int) -> dict[str, Any]:
-    """The counters with data and without, on a small model; and the weights of the teachers, on the meta device."""
+    """Counts for a small model with and without data, and the teachers' parameters counted on the meta device."""
     with_data, without = step(SMALL, 2, 4, tokens), faked(SMALL, 2, 4, tokens)
     meta = {}
     for name, shape in (("BERT-base", BASE), ("BERT-large", LARGE)):
@@ -160,7 +164,7 @@ def check(tokens: int) -> dict[str, Any]:
 
 
 def measured() -> list[dict[str, Any]]:
-    """Operations a second of the steps that `benchmarks/training.py` timed, on CPUs."""
+    """Operations per second of the steps that `benchmarks/training.py` timed on CPUs."""
     found = []
     for name in ("training_amd", "training_bf16_amd", "training", "training_bf16"):
         results = json.loads((RESULTS / f"{name}.json").read_text())
@@ -185,7 +189,7 @@ def measured() -> list[dict[str, Any]]:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Results as the tables of docs/scaling.md."""
+    """The tables of docs/scaling.md."""
     cards = "".join(f" {card} GB |" for card in CARDS)
     lines = [
         "| teacher, student | TFLOPs a row | with a teacher cache | weights and states | ZeRO-2 of 8 | ZeRO-3 of 8 "

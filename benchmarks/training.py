@@ -1,9 +1,9 @@
-"""One optimizer step of XTCTrainer against its floor, on random weights of MiniLM-L6 shape.
+"""Times an optimizer step of XTCTrainer against its floor, on random weights of MiniLM-L6 shape.
 
-The floor is what no distillation can avoid: the teacher's forward pass, a stock student's forward and backward pass,
-and the optimizer's update. XTC's step adds fake-quantization of weights and activations and three distillation terms.
-While weights are annealed a step also blends each weight with its quantized one. All run in turn in one process;
-medians of each are compared. Peak memory comes from a fresh process each.
+The floor is the part that every distillation needs: the teacher's forward pass, a stock student's forward and backward
+pass, and the optimizer's update. XTC's step adds fake-quantization of weights and activations and three distillation
+terms. While weights are annealed, a step also blends each weight with its quantized one. All kinds run in turn in one
+process, and their medians are compared. Peak memory is measured in a fresh process each.
 
     python benchmarks/training.py --output_file benchmarks/results/training.json
 """
@@ -53,7 +53,7 @@ def batch(args: BenchmarkArguments) -> dict[str, torch.Tensor]:
 
 
 def steps(args: BenchmarkArguments, folder: str) -> dict[str, Callable[[], None]]:
-    """Name -> function that makes one optimizer step of that kind."""
+    """Kind of step -> function that runs one."""
     set_seed(0)
     inputs = batch(args)
     made: dict[str, Callable[[], None]] = {}

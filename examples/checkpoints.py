@@ -1,7 +1,7 @@
-"""Rebuilds the published checkpoints from scratch: `make checkpoints`. Interrupted, it goes on where it was.
+"""Rebuilds the published checkpoints from scratch: `make checkpoints`. Started again, an interrupted run resumes.
 
-`checkpoints.json` lists them and their options. Each is trained with several seeds; the file of the seed that is best
-on train rows held out is put into `checkpoints/<name>`, and its card into `model_cards/<name>.md`.
+`checkpoints.json` lists them and their options. Each is trained with several seeds. The packed model of the seed with
+the best score on held-out train rows is copied to `checkpoints/<name>`, and its card to `model_cards/<name>.md`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ BITS = {"binary": "1bit", "ternary": "ternary"}
 
 @dataclass
 class CheckpointArguments:
-    """Which checkpoints, and where things are."""
+    """Which checkpoints to rebuild, and the folders."""
 
     data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet and banking77/*.parquet."})
     output_dir: str = field(default="runs", metadata={"help": "Folder of teachers, trainings and results.jsonl."})
@@ -35,7 +35,7 @@ class CheckpointArguments:
     names: list[str] = field(default_factory=list, metadata={"help": "Only these; default: all."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
     list_file: str = field(default=str(Path(__file__).with_suffix(".json")), metadata={"help": "The list."})
-    use_cpu: bool = field(default=False, metadata={"help": "Not the GPU."})
+    use_cpu: bool = field(default=False, metadata={"help": "Train on the CPU."})
 
 
 def name_of(entry: dict[str, Any]) -> str:
@@ -44,7 +44,7 @@ def name_of(entry: dict[str, Any]) -> str:
 
 
 def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[str, Any]) -> list[str]:
-    """Its options for `examples/glue.py`."""
+    """The options of a listed checkpoint for `examples/glue.py`."""
     task = entry["task"]
     if task == "banking77":
         folder = Path(args.data_dir) / task
@@ -75,7 +75,7 @@ def in_order(names: list[str], entries: dict[str, Any]) -> list[str]:
 
 
 def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
-    """Copies the packed model of the seed that is best on held-out rows, with a card that tells of all seeds."""
+    """Copies the packed model of the seed that is best on held-out rows, with a card that lists all seeds."""
     seeds = {run.provenance["training"]["seed"]: run.rows[-1].metrics[run.metric] for run in runs}
     best = max(runs, key=lambda run: run.provenance["stages"][-1]["selection"][run.metric])
     command = f"python examples/checkpoints.py --data_dir data --names {name} --seeds {' '.join(map(str, seeds))}"
@@ -89,7 +89,7 @@ def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains and publishes what is listed; returns the exit status."""
+    """Trains and publishes the listed checkpoints; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = HfArgumentParser(CheckpointArguments).parse_args_into_dataclasses(arguments)[0]
     listed = json.loads(Path(args.list_file).read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""Any GLUE task (or own files) with any recipe and schedule: teacher, students over seeds, one table of results.
+"""Compresses for any GLUE task (or own files) with any recipe, schedule and seeds, and writes one table of results.
 
     python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --schedule ternary-first --budget A
 
-Every option of `hf-xtc compress` is understood. The teacher is fine-tuned once per task and shared. Started again with
-the same options it goes on where it was interrupted.
+It has every option of `hf-xtc compress`. The teacher is fine-tuned once per task and shared by all students. Started
+again with the same options, an interrupted run resumes.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArg
 from hf_xtc.runs.compress_run import run_compress, run_fine_tune
 from hf_xtc.training.arguments import XTCTrainingArguments
 
-# Epochs of the teacher, by task: long enough for each to have passed its best on held-out rows.
+# Epochs of the teacher, by task: enough that each score on held-out rows has passed its maximum.
 TEACHER_EPOCHS = {"sst2": 3, "cola": 6, "mrpc": 6, "rte": 8, "stsb": 6, "qnli": 3, "qqp": 3, "mnli": 3}
 
 
 @dataclass
 class GlueArguments:
-    """What is not an option of `hf-xtc compress`."""
+    """Options besides those of `hf-xtc compress`."""
 
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"help": "One student is trained with each."})
     start_task: str | None = field(
@@ -49,7 +49,7 @@ def results_file(glue: GlueArguments, training: XTCTrainingArguments) -> Path:
 
 
 def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments, folder: Path, name: str) -> Path:
-    """The folder of the task's teacher: fine-tuned here, unless that was done before."""
+    """Fine-tunes the task's teacher, unless that was done before; returns its folder."""
     epochs = job.fine_tune_epochs or TEACHER_EPOCHS.get(name, 8)
     job = dataclasses.replace(
         job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], schedule=None, budget=None
@@ -64,13 +64,13 @@ def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments
         "report_to": training.report_to,
         "seed": 1,
     }
-    # Nothing of the students: with other students the teacher stays the same, and is not trained again.
+    # No options of the students, so that the teacher is not trained again for other students.
     run_fine_tune(job, data, XTCTrainingArguments(**ours))
     return folder / "training" / "teacher"
 
 
 def encoder_of(teacher: Path, folder: Path) -> Path:
-    """A folder with a teacher's encoder and tokenizer, without its head."""
+    """Writes a teacher's encoder and tokenizer, without its head, to `folder`, and returns it."""
     with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
         AutoModel.from_pretrained(teacher).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(teacher).save_pretrained(scratch)
@@ -85,7 +85,7 @@ def run_glue(
     training: XTCTrainingArguments,
     augmentation: AugmentationArguments,
 ) -> list[Run]:
-    """Teacher and one student per seed; each finished student is a line of the results file at once."""
+    """Trains the teacher and one student per seed; appends each finished student to the results file at once."""
     out, task = Path(training.output_dir), data.task_name or Path(str(data.train_file)).parent.name
     if job.fine_tune and glue.start_task:
         before = dataclasses.replace(data, task_name=glue.start_task)
@@ -108,7 +108,7 @@ GROUPS = (GlueArguments, JobArguments, DataArguments, RecipeArguments, XTCTraini
 
 
 def parse(arguments: list[str]) -> tuple[Any, ...]:
-    """The groups of options; without a --teacher it is MiniLM-L6, to be fine-tuned."""
+    """The groups of options; without --teacher, a MiniLM-L6 is fine-tuned as the teacher."""
     parser = HfArgumentParser(GROUPS)
     parser.set_defaults(output_dir="runs", selection_share=0.1, fine_tune_epochs=0.0)
     parser.set_defaults(fine_tune_learning_rates=[5e-5, 1e-4, 2e-4])

@@ -1,4 +1,4 @@
-"""One table of results over many runs: a line of JSON per run, and Markdown tables of means and spreads.
+"""Collects the results of many runs: a line of JSON per run, and Markdown tables of means and standard deviations.
 
 python examples/results.py --results_file runs/results.jsonl --tasks sst2 mrpc rte cola stsb
 """
@@ -17,7 +17,7 @@ from hf_xtc.hub.results import Run
 
 
 def record(run: Run, seed: int) -> dict[str, Any]:
-    """What the table keeps of a run."""
+    """A run's line in the results file."""
     teacher, packed = run.rows[0], run.rows[-1]
     stages = run.provenance["stages"]
     return {
@@ -42,7 +42,7 @@ def record(run: Run, seed: int) -> dict[str, Any]:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Adds a record, in the place of an earlier one of the same run, and writes the table beside it."""
+    """Adds a record, replacing an earlier one of the same run, and writes the table beside the file."""
     kept = [line for line in read(path) if line["run"] != entry["run"]]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(line) + "\n" for line in [*kept, entry]))
@@ -50,7 +50,7 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none if it is not there."""
+    """The records of a file; empty if it does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
@@ -76,7 +76,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def means(records: list[dict[str, Any]]) -> str:
-    """For each kind of student the mean over its tasks, beside its teachers' mean over the same tasks, as Markdown."""
+    """Each kind of student's mean over its tasks, and its teachers' mean over the same tasks, as Markdown."""
     groups: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in records:
         groups[entry["weights"], entry["layers"], entry["schedule"]][entry["task"]].append(entry)
@@ -93,7 +93,7 @@ def means(records: list[dict[str, Any]]) -> str:
 
 @dataclass
 class ResultsArguments:
-    """What to tell of."""
+    """Which results to show."""
 
     results_file: str = field(metadata={"help": "JSONL file of examples/glue.py or examples/checkpoints.py."})
     tasks: list[str] | None = field(default=None, metadata={"help": "Tasks that the means are over; default: all."})

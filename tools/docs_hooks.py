@@ -1,8 +1,8 @@
-"""Hooks of MkDocs: the site contains every file of the repository that its pages link to.
+"""Hooks of MkDocs that add every file of the repository that the site's pages link to.
 
-Pages are written for readers of the repository too, so they link to files outside docs/ by relative paths. Each such
-file is copied to `repository/` of the site, the Markdown among them as pages, and the links are rewritten. A link to a
-file that does not exist stays as it is, and fails the strict build.
+The pages can also be read in the repository, so they link to files outside docs/ by relative paths. Each such file is
+copied to `repository/` of the site, Markdown files as pages, and the links are rewritten. A link to a missing file is
+left unchanged and fails the strict build.
 """
 
 import os
@@ -20,7 +20,7 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """The files of the site, with what its pages link to outside docs/ and what those link to in turn."""
+    """The files of the site, with those outside docs/ that its pages link to, directly or through one another."""
     docs = Path(config.docs_dir)
     waiting = [docs / file.src_uri for file in files.documentation_pages()] + [ROOT / name for name in PAGES]
     seen: set[Path] = set()
@@ -38,25 +38,25 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """The text of a page, with its links as they are in the site."""
+    """The text of a page, with its links rewritten for the site."""
     docs, path = Path(config.docs_dir), Path(page.file.abs_src_path or "")
 
-    def moved(match: re.Match[str]) -> str:
+    def rewritten(match: re.Match[str]) -> str:
         target = _target(path, match[1])
         if not target.is_file():
             return match[0]
         return os.path.relpath(_uri(target, docs), os.path.dirname(page.file.src_uri)) + (match[2] or "")
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(rewritten, markdown)
 
 
 def _target(page: Path, link: str) -> Path:
-    """The file that a link of a page means."""
+    """The file that a link of a page points to."""
     return Path(os.path.normpath(page.parent / link))
 
 
 def _uri(path: Path, docs: Path) -> str:
-    """Where a file is in the site's sources."""
+    """The path of a file in the site's sources."""
     if docs in path.parents:
         return path.relative_to(docs).as_posix()
     return f"repository/{path.relative_to(ROOT).as_posix()}"

@@ -1,4 +1,4 @@
-"""An extension of griffe, which reads docstrings for the API reference: the house style in the terms of its parser."""
+"""An extension of griffe, which reads docstrings for the API reference: rewrites our style for griffe's parser."""
 
 import ast
 import re
@@ -10,10 +10,10 @@ TYPE = re.compile(r"^(\s+\**\w+) \((`[^\n]*?)\):", flags=re.M)  # name (`type`, 
 
 
 class HouseStyle(Extension):
-    """Types of parameters lose their markup, "Example:" is doctest, and `help` documents a dataclass field."""
+    """Strips markup from parameter types, reads "Example:" as doctest and `help` as the docstring of a field."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
-        """Brings a docstring into the form that griffe parses."""
+        """Rewrites a docstring into the form that griffe parses."""
         if obj.docstring is not None:
             text = TYPE.sub(lambda match: f"{match[1]} ({re.sub('[`*]', '', match[2])}):", obj.docstring.value)
             obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.M)

@@ -11,7 +11,7 @@ SETUP = Path(__file__).parent.parent / "setup.cfg"
 
 
 def lower_bounds(setup: Path = SETUP) -> dict[str, str]:
-    """Package -> its oldest version, of all that the package needs and of its extras; tools of the tests are none."""
+    """Requirement of the package or of one of its extras, except `test` -> the oldest version allowed."""
     config = configparser.ConfigParser()
     config.read(setup, encoding="utf-8")
     extras = [lines for extra, lines in config["options.extras_require"].items() if extra != "test"]

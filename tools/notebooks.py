@@ -1,7 +1,7 @@
 """Executes the notebooks, in order, and writes them back with their outputs: `python tools/notebooks.py [NAME ...]`.
 
-The test of the notebooks executes them with the same `execute`. What differs from one execution to the next without
-being a result (times, progress bars) is left out of the outputs, and warnings that come from other packages are off.
+The test of the notebooks uses the same `execute`. Times and progress bars, which differ between executions, are
+removed from the outputs, and warnings of other packages are disabled.
 """
 
 import os
@@ -16,8 +16,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What other packages warn of: tqdm of widgets that nothing shows here, torch of a missing GPU, PEFT 0.21 of a property
-# that transformers 5.23 has renamed.
+# Warnings of other packages: tqdm's about missing widgets, torch's about a missing GPU, and PEFT 0.21's about a
+# property that transformers 5.23 has renamed.
 WARNINGS = ("IProgress not found", "'pin_memory' argument", "`is_gradient_checkpointing` is deprecated")
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -25,9 +25,9 @@ QUIET = {
     "PYTHONWARNINGS": ",".join(f"ignore:{message}" for message in WARNINGS),
     "TQDM_DISABLE": "1",
 }
-# The progress of the Trainer, and the report of a head that is new.
+# The Trainer's progress, and the report of a newly initialized head.
 NOISE = ("<progress", "<IPython.core.display.HTML object>", "LOAD REPORT")
-# A reader of a notebook runs the backend that is the default.
+# Unset for the kernel, so that the notebooks run with the default backends.
 UNSET = ("XTC_BACKEND", "MPLBACKEND")
 
 
@@ -60,7 +60,7 @@ def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Leaves out of a notebook what is no result: times, progress bars, the version of Python."""
+    """Removes times, progress bars and the version of Python from a notebook."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -75,7 +75,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """Outputs, those that follow one another on the same stream as one."""
+    """The outputs, with consecutive ones of the same stream merged."""
     kept: list[NotebookNode] = []
     for output in outputs:
         if kept and "name" in output and output.name == kept[-1].get("name"):
@@ -86,13 +86,13 @@ def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
 
 
 def text(output: NotebookNode) -> str:
-    """What an output shows as text or HTML."""
+    """The text and HTML of an output."""
     shown = output.get("data", {})
     return "".join([output.get("text", ""), shown.get("text/html", ""), shown.get("text/plain", "")])
 
 
 def main(names: list[str]) -> None:
-    """Executes the notebooks of these names, by default all, where they are."""
+    """Executes the notebooks of these names, by default all, in place."""
     for path in NOTEBOOKS:
         if not names or path.name in names or path.stem in names:
             start = time.perf_counter()

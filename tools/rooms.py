@@ -1,7 +1,7 @@
 """Prints which room of hf_xtc imports which: `python tools/rooms.py`.
 
-A room is a folder of the package, or one of the few modules beside them. A room imports those before it in `ORDER` and
-no others; tests/test_rooms.py holds that.
+A room is a folder of the package, or one of the few modules beside them. It may only import rooms before it in
+`ORDER`, which tests/test_rooms.py checks.
 """
 
 import ast
@@ -12,20 +12,20 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent / "hf_xtc"
 
-# From the ground up.
+# From the lowest layer up.
 ORDER = [
     *("errors", "version", "registry", "checks"),
     *("files", "native", "quantization", "backends", "recipe", "data", "tasks"),
     *("modeling", "distillation", "compression", "export", "hub", "training", "runs", "cli"),
 ]
-# They import nothing of the package: the format in numpy, and the code that pushed folders carry.
+# These import nothing else of the package: the reader in numpy, and the code that pushed folders include.
 ALONE = ["reader", "remote_code"]
 # These run without transformers.
 TORCH_ONLY = ORDER[: ORDER.index("backends") + 1]
 
 
 class Import(NamedTuple):
-    """One import statement: the room it stands in, the module it names, and where it stands."""
+    """An import statement: the importing room, the imported module, and `file:line`."""
 
     room: str
     module: str
@@ -33,7 +33,7 @@ class Import(NamedTuple):
 
 
 def imports(room: str, source: str, place: str) -> Iterator[Import]:
-    """Every import of a source, wherever in it they stand; a relative one has a module that starts with a dot."""
+    """Every import of a source, also inside functions; the module of a relative import starts with a dot."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             names = ["." * node.level + (node.module or "")]
@@ -45,7 +45,7 @@ def imports(room: str, source: str, place: str) -> Iterator[Import]:
 
 
 def package_imports() -> Iterator[Import]:
-    """The imports of every module of the package but its `__init__` and `__main__`, which stand above all rooms."""
+    """The imports of every module of the package except `__init__` and `__main__`, which may import every room."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).parts
         if parts[0] not in ("__init__.py", "__main__.py"):
@@ -53,7 +53,7 @@ def package_imports() -> Iterator[Import]:
 
 
 def arrow(found: Import) -> tuple[str, str] | None:
-    """The two rooms that an import joins; `None` for one within a room, or of another package."""
+    """The importing and the imported room; `None` for an import within a room, or of another package."""
     top, _, rest = found.module.partition(".")
     target = rest.partition(".")[0]
     return (found.room, target) if top == "hf_xtc" and target != found.room else None

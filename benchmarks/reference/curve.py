@@ -1,7 +1,7 @@
-"""What both workers do alike: read the rows, score a model, time its training without the scoring, keep the best.
+"""Code shared by both workers: reads the rows, scores a model, times its training, and keeps the best weights.
 
-Runs in both environments: torch and numpy only. Rows are scored padded to the longest of their batch, whatever they
-were trained with: padding is masked, so it changes nothing but the seconds, which are not counted.
+Needs only torch and numpy, to run in both environments. For scoring, rows are padded to the longest of their batch on
+both sides: padding is masked, so it only affects the time of scoring, which is not counted.
 """
 
 import json
@@ -43,7 +43,7 @@ def pad(rows: Rows, indices: list[int], pad_token_id: int, length: int | None = 
 
 
 def predict(model: nn.Module, rows: Rows, pad_token_id: int) -> Tensor:
-    """Logits of all rows, `(rows, labels)`, float32; the model is in training or not as before."""
+    """Logits of all rows, `(rows, labels)`, float32, computed in eval mode; restores the model's mode."""
     training, device = model.training, next(model.parameters()).device
     order = sorted(range(len(rows["labels"])), key=lambda i: len(rows["input_ids"][i]))
     model.eval()
@@ -58,9 +58,9 @@ def predict(model: nn.Module, rows: Rows, pad_token_id: int) -> Tensor:
 
 
 class Curve:
-    """Scores of a model in training against the seconds it trained, and its best weights.
+    """Scores of a model over its training time, and its best weights.
 
-    The best are those with the highest score on the selection rows, the first of them; rows of dev choose nothing.
+    The best weights are the first with the highest score on the selection rows; nothing is chosen on dev.
 
     Args:
         config (`dict`): "task", "steps" and "eval_steps" of the run.
@@ -76,11 +76,11 @@ class Curve:
         self._mark = 0.0
 
     def start(self) -> None:
-        """The first step begins now."""
+        """Starts the clock of the first step."""
         self._mark = time.perf_counter()
 
     def step(self, step: int, model: nn.Module) -> None:
-        """A step, counted from 1, has ended; scores the model if it is time to."""
+        """Stops the clock of a step, counted from 1; scores the model every `eval_steps`, and after the last step."""
         self.step_seconds.append(time.perf_counter() - self._mark)
         if step % self.config["eval_steps"] == 0 or step == self.config["steps"]:
             self._score(step, model)
@@ -102,7 +102,7 @@ class Curve:
         return scores(self.config["task"], logits, rows["labels"])
 
     def record(self) -> dict[str, Any]:
-        """What is stored of the run: the curve, its chosen point, and seconds without scoring."""
+        """The run's part of the record: the curve, its chosen point, and seconds without scoring."""
         return {
             "curve": self.points,
             "selected": self.selected,
@@ -118,7 +118,7 @@ def file_bytes(folder: str) -> dict[str, int]:
 
 
 def serve(run: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
-    """`python -m reference.<side>_worker config.json`: one run, its record written to the config's "record_file"."""
+    """`python -m reference.<side>_worker config.json`: makes one run and writes its record to "record_file"."""
     config = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(config["threads"])
     record = run(config, json.loads(Path(config["rows_file"]).read_text()))

@@ -1,11 +1,11 @@
-"""One run of DeepSpeed's XTC, in an environment of its own: `deepspeed.compression` and the recipe of its example.
+"""One run of DeepSpeed's XTC, in a separate environment: `deepspeed.compression` and the recipe of its example.
 
-Written from what the example (`run_glue_no_trainer.py`, one-stage distillation) does, not from its text. Kept as
-there: scales per tensor, dropout as in the teacher's configuration, rows padded to the full length and their padding
-in the loss, means over all elements (over classes too), sums over layers, AdamW with decay of all but biases and
-LayerNorm, warm-up of one epoch (a tenth of the steps where that is less), linear decay, gradients clipped. Different:
-the loop is plain torch instead of DeepSpeed's engine, which does more in a step; the best weights are chosen on the
-selection rows, not on dev. Imports nothing of hf_xtc.
+Reimplements the example (`run_glue_no_trainer.py`, one-stage distillation) without copying its code. Unchanged: scales
+per tensor, dropout as in the teacher's configuration, rows padded to the full length and their padding in the loss,
+means over all elements (over classes too), sums over layers, AdamW with decay of all but biases and LayerNorm, warm-up
+of one epoch or a tenth of the steps if that is less, linear decay, gradients clipped. Different: the loop is plain
+torch instead of DeepSpeed's engine, which does more in a step; the best weights are chosen on the selection rows, not
+on dev. Does not import hf_xtc.
 """
 
 import logging
@@ -32,13 +32,13 @@ from reference.curve import Curve, file_bytes, pad, serve
 SETTINGS = {"weight_decay": 0.01, "max_grad_norm": 1.0, "warmup": 0.1}
 SCORES = "scores_with_mask"
 LINEARS = ["attention.self", "intermediate", "output.dense"]
-# What old BERT added to the scores of padded keys. The lowest float, added today, would swallow the scores, which the
-# example leaves in the loss.
+# Added to the scores of padded keys, as in older BERT. transformers now adds the lowest float, which would absorb the
+# scores, but the example has the scores of padded keys in its loss.
 MASKED = -10000.0
 
 
 def compression(layers: list[int] | None) -> dict[str, Any]:
-    """The example's JSON for 1-bit weights and 8-bit activations from the first step, with those layers kept."""
+    """The example's JSON for 1-bit weights and 8-bit activations from the first step; `layers` of the teacher stay."""
     weights = {
         "enabled": True,
         "quantizer_kernel": False,
@@ -122,7 +122,7 @@ def load(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
         student.set_attn_implementation(SCORES)
     student = init_compression(student, compression(config["layers"]), teacher_model=teacher)
     schedule = compression_scheduler(student, get_compression_config(compression(config["layers"])))
-    schedule.step(step_zero_check=True)  # all offsets are 0: everything is on from here, as DeepSpeed's engine does it
+    schedule.step(step_zero_check=True)  # all offsets are 0, so this enables everything, as in DeepSpeed's engine
     return teacher.eval().requires_grad_(False), student.train()
 
 
@@ -136,19 +136,19 @@ def batches(rows: dict[str, list[Any]], config: dict[str, Any], pad_token_id: in
 
 
 def optimizer(student: nn.Module, config: dict[str, Any], epoch: int) -> tuple[Any, Any]:
-    """AdamW and its linear schedule; `epoch` is the steps of one."""
-    kept = {True: [], False: []}
+    """AdamW and its linear schedule; `epoch` is the number of steps in an epoch."""
+    decayed, not_decayed = [], []
     for name, parameter in student.named_parameters():
-        kept[name.endswith("bias") or "LayerNorm" in name].append(parameter)
+        (not_decayed if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
     decay = config["settings"]["weight_decay"]
-    groups = [{"params": kept[False], "weight_decay": decay}, {"params": kept[True], "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": not_decayed, "weight_decay": 0.0}]
     made = torch.optim.AdamW(groups, lr=config["learning_rate"])
     warmup = min(epoch, int(config["settings"]["warmup"] * config["steps"]))
     return made, get_linear_schedule_with_warmup(made, warmup, config["steps"])
 
 
 def train(teacher: nn.Module, student: nn.Module, config: dict[str, Any], data: dict[str, Any], curve: Curve) -> None:
-    """All steps of the run."""
+    """Runs all steps."""
     epoch = -(-len(data["fit"]["labels"]) // config["batch_size"])
     step_optimizer, schedule = optimizer(student, config, epoch)
     asked = {"output_attentions": True, "output_hidden_states": True}
@@ -169,7 +169,7 @@ def train(teacher: nn.Module, student: nn.Module, config: dict[str, Any], data: 
 
 
 def save(student: nn.Module, folder: str) -> nn.Module:
-    """Writes what the example writes, the state of the cleaned model, and reads it back as a stock BERT."""
+    """Writes the state of the cleaned model, as the example does, and reads it back as a stock BERT."""
     torch.save(student.state_dict(), Path(folder) / "pytorch_model.bin")
     student.config.save_pretrained(folder)
     stock = BertForSequenceClassification(student.config)
@@ -178,14 +178,14 @@ def save(student: nn.Module, folder: str) -> nn.Module:
 
 
 def quantized(student: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module whose weights are quantized (all linears are replaced, also those left in float)."""
+    """Name -> module whose weights are quantized; DeepSpeed replaces all linears, also those that stay float."""
     return {name: m for name, m in student.named_modules() if getattr(m, "weight_quantization_enabled", False)}
 
 
 def levels(module: nn.Module) -> int:
-    """How many values a quantized weight holds: per tensor, of an embedding the most that a row holds.
+    """Number of distinct values of a quantized weight; for an embedding the largest number in a row.
 
-    2, or 3 with a weight that is exactly 0: DeepSpeed's `sign` leaves it 0.
+    2, or 3 if a weight is exactly 0, since DeepSpeed's `sign` leaves it 0.
     """
     weight = module.weight.detach()
     rows = weight if isinstance(module, nn.Embedding) else weight.reshape(1, -1)
@@ -193,7 +193,7 @@ def levels(module: nn.Module) -> int:
 
 
 def run(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Trains the student, cleans the best of it, and scores it; the file's own score is that without 8-bit inputs."""
+    """Trains the student, cleans its best weights, and scores it with 8-bit inputs and, from the file, without."""
     from deepspeed.compression.compress import redundancy_clean
 
     set_seed(config["seed"])

@@ -1,4 +1,4 @@
-"""One run of our side: XTCTrainer with the settings that we recommend, in the package's own environment."""
+"""One run of our side: XTCTrainer with the recommended settings, in the package's own environment."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from hf_xtc import XTCRecipe, XTCTrainer, XTCTrainingArguments, compress
 from machine import versions
 from reference.curve import Curve, file_bytes, serve
 
-# Beside the defaults of XTCRecipe (scales per output channel) and of XTCTrainingArguments (its terms).
+# In addition to the defaults of XTCRecipe (scales per output channel) and of XTCTrainingArguments (its terms).
 SETTINGS = {"warmup_steps": 0.1, "train_sampling_strategy": "group_by_length"}
 DROPOUT = 0.0
 
 
 class CurveCallback(TrainerCallback):
-    """Tells the curve of each step."""
+    """Calls the curve at the start and after each step."""
 
     def __init__(self, curve: Curve):
         self.curve = curve
@@ -35,7 +35,7 @@ class CurveCallback(TrainerCallback):
 
 
 def arguments(config: dict[str, Any]) -> XTCTrainingArguments:
-    """The run as the Trainer takes it."""
+    """The training arguments of the run."""
     return XTCTrainingArguments(
         config["folder"],
         max_steps=config["steps"],
@@ -53,7 +53,7 @@ def arguments(config: dict[str, Any]) -> XTCTrainingArguments:
 
 
 def run(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Trains the student, packs the best of it, and scores the file, read back."""
+    """Trains the student, packs its best weights, and scores the packed file after loading it."""
     set_seed(config["seed"])
     teacher = AutoModelForSequenceClassification.from_pretrained(config["teacher"]).float()
     tokenizer = AutoTokenizer.from_pretrained(config["teacher"])

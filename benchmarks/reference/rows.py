@@ -1,4 +1,4 @@
-"""What both sides read: rows tokenized once, and what their teacher scores on them."""
+"""The input of both sides: rows tokenized once, and their teacher's scores on them."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from reference.scores import scores
 
 
 def prepare(data_args: DataArguments, teacher: Path, keep_layers: int | None, file: Path) -> dict[str, Any]:
-    """Writes the rows of a task to `file` and returns what is to be known of them and of the teacher.
+    """Writes the rows of a task to `file` and returns facts about them and about the teacher.
 
     Args:
         data_args (`DataArguments`): The task; "selection_share" of its train rows are held out.
@@ -23,8 +23,8 @@ def prepare(data_args: DataArguments, teacher: Path, keep_layers: int | None, fi
         keep_layers (`int`, *optional*): Layers of the student, spread evenly over the teacher's.
 
     Returns:
-        `dict[str, Any]`: "layers" (teacher layers from 0; `None` for all) of the student; "rows" of each split;
-        "teacher" and "data", fingerprints; "teacher_scores" on selection and dev.
+        `dict[str, Any]`: "layers": teacher layers of the student, from 0, `None` for all; "rows": number of rows of
+        each split; "teacher" and "data": fingerprints; "teacher_scores": scores on selection and dev.
     """
     model = AutoModelForSequenceClassification.from_pretrained(teacher).float().eval()
     tokenizer = AutoTokenizer.from_pretrained(teacher)

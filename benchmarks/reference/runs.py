@@ -1,4 +1,4 @@
-"""Runs: what tells one from another, the file that they are stored in, the process that makes one."""
+"""Runs: the results file that stores them by key, their scores, and the process that makes one."""
 
 import json
 import os
@@ -21,9 +21,9 @@ Record = dict[str, Any]
 
 
 class Results:
-    """The finished runs of a JSONL file, one a line, by their keys.
+    """The finished runs of a JSONL file, one per line, by their keys.
 
-    A line that a killed process left unfinished is ignored; its run is made again.
+    An incomplete line of a killed process is ignored, so its run is made again.
     """
 
     def __init__(self, file: Path):
@@ -37,11 +37,11 @@ class Results:
                     continue
 
     def find(self, key: dict[str, Any]) -> Record | None:
-        """The run stored under the key, the latest if there are more."""
+        """The latest run with the key; `None` if there is none."""
         return next((record for record in reversed(self.records) if record["key"] == key), None)
 
     def add(self, record: Record) -> None:
-        """Stores a run at once, on a line of its own."""
+        """Appends a run to the file, on a new line even if the last one is incomplete."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         before = self.file.read_text() if self.file.exists() else ""
         with self.file.open("a") as stream:
@@ -55,36 +55,36 @@ def selection_score(record: Record) -> float:
 
 
 def dev_score(record: Record) -> float:
-    """The main score on dev of what the run wrote."""
+    """The main score on dev of the model that the run wrote."""
     return float(record["dev"][main_score(record["key"]["task"])])
 
 
 def best_rate(records: Iterable[Record]) -> float:
-    """The learning rate of the run with the highest score on the selection rows; the first of equals."""
+    """The learning rate of the run with the highest score on the selection rows; the first if several are equal."""
     best = max(records, key=lambda record: rank(selection_score(record)))
     return float(best["key"]["learning_rate"])
 
 
 def shown_command(arguments: list[str]) -> str:
-    """The command as stored: of paths outside the working folder only their last part."""
-    return shlex.join(["python", "benchmarks/accuracy.py", *map(_shown, arguments)])
+    """The command for the record; paths outside the working folder are shortened to their last part."""
+    return shlex.join(["python", "benchmarks/accuracy.py", *map(_shortened, arguments)])
 
 
-def _shown(argument: str) -> str:
+def _shortened(argument: str) -> str:
     name, sign, value = argument.rpartition("=")
     return f"{name}{sign}.../{Path(value).name}" if value.startswith(("/", "~")) else argument
 
 
 def launch(side: str, python: str, config: dict[str, Any]) -> Record:
-    """One run in a process of its own: what the worker of that side measured.
+    """Makes one run in a new process, with the worker of its side; returns its record.
 
     Args:
         side (`str`): "ours" or "deepspeed".
         python (`str`): The interpreter of its environment.
-        config (`dict`): As the workers take it, without the files.
+        config (`dict`): The worker's config, without its files.
 
     Raises:
-        RuntimeError: if the process fails; its messages are on stderr.
+        RuntimeError: if the process fails; its output is on stderr.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -94,13 +94,14 @@ def launch(side: str, python: str, config: dict[str, Any]) -> Record:
         command = [python, "-P", "-m", f"reference.{side}_worker", str(folder / "config.json")]
         status = subprocess.run(command, env=_environment(side, config["threads"]), stdout=sys.stderr).returncode
         if status:
-            raise RuntimeError(f"The run {side}, {config['task']}, seed {config['seed']} ended with status {status}.")
+            run = f"{side}, {config['task']}, seed {config['seed']}"
+            raise RuntimeError(f"The run {run} ended with status {status}. See its output on stderr.")
         record: Record = json.loads((folder / "record.json").read_text())
     return {**record, "date": time.strftime("%Y-%m-%d"), "cpu": cpu_model()}
 
 
 def _environment(side: str, threads: int) -> dict[str, str]:
-    # The other environment must not find this package, nor ours be without it.
+    # Only our side may import hf_xtc.
     paths = [str(BENCHMARKS)] + ([str(REPOSITORY)] if side == "ours" else [])
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     fixed = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}

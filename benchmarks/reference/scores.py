@@ -1,10 +1,10 @@
-"""The scores of GLUE in numpy alone, for both environments; equal to `hf_xtc.data.metrics`, which theirs lacks."""
+"""The scores of GLUE in numpy alone, since DeepSpeed's environment lacks `hf_xtc.data.metrics`; equal to those."""
 
 from typing import Any
 
 import numpy as np
 
-# Task -> the one score that chooses and that the table shows; accuracy of all others.
+# Task -> the score that checkpoints are chosen by and that the table shows; accuracy for all others.
 MAIN = {"cola": "matthews_correlation", "mrpc": "f1", "qqp": "f1", "stsb": "pearson"}
 
 
@@ -14,17 +14,17 @@ def main_score(task: str) -> str:
 
 
 def rank(score: float) -> float:
-    """The score as a number to compare: that of a model that diverged is below all others."""
+    """The score as a sort key: NaN, of a model that diverged, is below all others."""
     return -np.inf if np.isnan(score) else score
 
 
 def scores(task: str, logits: np.ndarray, labels: Any) -> dict[str, float]:
-    """All scores of a task; an undefined correlation is 0.0, predictions that hold NaN score NaN.
+    """All scores of a task. An undefined correlation is 0.0; if any logit is NaN, all scores are NaN.
 
     Args:
         task (`str`): GLUE task.
         logits (`numpy.ndarray` of shape `(rows, labels)`): One column for stsb.
-        labels (`list` of `rows` numbers): Class ids; for stsb numbers.
+        labels (`list` of `rows` numbers): Class ids; for stsb similarities.
     """
     labels = np.asarray(labels)
     if task == "stsb":
@@ -34,7 +34,7 @@ def scores(task: str, logits: np.ndarray, labels: Any) -> dict[str, float]:
         found = {"accuracy": float((predicted == labels).mean())}
         if main_score(task) == "f1":
             found["f1"] = f1(predicted, labels)
-        elif main_score(task) == "matthews_correlation":  # of two classes it is the correlation of their ids
+        elif main_score(task) == "matthews_correlation":  # for two classes, Pearson's correlation of their ids
             found["matthews_correlation"] = correlation(predicted, labels)
     return dict.fromkeys(found, float("nan")) if np.isnan(logits).any() else found
 

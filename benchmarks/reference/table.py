@@ -1,4 +1,4 @@
-"""The comparison as Markdown: a row per task, the bars of accuracy, and the time to the same accuracy."""
+"""The comparison as Markdown: a row per task, the targets for accuracy, and the time to the same accuracy."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ from reference.runs import SIDES, Record, best_rate, dev_score
 from reference.scores import main_score
 
 ALL_TASKS = ("sst2", "mrpc", "rte", "cola", "stsb")
-# Points of our mean above DeepSpeed's over these tasks; our share of its seconds to the same accuracy on sst2.
+# Targets: points of our mean above DeepSpeed's over these tasks; our fraction of its time to equal accuracy on sst2.
 WANTED_POINTS = 1.0
 WANTED_TIME = 1 / 3
 TIMED_TASK = "sst2"
@@ -44,7 +44,7 @@ class Side:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds; 0.0 of one."""
+        """Standard deviation over seeds; 0.0 for one seed."""
         return statistics.stdev(self.points.values()) if len(self.points) > 1 else 0.0
 
     @property
@@ -62,7 +62,7 @@ class Side:
 
 
 def side_of(records: list[Record], task: str, side: str, seeds: list[int]) -> Side | None:
-    """The side's runs at the rate that its first seed chose on the selection rows; `None` without any."""
+    """The side's runs at the learning rate chosen with the first seed; `None` if there are no runs."""
     runs = [run for run in records if (run["key"]["task"], run["key"]["side"]) == (task, side)]
     searched = [run for run in runs if run["key"]["seed"] == seeds[0]]
     if not searched:
@@ -78,7 +78,7 @@ def markdown(records: list[Record], tasks: list[str], seeds: list[int]) -> str:
 
     Args:
         records: Runs that differ in task, side, learning rate and seed only.
-        seeds: The first is the one that learning rates were searched with.
+        seeds: The first is the seed of the learning rate search.
     """
     pairs = {
         task: (side_of(records, task, "ours", seeds), side_of(records, task, "deepspeed", seeds)) for task in tasks
@@ -154,9 +154,9 @@ def _verdict(met: bool) -> str:
 
 
 def time_to(ours: Side, theirs: Side) -> str:
-    """Training seconds until dev accuracy first reaches what DeepSpeed's run chose to keep, seed by seed.
+    """Training seconds until dev accuracy first reaches that of DeepSpeed's chosen weights, by seed.
 
-    Both sides are looked at where they were scored, every `eval_steps` steps; seconds of scoring are left out.
+    Accuracy is known every `eval_steps` steps, when a side is scored; the time of scoring is not counted.
     """
     lines, ratios = [], []
     theirs_by_seed = {run["key"]["seed"]: run for run in theirs.runs}
@@ -171,7 +171,7 @@ def time_to(ours: Side, theirs: Side) -> str:
                 f"{_seconds(reached)}: {ratios[-1]:.2f}x"
             )
     if not ratios:
-        return f"Time to the same accuracy on {TIMED_TASK}: no seed that both sides ran."
+        return f"Time to the same accuracy on {TIMED_TASK}: the two sides have no seed in common."
     middle = statistics.median(ratios)
     verdict = f"median {middle:.2f}x (at most {WANTED_TIME:.2f}x): {_verdict(middle <= WANTED_TIME)}"
     return "\n".join([f"Time to the same accuracy on {TIMED_TASK}, {verdict}.", *lines])

@@ -388,9 +388,9 @@ def test_commands_are_stored_without_the_machine():
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"steps": [1, 2], "tasks": ["rte"]}, "2 numbers of steps for 1 tasks: give one, or one each."),
+        ({"steps": [1, 2], "tasks": ["rte"]}, "2 values of steps for 1 tasks: give one, or one per task."),
         ({"sides": ["theirs"]}, "Unknown: theirs. There are: ours, deepspeed."),
-        ({"selection_share": 0.0}, "selection_share is 0.0; rates are chosen on it: above 0, below 1."),
+        ({"selection_share": 0.0}, "selection_share is 0.0; it must be above 0 and below 1."),
         ({"seeds": []}, "Give at least one task, seed and learning rate, and no more evaluations than steps."),
         ({"steps": [5]}, "Give at least one task, seed and learning rate, and no more evaluations than steps."),
     ],
@@ -409,7 +409,7 @@ def test_steps_per_task_and_time_to():
 
 
 def test_a_process_that_fails_is_an_error():
-    with pytest.raises(RuntimeError, match=r"^The run deepspeed, sst2, seed 1 ended with status 1\.$"):
+    with pytest.raises(RuntimeError, match=r"^The run deepspeed, sst2, seed 1 ended with status 1\. See its output"):
         launch("deepspeed", "/bin/false", {"task": "sst2", "seed": 1, "threads": 1})
 
 
