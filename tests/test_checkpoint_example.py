@@ -1,4 +1,4 @@
-"""The checkpoint that the repository carries: what it weighs, what it says, and that its card is the one published."""
+"""The checkpoint in the repository: its size, its predictions, and that its card is the published one."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def model():
     return AutoModelForSequenceClassification.from_pretrained(FOLDER)
 
 
-def test_file_is_what_its_ledger_says_and_holds_one_bit_a_weight(model):
+def test_file_matches_its_ledger_and_holds_one_bit_per_weight(model):
     file = FOLDER / "model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little")
     assert file.stat().st_size == ledger(model.config).total_bytes + 8 + header == 2_470_676

@@ -26,13 +26,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"hf_xtc {__version__}\n"
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+def test_an_unknown_command_suggests_the_nearest(capsys):
     assert main(["compres"]) == 2
     error = capsys.readouterr().err
     assert "there is no command 'compres' (did you mean compress?); use one of: compress, evaluate, export" in error
 
 
-def test_a_mistyped_option_is_answered_with_the_nearest(capsys):
+def test_a_mistyped_option_suggests_the_nearest(capsys):
     assert main(["compress", "--teacher=x", "--task_name=sst2", "--output_dir=out", "--keep_layrs=3", "-q"]) == 2
     assert capsys.readouterr().err == (
         "hf-xtc compress: unrecognized arguments: --keep_layrs=3 (did you mean --keep_layers?) -q\n"
@@ -83,7 +83,7 @@ def test_words_without_an_option_name(name, words, field, value):
         ("report", ["a", "b"], "unrecognized arguments: b"),
     ],
 )
-def test_words_too_few_or_too_many(name, words, message, capsys):
+def test_wrong_number_of_arguments(name, words, message, capsys):
     assert main([name, *words]) == 2
     assert capsys.readouterr().err == f"hf-xtc {name}: {message}\nTry: hf-xtc {name} --help\n"
 
@@ -112,7 +112,7 @@ def test_a_json_file_that_cannot_be_used_is_one_message(text, tmp_path, capsys):
     assert "Traceback" not in error
 
 
-def test_a_refusal_of_training_arguments_is_one_message(tmp_path, capsys):
+def test_refused_training_arguments_give_one_message(tmp_path, capsys):
     options = ["--teacher=x", "--task_name=sst2", f"--output_dir={tmp_path / 'out'}", "--load_best_model_at_end"]
     assert main(["compress", *options]) == 1
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several at once: processes at one run, threads at one model, workers at one teacher cache; and nothing is built."""
+"""Concurrency: processes with one run, threads with one model, workers with one teacher cache; nothing is built."""
 
 import ast
 import os
@@ -39,7 +39,7 @@ def test_the_second_of_two_runs_at_a_folder_refuses_in_one_sentence(tmp_path, ca
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4", "int8"])
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_threads_that_predict_on_one_model_get_the_same_bits(backend, weights, tiny_teacher, tiny_batch):
-    """All make the first forward of a new model at once: what is laid out then is made by several."""
+    """All threads start the first forward of a new model together, which prepares its weights."""
     latent = compress(tiny_teacher, XTCRecipe(weights=weights, keep_layers=2)).eval()
     alone, shared = pack_model(latent).eval(), pack_model(latent).eval()
     alone.set_backend(backend)
@@ -81,7 +81,7 @@ def test_workers_read_the_teacher_cache_to_the_same_weights_forked_and_spawned(t
 
 
 def test_nothing_is_built_when_the_package_runs():
-    """Only pip runs `setup.py`, which the package does not hold."""
+    """The operator is built only by pip with `setup.py`, which is not in the package."""
     builders = {"setuptools", "distutils", "cffi", "torch.utils.cpp_extension", "torch.utils"}
     for path in Path(hf_xtc.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""What the pages of docs/ show, runs: in this process, on the command line, and where hf_xtc cannot be imported."""
+"""The examples of docs/ run: in this process, on the command line, and where hf_xtc cannot be imported."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The exception tree: as the docstring draws it, in the package as in the module, and caught as promised."""
+"""The exception tree: as drawn in the docstring, complete, and caught as documented."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ LEAVES = ["RecipeError", "DataError", "PackedFileError", "StateError", "HubError
 
 
 def defined():
-    """Exception classes of the package, wherever they are defined, but the root."""
+    """All exception classes of the package except the root, in whatever module."""
     found, pending = [], [XTCError]
     while pending:
         children = [child for child in pending.pop().__subclasses__() if child.__module__.startswith("hf_xtc")]
@@ -22,7 +22,7 @@ def defined():
     return found
 
 
-def test_the_drawn_tree_is_the_real_one():
+def test_the_tree_in_the_docstring_is_the_real_one():
     root = re.search(r"^(\w+) \((\w+)\)$", errors.__doc__, re.MULTILINE)
     assert root.groups() == (XTCError.__name__, XTCError.__bases__[0].__name__)
     assert re.findall(r"^[├└]── (\w+)  +\S", errors.__doc__, re.MULTILINE) == LEAVES
@@ -37,7 +37,7 @@ def test_all_are_defined_in_one_module():
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_leaves(name):
+def test_each_leaf_is_an_xtc_error(name):
     leaf = getattr(errors, name)
     assert leaf.__bases__ == ((XTCError, ImportError) if name == "ExtraError" else (XTCError,))
     assert leaf.__doc__.endswith(".")
@@ -45,6 +45,6 @@ def test_leaves(name):
         raise leaf("what is wrong")
 
 
-def test_one_leaf_does_not_catch_another():
+def test_no_leaf_catches_another():
     caught = {a.__name__: [b.__name__ for b in defined() if issubclass(b, a)] for a in defined()}
     assert caught == {name: [name] for name in LEAVES}

@@ -1,4 +1,4 @@
-"""The demo's own part: which files it reads, and a split that shares no film."""
+"""The examples: the files that the demo reads, its split by film, and the scripts for GLUE and checkpoints."""
 
 import bz2
 import importlib
@@ -95,7 +95,7 @@ def glue_example(monkeypatch):
 
 @pytest.fixture
 def tiny_glue(tmp_path):
-    """A base encoder and the task rte as parquet: whether the first sentence is that of good words."""
+    """A base encoder and the task rte as parquet; the label is whether the first sentence has good words."""
     words = ["good", "great", "fine", "bad", "awful", "poor", "film", "plot"]
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
@@ -156,7 +156,7 @@ def test_a_teacher_may_start_from_that_of_another_task(glue_example, tiny_glue):
     }
 
 
-def test_glue_example_tells_what_is_wrong(glue_example, tiny_glue, capsys):
+def test_glue_example_prints_one_message_on_an_error(glue_example, tiny_glue, capsys):
     options = [f"--teacher={tiny_glue / 'base'}", "--task_name=cola", f"--data_dir={tiny_glue / 'glue'}"]
     assert glue_example.main([*options, f"--output_dir={tiny_glue / 'runs'}", "--use_cpu"]) == 1
     assert "--data_dir holds no GLUE cola" in capsys.readouterr().err
@@ -232,7 +232,7 @@ def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_exa
     ]
 
 
-def test_accuracy_page_shows_what_the_checkpoints_results_say(glue_example):
+def test_accuracy_page_states_the_results_of_the_checkpoints(glue_example):
     results, root = glue_example.results, FILE.parent.parent
     records = results.read(root / "benchmarks" / "results" / "checkpoints.jsonl")
     page = (root / "docs" / "accuracy.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What works without the optional packages, and the line that names the extra where one is needed."""
+"""What works without the optional packages, and the message that names the extra to install."""
 
 import subprocess
 import sys
@@ -106,7 +106,7 @@ def test_the_command_line_without_its_extra_answers_in_one_line():
 
 
 @pytest.mark.parametrize("caught", [ExtraError, XTCError, ImportError])
-def test_an_extra_that_is_missing_is_an_import_error_too(caught):
+def test_a_missing_extra_is_also_an_import_error(caught):
     with pytest.raises(caught, match=r"no_such_package.*pip install 'hf_xtc\[report\]'$"), needs_extra("report"):
         import no_such_package  # noqa: F401
 
@@ -115,7 +115,7 @@ def test_an_extra_that_is_missing_is_an_import_error_too(caught):
     "first, second",
     [("import hf_xtc", "from peft import LoraConfig"), ("from peft import LoraConfig", "import hf_xtc")],
 )
-def test_peft_learns_of_packed_layers_whichever_is_imported_first(first, second):
+def test_packed_layers_are_registered_with_peft_in_either_import_order(first, second):
     code = f"""
 {first}
 {second}

@@ -1,4 +1,4 @@
-"""A packed checkpoint written once by `fixtures/make_golden.py`: whatever changes, it must stay readable.
+"""A packed checkpoint written once by `fixtures/make_golden.py`: later versions must still read it.
 
 Its bytes are also decoded by hand, in pure Python, from what `hf_xtc.quantization.packing` documents.
 """
@@ -71,7 +71,7 @@ VALUES = {"binary": lambda code: 2 * code - 1, "ternary": lambda code: code - 1,
 
 
 def decode_row(packed, scale, columns, quantizer):
-    """The values of one row: digits of each byte, the lowest first, as signed numbers of steps of `scale`."""
+    """Decodes one row: the digits of each byte, the lowest first, as signed multiples of `scale`."""
     base, per_byte = DIGITS[quantizer]
     codes = [byte // base**i % base for byte in packed for i in range(per_byte)][:columns]
     return [VALUES[quantizer](code) * scale for code in codes]

@@ -1,4 +1,4 @@
-"""The notebooks run from a fresh folder, and what is committed is what an execution of them gives."""
+"""The notebooks run in a fresh folder, and their committed outputs are those of an execution."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ PLACES = re.compile(r"(?<![\w.~:])/(work|tmp|home|root|usr|opt|var|Users|mnt|dat
 
 
 def kinds(cell):
-    """What a cell put out, but not what it says: streams by name, other outputs by their kinds of data."""
+    """The kinds of a cell's outputs: names of streams, and MIME types of other outputs."""
     return [output.get("name") or sorted(output.get("data", {"error": None})) for output in cell.outputs]
 
 
@@ -22,7 +22,7 @@ def code(notebook):
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """Executes a notebook where nothing was executed before, except the first if it builds on it."""
+    """Executes a notebook in a new folder, after the first notebook if it needs that."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "notebooks").mkdir()
     for name in ("examples", "tests"):
@@ -38,7 +38,7 @@ def executed(tmp_path_factory):
     return run
 
 
-def test_there_are_five():
+def test_there_are_five_numbered_notebooks():
     assert [path.name[:2] for path in NOTEBOOKS] == ["1_", "2_", "3_", "4_", "5_"]
 
 
@@ -51,7 +51,7 @@ def test_runs_and_gives_what_is_committed(path, executed):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_outputs_are_clean(path):
+def test_committed_outputs_have_no_noise(path):
     for cell in code(read(path)):
         assert "stderr" not in kinds(cell), cell.source
         for shown in (cell.source, *map(text, cell.outputs)):
@@ -60,7 +60,7 @@ def test_committed_outputs_are_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path):
+def test_links_resolve(path):
     for cell in read(path).cells:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", cell.source if cell.cell_type == "markdown" else ""):
             assert (path.parent / link).exists(), link

@@ -1,4 +1,4 @@
-"""The public surface: what `hf_xtc` exports, that all of it is documented, and what importing it costs."""
+"""The public API: the exports of `hf_xtc`, their documentation, and the time to import them."""
 
 import ast
 import inspect
@@ -93,7 +93,7 @@ def test_modules_and_what_they_define_are_documented(path):
     assert [d.name for d in definitions if not d.name.startswith("_") and not ast.get_docstring(d)] == []
 
 
-def test_importing_is_no_dearer_than_trainer():
+def test_importing_takes_no_longer_than_the_trainer():
     code = """
 import sys
 from transformers import BertModel, Trainer

@@ -1,4 +1,4 @@
-"""The numpy reader: alone, it computes from a packed folder what torch computes, and refuses what it cannot read."""
+"""The numpy reader: without torch it gives the same logits, and it refuses files that it cannot read."""
 
 import json
 import re
@@ -244,7 +244,7 @@ def test_trit_bytes_beyond_the_last(tiny_teacher, tiny_batch, tmp_path):
         reader.weight(QUERY)
 
 
-def test_recipe_of_a_quantizer_that_does_not_exist(folder):
+def test_recipe_with_an_unknown_quantizer(folder):
     reader = PackedBert(folder)
     reader.recipe["weights"] = "quinary"
     text = f"{QUERY} is packed, but the recipe says weights='quinary'; known: binary, ternary, int4, int8."
@@ -267,7 +267,7 @@ def test_input_that_does_not_fit(ids, mask, text, folder):
         PackedBert(folder).logits(ids, mask)
 
 
-def test_another_head_has_no_logits_here(tiny_config, tmp_path):
+def test_the_reader_refuses_logits_of_another_head(tiny_config, tmp_path):
     pack_model(compress(BertForTokenClassification(tiny_config))).save_pretrained(tmp_path)
     reader = PackedBert(tmp_path)
     assert reader.hidden_states([[1, 2, 3]]).shape == (1, 3, 36)

@@ -24,7 +24,7 @@ SIZES = PAGES["docs/sizes-and-speed.md"].read_text(encoding="utf-8")
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, capsys):
-    """The README's, then those of the pages that go on from it; a tiny teacher, a few rows and one step."""
+    """Blocks of the README, then of the pages that continue it, with a tiny teacher, a few rows and one step."""
     monkeypatch.chdir(tmp_path)
     tiny_teacher.save_pretrained("your-name/bert-sst2")
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"])}
@@ -55,7 +55,7 @@ def test_python_blocks_run_in_order(hub, tiny_teacher, tmp_path, monkeypatch, ca
     "words", [words for page in PAGES.values() for words in commands(page)], ids=lambda words: " ".join(words)
 )
 def test_commands_exist(words):
-    """Those of `hf-xtc` parse, targets of make are in the Makefile, and scripts are in their folders."""
+    """Commands of `hf-xtc` parse, targets of make are in the Makefile, and scripts exist."""
     words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == "hf-xtc":
         parse(words)
@@ -92,7 +92,7 @@ RUNTIMES = {"PyTorch float32": "torch_fp32", "ONNX Runtime int8": "ort_int8", "h
 
 
 def milliseconds(seconds):
-    """As benchmarks/latency/report.py rounds."""
+    """Rounds as benchmarks/latency/report.py does."""
     return f"{seconds * 1e3:.{1 if seconds < 1 else 0}f} ms"
 
 
@@ -118,7 +118,7 @@ def test_speed_table_states_the_results():
 
 @pytest.fixture(scope="module")
 def scores():
-    """Of each task, kind and depth the teacher's and the packed file's score."""
+    """Task, weights and depth -> the scores of the teacher and of the packed file."""
     lines = (RESULTS / "checkpoints.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert {record["seed"] for record in records} == {1}, "with more seeds the page shows means"
@@ -129,7 +129,7 @@ def scores():
 
 
 @pytest.mark.parametrize("layers, words", [(6, "(3.2 MB) keep {} of"), (3, "(2.5 MB) {};")])
-def test_what_is_kept_of_the_teachers_mean(scores, layers, words):
+def test_share_of_the_teachers_mean_is_that_of_the_results(scores, layers, words):
     found = [scores[task, "binary", layers] for task in ("sst2", "mrpc", "cola", "stsb", "rte")]
     kept = sum(packed for _, packed in found) / sum(teacher for teacher, _ in found)
     assert words.format(f"{kept:.1%}") in README

@@ -1,4 +1,4 @@
-"""Registry: entries under a name, duplicates refused, a typo answered with the known names."""
+"""Registry: entries by name, duplicates are refused, a typo gives the known names."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_unknown_name(colours):
         colours["rde"]
 
 
-def test_unknown_name_is_not_entered(colours):
+def test_lookup_of_an_unknown_name_adds_no_entry(colours):
     with pytest.raises(XTCError):
         colours["rde"]
     assert "rde" not in colours

@@ -1,4 +1,4 @@
-"""The code that packed folders carry: short, and bitwise equal to the package where hf_xtc cannot be imported."""
+"""The code in packed folders: short, and bitwise equal to the package, without importing hf_xtc."""
 
 import ast
 import importlib.util
@@ -123,11 +123,11 @@ def tree():
     return ast.parse(CODE.read_text(encoding="utf-8"))
 
 
-def test_it_is_short_enough_to_be_read_by_who_has_to_trust_it():
+def test_it_is_short_enough_to_review():
     assert len(CODE.read_text(encoding="utf-8").splitlines()) <= 450
 
 
-def test_it_imports_torch_transformers_and_little_else(tree):
+def test_it_imports_only_torch_transformers_and_the_standard_library(tree):
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports}
     packages = {name.partition(".")[0] for name in names}
@@ -140,7 +140,7 @@ def test_it_imports_torch_transformers_and_little_else(tree):
 
 
 def test_it_runs_no_text_and_touches_no_file_but_the_index(tree):
-    """As its first lines promise; what transformers does for any model is not meant."""
+    """As its first lines state, apart from what transformers does for any model."""
     called = [
         node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
@@ -267,7 +267,7 @@ assert "hf_xtc" not in sys.modules
 
 @pytest.mark.usefixtures("reference_backend")
 def test_half_precision_bare_encoder_and_package_agree(folder, tiny_batch, tmp_path):
-    """The same file in bfloat16, converted, and as an encoder; what is saved there is loaded here."""
+    """The same file in bfloat16, converted, and as an encoder; files that the code saves load with the package."""
     save_file(tiny_batch, tmp_path / "batch.safetensors")
     script = f"""
 import torch
@@ -346,7 +346,7 @@ def test_a_latent_checkpoint_is_refused(folder, tmp_path):
     assert done.stderr.splitlines()[-1].endswith(error)
 
 
-def test_an_old_transformers_is_told_what_is_needed(folder, tmp_path):
+def test_an_old_transformers_gives_a_message_with_the_required_version(folder, tmp_path):
     script = """
 import transformers
 transformers.__version__ = "4.57.6"
@@ -402,7 +402,7 @@ def recipe(**changes):
 
 
 def both_refuse(module, folder, text):
-    """The code refuses with these words, and the package refuses too."""
+    """Asserts that the code refuses with this message, and that the package refuses too."""
     with pytest.raises(module.PackedFileError, match=text):
         module.XTCBertForSequenceClassification.from_pretrained(folder)
     with pytest.raises(XTCError):
@@ -430,7 +430,7 @@ def both_refuse(module, folder, text):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_tensors_that_config_json_does_not_promise(change, text, module, folder):
+def test_tensors_that_config_json_does_not_describe(change, text, module, folder):
     edit_tensors(folder, change)
     both_refuse(module, folder, text)
 

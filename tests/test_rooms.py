@@ -1,4 +1,4 @@
-"""The order of the rooms: each imports rooms before it in `rooms.ORDER` only, and the numerics never transformers."""
+"""The order of the rooms: each imports only rooms before it in `rooms.ORDER`; the numerics import no transformers."""
 
 import subprocess
 import sys

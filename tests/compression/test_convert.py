@@ -1,4 +1,4 @@
-"""compress, pack_model, unpack_model: what they copy, round and refuse, and that they change no argument."""
+"""compress, pack_model, unpack_model: copied and rounded values, refusals, and unchanged arguments."""
 
 import copy
 import re
@@ -203,7 +203,7 @@ def test_layers_beyond_the_teacher(teacher):
         compress(teacher, XTCRecipe(layers=(0, 4)))
 
 
-def test_packed_models_are_no_start(teacher):
+def test_packed_models_are_refused_as_weights_from(teacher):
     packed = pack_model(compress(teacher))
     text = "XTCBertForSequenceClassification is packed; compress needs float weights. Call unpack_model first."
     with says(StateError, text):
@@ -318,7 +318,7 @@ def test_unknown_rest_dtype(teacher):
     "name", ["classifier.bias", "bert.pooler.dense.bias", "bert.encoder.layer.3.attention.output.LayerNorm.weight"]
 )
 @pytest.mark.usefixtures("reference_backend")
-def test_float16_overflow_is_named_and_float32_cures_it(name, teacher, tiny_batch):
+def test_float16_overflow_is_named_and_float32_avoids_it(name, teacher, tiny_batch):
     student = compress(teacher)
     with torch.no_grad():
         student.get_parameter(name)[0] = 1e5

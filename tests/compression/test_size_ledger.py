@@ -184,7 +184,7 @@ def test_readable(tiny_config):
     }
 
 
-def test_building_it_needs_no_memory_and_changes_no_config(tiny_config):
+def test_the_ledger_allocates_no_weights_and_changes_no_config(tiny_config):
     before = tiny_config.to_dict()
     huge = BertConfig(hidden_size=1 << 14, num_attention_heads=8, intermediate_size=1 << 16, vocab_size=1 << 20)
     assert ledger(huge).float32_bytes > 200e9

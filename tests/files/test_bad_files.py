@@ -1,4 +1,4 @@
-"""Damaged, mixed-up and hostile checkpoints: each gives one clear error, and none a model of random weights."""
+"""Damaged, mixed-up and malicious checkpoints: each gives one clear error, never a model with random weights."""
 
 import math
 import os
@@ -25,13 +25,13 @@ DAMAGED = "The file is damaged; download or write it again."
 
 @pytest.fixture
 def student(tiny_teacher):
-    """A latent ternary classifier with static activation ranges, never seen."""
+    """A latent ternary classifier with static activation ranges that are not set yet."""
     return compress(tiny_teacher, TERNARY)
 
 
 @pytest.fixture
 def folder(student, tmp_path):
-    """A sound packed checkpoint, to be damaged."""
+    """A valid packed checkpoint, to be damaged."""
     pack_model(student).save_pretrained(tmp_path / "packed")
     return tmp_path / "packed"
 
@@ -232,7 +232,7 @@ def test_auto_model_refuses_the_damaged_encoder_of_a_classifier(name, folder):
 
 
 @pytest.mark.parametrize("name", ["cls.predictions.bias", "bert.embeddings.word_embeddings.weight_packed"])
-def test_tied_tensors_are_not_made_up(name, tiny_config, tmp_path):
+def test_missing_tied_tensors_are_refused(name, tiny_config, tmp_path):
     set_seed(0)
     pack_model(compress(BertForMaskedLM(tiny_config))).save_pretrained(tmp_path / "packed")
     edit_tensors(tmp_path / "packed", drop(name))
@@ -241,7 +241,7 @@ def test_tied_tensors_are_not_made_up(name, tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("name", [NORM, "classifier.bias", f"{LINEAR}.weight", f"{LINEAR}.activation.range"])
-def test_latent_file_must_be_whole_too(name, latent):
+def test_incomplete_latent_file_is_refused(name, latent):
     edit_tensors(latent, drop(name))
     text = (
         "latent/model.safetensors does not hold 1 of the 98 tensors that its config.json promises "
@@ -354,7 +354,7 @@ def test_unknown_state(folder):
         load(folder)
 
 
-def test_config_that_is_no_json(folder):
+def test_config_that_is_not_json(folder):
     (folder / "config.json").write_text('{"model_type": "xtc_bert",')
     with pytest.raises(OSError, match=r"config\.json' is not a valid JSON file"):
         load(folder)
@@ -364,7 +364,7 @@ def test_config_that_is_no_json(folder):
 
 
 class Bomb:
-    """Unpickling it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Files made to do harm, each as the fuzzer found it or as it is sure to be tried: one error, soon, nothing else."""
+"""Malicious files, found by the fuzzer or likely in attacks: each gives one error, quickly, without side effects."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def shards(tiny_teacher, tmp_path):
 
 
 def both_refuse(folder, text):
-    """transformers refuses with these words, and the numpy reader with some."""
+    """Asserts that transformers refuses with this message, and the numpy reader with any."""
     with pytest.raises(PackedFileError, match=text):
         load(folder)
     with pytest.raises(ReadError):
@@ -51,14 +51,14 @@ def both_refuse(folder, text):
 
 @pytest.mark.parametrize("value", [0, -1, 10**12, 2**63])
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"])
-def test_sizes_that_no_model_has_are_refused_before_anything_is_built(name, value, folder):
+def test_impossible_sizes_are_refused_before_anything_is_built(name, value, folder):
     edit_config(folder, lambda config: config.update({name: value}))
     edit_config(folder, lambda config: config["xtc"].update(layer_map=None))
     both_refuse(folder, f"{name}={value}")
 
 
 @pytest.mark.parametrize("value", [10**9, 0, -1, "3"])
-def test_labels_without_end_are_refused(value, folder):
+def test_an_impossible_number_of_labels_is_refused(value, folder):
     edit_config(folder, lambda config: (config.pop("id2label"), config.update(num_labels=value)))
     with pytest.raises(PackedFileError, match="num_labels="):
         load(folder)
@@ -99,7 +99,7 @@ def test_values_that_overflow_are_refused(name, value, folder):
     both_refuse(folder, f"^{name} holds the value")
 
 
-def test_a_range_that_ends_before_it_starts_is_refused(tiny_teacher, tmp_path):
+def test_a_range_whose_end_is_below_its_start_is_refused(tiny_teacher, tmp_path):
     recipe = XTCRecipe(activation_calibration="static", activation_symmetric=False)
     pack_model(compress(tiny_teacher, recipe)).save_pretrained(tmp_path)
     name = "bert.encoder.layer.0.attention.self.query.activation.range"
@@ -123,7 +123,7 @@ def test_an_index_cannot_name_files_elsewhere(place, shards, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "{}", '{"weight_map": {"a": 5}, "metadata": {}}', DEEP, "\0"])
-def test_an_index_that_is_none_is_refused(content, shards):
+def test_an_invalid_shard_index_is_refused(content, shards):
     (shards / "model.safetensors.index.json").write_text(content)
     both_refuse(shards, "is no index of shards")
 
@@ -136,7 +136,7 @@ def test_links_are_read_as_in_the_cache_of_the_hub(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00002-of-00002.safetensors"])
-def test_pipes_and_devices_are_not_waited_for(name, shards, folder):
+def test_reading_pipes_and_devices_does_not_block(name, shards, folder):
     target = shards if name.startswith("model-") else folder
     (target / name).unlink(missing_ok=True)
     os.mkfifo(target / name)

@@ -1,4 +1,4 @@
-"""One process for each folder: the second gets the name of the first, and a lock ends with its process."""
+"""A folder is locked by one process: a second one gets the first one's id, and a lock ends with its process."""
 
 import errno
 import multiprocessing
@@ -15,7 +15,7 @@ from hf_xtc.errors import StateError
 from hf_xtc.files.lock import HOLDER_FILE, LOCK_FILE, FolderLock
 
 
-def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     with hold(tmp_path) as holder:
         text = (
             f"The folder {tmp_path} is in use by another run (process {holder.pid} on {platform.node()}); wait for "
@@ -26,7 +26,7 @@ def test_the_second_is_refused_with_the_name_of_the_first(tmp_path):
         holder.kill()
 
 
-def test_a_killed_process_holds_nothing(tmp_path):
+def test_a_killed_process_releases_its_lock(tmp_path):
     with hold(tmp_path) as holder:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -37,7 +37,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_waits_gets_the_folder_when_it_is_free(tmp_path, caplog):
+def test_a_waiting_process_gets_the_lock_when_it_is_released(tmp_path, caplog):
     with hold(tmp_path, 0.3) as holder, caplog.at_level("INFO", logger="hf_xtc.files.lock"):
         with FolderLock(tmp_path, wait=True) as lock:
             assert lock.held
@@ -45,7 +45,7 @@ def test_who_waits_gets_the_folder_when_it_is_free(tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_there_is_made_when_it_is_taken_and_goes_if_it_stays_empty(tmp_path):
+def test_locking_creates_a_missing_folder_and_removes_it_if_it_stays_empty(tmp_path):
     folder = tmp_path / "a" / "b"
     with FolderLock(folder) as lock:
         assert not folder.exists()
@@ -61,7 +61,7 @@ def test_a_folder_that_is_not_there_is_made_when_it_is_taken_and_goes_if_it_stay
     assert [path.name for path in folder.iterdir()] == ["notes"]
 
 
-def test_who_does_not_want_it_takes_nothing(tmp_path):
+def test_an_unwanted_lock_is_not_taken(tmp_path):
     with FolderLock(tmp_path, wanted=False) as lock:
         lock.take()
         assert not lock.held
@@ -89,7 +89,7 @@ def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="flock is of Unix")
-def test_a_disk_without_locks_is_used_unlocked_with_a_warning(tmp_path, caplog, monkeypatch):
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, caplog, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -103,7 +103,7 @@ def test_a_disk_without_locks_is_used_unlocked_with_a_warning(tmp_path, caplog, 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_that_leaves_the_context_unlocks_nothing(tmp_path):
+def test_a_forked_child_that_leaves_the_context_does_not_unlock(tmp_path):
     with FolderLock(tmp_path) as lock:
         child = os.fork()
         if child == 0:
@@ -115,7 +115,7 @@ def test_a_forked_child_that_leaves_the_context_unlocks_nothing(tmp_path):
             pytest.fail("the child unlocked the folder")
 
 
-def test_a_folder_that_cannot_be_made_or_locked_says_why(tmp_path):
+def test_a_folder_that_cannot_be_made_or_locked_gives_the_cause(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / LOCK_FILE).mkdir()
     with pytest.raises(StateError, match=r"^Could not lock the folder .*: .*Is a directory"), FolderLock(tmp_path):

@@ -1,4 +1,4 @@
-"""JSON from outside: read from plain files, and otherwise one error of a known kind."""
+"""JSON from outside: read only from regular files; anything else gives an error of a known type."""
 
 import os
 
@@ -7,13 +7,13 @@ import pytest
 from hf_xtc.files.safe_json import MOST_BYTES, parse_json, read_json
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_files_that_are_written_can_be_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": [1, "é"]}', encoding="utf-8")
     assert read_json(tmp_path / "a.json") == parse_json('{"a": [1, "é"]}') == {"a": [1, "é"]}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "9" * 5000])
-def test_whatever_is_wrong_with_it_is_a_value_error(text):
+def test_every_invalid_text_is_a_value_error(text):
     with pytest.raises(ValueError):
         parse_json(text)
 

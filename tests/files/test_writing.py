@@ -1,4 +1,4 @@
-"""Files: whole or not at all on the way out, told from damaged ones on the way in; every text exact."""
+"""Files are written completely or not at all, and damaged ones are refused, with the exact messages."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def earlier(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 KiB, where this user may mount one."""
+    """A disk of 64 KiB; needs the permission to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -214,20 +214,20 @@ def test_whole_folder_names_the_cause(tmp_path):
     ],
     ids=["safetensors", "tokenizers", "torch", "torch at the end", "python"],
 )
-def test_a_failed_write_is_told_alike_whoever_wrote(tmp_path, error, told):
+def test_every_failed_write_gives_the_same_message(tmp_path, error, told):
     text = rf"^Could not write {re.escape(str(tmp_path / 'x'))}: {told}\. Nothing half-written was left there\.$"
     with pytest.raises(StateError, match=text), writing(tmp_path / "x"):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), StateError("packed"), KeyError("x")], ids=str)
-def test_what_is_no_failed_write_is_let_through(error):
+def test_other_errors_are_raised_unchanged(error):
     with pytest.raises(type(error)) as caught, writing("x"):
         raise error
     assert caught.value is error
 
 
-def test_a_folder_inside_another_is_part_of_that(tmp_path):
+def test_nested_whole_folders_are_written_together(tmp_path):
     text = rf"^Could not write {re.escape(str(tmp_path / 'model'))}: "
     with (
         pytest.raises(StateError, match=text),
@@ -239,8 +239,8 @@ def test_a_folder_inside_another_is_part_of_that(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_config_of_other_weights_goes_before_them(earlier, monkeypatch):
-    """Killed in between, the folder has no config.json: nobody takes the new weights for the old model's."""
+def test_a_config_of_other_weights_is_removed_before_they_are_written(earlier, monkeypatch):
+    """If killed in between, the folder has no config.json, so new weights are not loaded with an old config."""
     seen = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda *a: seen.append((earlier / "config.json").exists()) or replace(*a))
@@ -250,7 +250,7 @@ def test_a_config_of_other_weights_goes_before_them(earlier, monkeypatch):
     assert seen[2:] == [True, True], "the same config stays"
 
 
-def test_a_checkpoint_counts_from_its_last_file_on(tmp_path):
+def test_a_checkpoint_without_its_last_file_is_ignored(tmp_path):
     for step, state in ((8, "{}"), (16, "{}\n"), (24, '{"log": [1,'), (32, "")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_cannot_be_written_is_removed(tmp_path):
     assert not folder.exists()
 
 
-def test_a_checkpoint_that_was_finished_stays_whatever_comes_then(tmp_path):
+def test_a_finished_checkpoint_is_kept_after_a_failure(tmp_path):
     (tmp_path / "trainer_state.json").write_text("{}")
     with pytest.raises(KeyboardInterrupt), whole_checkpoint(tmp_path):
         raise KeyboardInterrupt
@@ -312,15 +312,15 @@ def test_write_json(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_what_is_no_json_changes_nothing(tmp_path):
+def test_invalid_json_is_left_unchanged(tmp_path):
     write_json(tmp_path / "x.json", 1)
     with pytest.raises(TypeError, match=r"set is not JSON serializable"):
         write_json(tmp_path / "x.json", {1})
     assert contents(tmp_path) == {"x.json": "1\n"}
 
 
-def test_text_is_in_place_only_when_whole(tmp_path, monkeypatch):
-    """Written beside the file, then renamed: a failure of the rename leaves the old text and no scratch."""
+def test_text_is_written_atomically(tmp_path, monkeypatch):
+    """Text is written beside the file and renamed; if that fails, the old text stays and no scratch is left."""
     write_text(tmp_path / "x.md", "old")
 
     def fail(source, target):
@@ -358,7 +358,7 @@ def test_require_empty_accepts(tmp_path, overwrite):
     assert not (tmp_path / "none").exists()
 
 
-def test_require_empty_looks_past_what_a_killed_process_leaves(tmp_path):
+def test_require_empty_ignores_what_a_killed_process_leaves(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / ".incomplete-training").mkdir()
     require_empty(tmp_path, overwrite=False)
@@ -400,7 +400,7 @@ def test_read_header(tmp_path, dtype):
 
 
 def test_read_header_of_a_dtype_that_no_packed_file_has(tmp_path):
-    """The name alone is enough for `check_header` to refuse it."""
+    """The name alone makes `check_header` refuse it."""
     save_file({"dense.weight_scale": torch.zeros(2, 1, dtype=torch.int32)}, tmp_path / "m")
     header = read_header(tmp_path / "m")
     assert header == {"dense.weight_scale": ("I32", (2, 1))}
@@ -408,8 +408,8 @@ def test_read_header_of_a_dtype_that_no_packed_file_has(tmp_path):
         check_header(header, {"dense.weight_scale": TENSORS["dense.weight_scale"]}, "m")
 
 
-def test_every_truncation_is_told(tmp_path):
-    """A file is refused at every length but its own."""
+def test_every_truncation_is_refused(tmp_path):
+    """A file is refused at every length but the full one."""
     file = tmp_path / "m"
     save_file(TENSORS, file, metadata={"format": "pt"})
     whole = file.read_bytes()
@@ -447,7 +447,7 @@ def test_damage_is_refused_or_read(tmp_path, data):
 @pytest.mark.parametrize(
     "place, cause", [("none", "No such file or directory"), (".", "not a regular file")], ids=["missing", "folder"]
 )
-def test_what_is_no_file(tmp_path, place, cause):
+def test_not_a_file(tmp_path, place, cause):
     with pytest.raises(PackedFileError, match=rf"^{re.escape(str(tmp_path / place))} is .* \({cause}.*\)\. Download"):
         read_header(tmp_path / place)
 
@@ -515,7 +515,7 @@ def test_check_header_with_another_dtype(name, found):
 
 
 def test_files_get_the_permissions_of_the_umask(tmp_path):
-    """safetensors alone makes files that no other user can read."""
+    """By itself, safetensors writes files that other users cannot read."""
     before = os.umask(0o027)
     try:
         with whole_folder(tmp_path / "out") as folder:

@@ -1,4 +1,4 @@
-"""The card of a run: its figures, its metadata, and text from outside."""
+"""The card of a run: its figures, its metadata, and escaping of text from outside."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ def test_metadata_is_valid_and_holds_the_packed_files_metrics(run):
     assert {m["type"]: m["value"] for m in result["metrics"]} == {"accuracy": 0.875, "f1": 0.88}
 
 
-def test_results_come_back_from_the_file_as_they_were(run, tmp_path):
+def test_results_in_the_metadata_survive_a_round_trip(run, tmp_path):
     write_card(run, tmp_path / "README.md")
     data = ModelCard(yaml_card(metadata_load(tmp_path / "README.md"))).data
     task = {"task_type": "text-classification", "dataset_type": "sst2", "dataset_name": "sst2"}
@@ -86,7 +86,7 @@ def yaml_card(metadata):
     ],
     ids=["one", "two", "unknown to the Hub", "not stated"],
 )
-def test_teacher_and_licence_are_told_and_are_metadata(hub, run, facts, license, base_model, told):
+def test_teacher_and_licence_are_in_text_and_metadata(hub, run, facts, license, base_model, told):
     card = ModelCard(run_card(dataclasses.replace(run, provenance={"teacher": "base", **facts})))
     card.validate()
     assert (card.data.license, card.data.base_model) == (license, base_model)
@@ -106,7 +106,7 @@ def test_a_card_without_metrics_says_not_measured(hub, run, metrics):
 
 
 @pytest.mark.parametrize("name", ["own data", "x: y", "<b>", "a/b/c", "- [x]\n# y", "データ"])
-def test_any_name_of_data_makes_valid_metadata(hub, run, name):
+def test_any_data_set_name_makes_valid_metadata(hub, run, name):
     card = ModelCard(run_card(dataclasses.replace(run, task=name, name=name)))
     card.validate()
     (result,) = {r.dataset_name for r in card.data.eval_results}
@@ -131,7 +131,7 @@ def test_summary_states_ratio_and_share_of_the_teacher(run):
     assert "not measured" in text
 
 
-def test_seeds_are_told_with_their_spread(run):
+def test_seeds_are_listed_with_their_spread(run):
     assert "One run with one seed; the spread over seeds was not measured." in run_card(run)
     provenance = {**run.provenance, "training": {"seed": 2}}
     several = dataclasses.replace(run, seeds={1: 0.87, 2: 0.875, 3: 0.88}, provenance=provenance)
@@ -142,7 +142,7 @@ def test_seeds_are_told_with_their_spread(run):
     assert "One run with one seed" not in run_card(several)
 
 
-def test_text_from_outside_stays_text(run):
+def test_text_from_outside_is_escaped(run):
     evil = "<script>alert(1)</script>"
     hostile = Run(**{**run.__dict__, "name": evil, "task": evil, "provenance": {"teacher": evil}})
     body = run_card(hostile).split("---\n", 2)[2]
@@ -150,7 +150,7 @@ def test_text_from_outside_stays_text(run):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in body
 
 
-def test_whatever_a_run_was_told_stays_text(run):
+def test_names_and_options_of_a_run_are_escaped(run):
     evil = "`<script>alert(1)</script>"
     rows = [dataclasses.replace(row, model=evil, storage=evil, metrics={evil: 0.5}) for row in run.rows]
     stage = {"stage": evil, "start": evil, "learning_rate": 1e-3, "steps": 1, "epochs": 1, "seconds": 1.0}
@@ -163,7 +163,7 @@ def test_whatever_a_run_was_told_stays_text(run):
     assert body.count("&lt;script&gt;") > 10
 
 
-def test_what_a_configuration_says_stays_text_in_a_model_card(tiny_teacher):
+def test_configuration_values_are_escaped_in_a_model_card(tiny_teacher):
     evil = "<script>alert(1)</script>"
     config = compress(tiny_teacher).config
     config.xtc["provenance"] = {evil: {evil: [evil]}}
@@ -194,7 +194,7 @@ def test_run_as_json_keeps_every_row(run):
     assert XTCRecipe.from_dict(values["recipe"]) == run.recipe
 
 
-def test_stages_are_a_table_and_tried_rates_are_told(run):
+def test_stages_are_a_table_and_tried_rates_are_listed(run):
     stage = {"stage": "student", "start": "layers 1, 3 of the teacher", "learning_rate": 5e-4, "steps": 1200}
     stage |= {"epochs": 3.0, "seconds": 61.2, "selection": {"accuracy": 0.91}, "metrics": {"accuracy": 0.875}}
     stage |= {"tried": [{"learning_rate": 1e-4, "accuracy": 0.9}, {"learning_rate": 5e-4, "accuracy": 0.91}]}

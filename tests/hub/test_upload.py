@@ -1,4 +1,4 @@
-"""Publishing, over real HTTP: what arrives, in which commits, and that it comes back bit for bit."""
+"""Publishing over real HTTP: the published files, their commits, and that models load back bitwise equal."""
 
 import io
 import os
@@ -69,7 +69,7 @@ def student(tiny_teacher):
 
 @pytest.fixture
 def folder(student, tmp_path):
-    """A packed folder with a tokenizer, and beside them what must not be published."""
+    """A packed folder with a tokenizer, and files that must not be published."""
     path = tmp_path / "packed"
     pack_model(student).save_pretrained(path)
     tokenizer().save_pretrained(path)
@@ -86,12 +86,12 @@ def outputs(model, batch):
 
 
 def commits(hub, name="user/tiny", branch="main"):
-    """What was committed after the repository was made."""
+    """The commits after the repository was created."""
     return hub.repos[name].branches[branch][1:]
 
 
 def assert_packed(commit):
-    """No latent weight, no optimizer state, no pickle, in no folder."""
+    """Asserts that a commit has no latent weight, optimizer state or pickle, in any folder."""
     assert all("/" not in path for path in commit.files)
     assert not [path for path in commit.files if path.endswith((".bin", ".pt", ".pth", ".pkl"))]
     tensors = load(commit.files["model.safetensors"])
@@ -141,7 +141,7 @@ def test_saving_with_push_to_hub_publishes_packed_and_keeps_the_state_on_disk(hu
 
 
 def loaded_as_shown(card):
-    """What the example of a card makes: a pipeline, or a model without one."""
+    """Runs the example of a card and returns its pipeline or, without one, its model."""
     (code,) = blocks(card, "python")
     assert len([line for line in code.splitlines() if line]) <= 3
     names: dict = {}
@@ -149,7 +149,7 @@ def loaded_as_shown(card):
     return names["pipe"] if "pipe" in names else names["model"]
 
 
-def test_card_tells_what_is_known_and_its_example_runs(hub, student):
+def test_card_states_the_known_facts_and_its_example_runs(hub, student):
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     card = ModelCard.load("user/tiny")
     card.validate()
@@ -217,7 +217,7 @@ def test_a_licence_is_taken_from_the_teachers_card_on_the_hub(hub, tiny_teacher,
 
 
 @pytest.mark.parametrize("license", ["Apache 2.0", "{a: b}", "[1, 2]", "''", "'<b>mine</b>: --- x'"])
-def test_a_licence_that_the_hub_does_not_know_is_text_alone(hub, tiny_teacher, tmp_path, license):
+def test_an_unknown_licence_is_not_in_the_metadata(hub, tiny_teacher, tmp_path, license):
     tiny_teacher.save_pretrained(tmp_path / "teacher")
     (tmp_path / "teacher" / "README.md").write_text(f"---\nlicense: {license}\n---\n")
     teacher = BertForSequenceClassification.from_pretrained(tmp_path / "teacher")
@@ -228,7 +228,7 @@ def test_a_licence_that_the_hub_does_not_know_is_text_alone(hub, tiny_teacher, t
     assert "<b>" not in card.text
 
 
-def test_metadata_that_the_hub_refuses_are_told(hub, folder, capsys):
+def test_metadata_that_the_hub_refuses_gives_one_message(hub, folder, capsys):
     (folder / "README.md").write_text("---\nlicense: mine\n---\n")
     assert main(["push", str(folder), "user/tiny"]) == 1
     error = capsys.readouterr().err
@@ -237,14 +237,14 @@ def test_metadata_that_the_hub_refuses_are_told(hub, folder, capsys):
     assert commits(hub) == []
 
 
-def test_a_name_without_an_owner_is_the_users_own(hub, student):
+def test_a_name_without_an_owner_belongs_to_the_user(hub, student):
     student.push_to_hub("tiny", private=True)
     (commit,) = commits(hub)
     assert hub.repos["user/tiny"].private
     assert '"user/tiny"' in commit.files["README.md"].decode()
 
 
-def test_two_pushes_make_one_new_commit_with_what_changed(hub, student):
+def test_a_second_push_commits_only_changed_files(hub, student):
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     student.push_to_hub("user/tiny", tokenizer=tokenizer())
     assert len(commits(hub)) == 1
@@ -258,7 +258,7 @@ def test_two_pushes_make_one_new_commit_with_what_changed(hub, student):
     assert second.files.keys() == first.files.keys()
 
 
-def test_weights_of_an_earlier_model_do_not_stay(hub, student):
+def test_weights_of_an_earlier_model_are_removed(hub, student):
     packed = pack_model(student)
     packed.push_to_hub("user/tiny", max_shard_size="4KB")
     shards = {path for path in commits(hub)[0].files if path.startswith("model-")}
@@ -268,8 +268,8 @@ def test_weights_of_an_earlier_model_do_not_stay(hub, student):
     assert shards < set(commits(hub)[1].changed)
 
 
-def test_code_of_an_earlier_version_does_not_stay(hub, student):
-    """The committed example carries that code, and publishes it; a model pushed over it brings today's."""
+def test_code_of_an_earlier_version_is_replaced(hub, student):
+    """The committed example has code of an earlier version; pushing a model to its repository replaces that code."""
     push_folder(EXAMPLE, "user/tiny")
     student.push_to_hub("user/tiny")
     first, second = ({path for path in commit.files if path.startswith("modeling_")} for commit in commits(hub))
@@ -297,7 +297,7 @@ def test_a_folder_publishes_model_tokenizer_and_card_alone(hub, folder, capsys):
     assert_packed(commit)
 
 
-def test_a_snapshot_is_the_folder(hub, folder):
+def test_a_downloaded_snapshot_equals_the_folder(hub, folder):
     push_folder(folder, "user/tiny")
     copy = snapshot_download("user/tiny")
     for name, content in shipped_files(folder).items():
@@ -373,7 +373,7 @@ def test_a_failed_upload_publishes_nothing_and_may_be_retried(hub, folder, monke
     ],
     ids=["no token", "old token", "no permission", "two names", "space"],
 )
-def test_refusals_say_cause_and_next_step(hub, folder, monkeypatch, capsys, token, repo_id, message):
+def test_hub_errors_state_cause_and_next_step(hub, folder, monkeypatch, capsys, token, repo_id, message):
     monkeypatch.setenv("HF_TOKEN", token)
     assert main(["push", str(folder), repo_id]) == 1
     error = capsys.readouterr().err
@@ -383,7 +383,7 @@ def test_refusals_say_cause_and_next_step(hub, folder, monkeypatch, capsys, toke
 
 
 @pytest.mark.parametrize("offline", [True, False], ids=["offline", "no server"])
-def test_without_network_everything_stays_here(hub, folder, monkeypatch, offline):
+def test_without_network_nothing_is_published(hub, folder, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     message = "HF_HUB_OFFLINE is set. Unset it" if offline else "local files are unchanged; try again"
@@ -434,8 +434,8 @@ def test_a_warm_cache_serves_offline_and_is_not_written_to(hub, folder, tmp_path
         place.chmod(0o755)
 
 
-def test_other_processes_push_and_pull(hub, folder, tmp_path, tiny_batch):
-    """The console command and `from_pretrained`, each in a process of its own, with the environment alone."""
+def test_push_and_pull_work_in_other_processes(hub, folder, tmp_path, tiny_batch):
+    """The console command and `from_pretrained`, each in a new process that only gets environment variables."""
     home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_user"}
     environment = {**os.environ, **home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-m", "hf_xtc", "push", str(folder), "user/tiny"]
@@ -491,7 +491,7 @@ def test_a_trainer_publishes_packed_models_only(hub, tmp_path):
     assert torch.equal(found(**batch).logits, pack_model(trainer.model)(**batch).logits)
 
 
-def test_a_trainers_card_holds_what_it_measured(hub, tmp_path):
+def test_a_trainers_card_has_its_last_metrics(hub, tmp_path):
     trainer = make_trainer(tmp_path / "out", max_steps=1)
     trainer.train()
     measured = trainer.evaluate()
@@ -550,7 +550,7 @@ def test_checkpoints_are_not_published(tmp_path, strategy):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
 @pytest.mark.parametrize("kind", ["float", "adapters"])
-def test_what_is_no_student_is_refused_by_a_trainer(hub, tmp_path, student, kind):
+def test_a_model_that_is_not_a_student_is_refused_by_a_trainer(hub, tmp_path, student, kind):
     config = BertConfig(vocab_size=101, hidden_size=36, num_hidden_layers=1, num_attention_heads=4, num_labels=3)
     model, message = BertForSequenceClassification(config), r"is a float model.*\(hf-xtc compress, or compress\(model"
     if kind == "adapters":

@@ -184,7 +184,7 @@ def test_a_model_without_adapters_is_merged_as_it_is(tiny_teacher):
     assert merged(tiny_teacher) is tiny_teacher
 
 
-def test_a_teacher_with_adapters_teaches_as_it_is(adapted_teacher, rows, tmp_path):
+def test_a_teacher_with_adapters_needs_no_merging(adapted_teacher, rows, tmp_path):
     finals = []
     for teacher in (adapted_teacher, merged(adapted_teacher)):
         student = compress(teacher, XTCRecipe(keep_layers=2))
@@ -193,7 +193,7 @@ def test_a_teacher_with_adapters_teaches_as_it_is(adapted_teacher, rows, tmp_pat
     assert has_adapters(adapted_teacher)
 
 
-def test_adapters_that_transformers_put_in_are_merged_too(tiny_teacher, tiny_batch):
+def test_adapters_added_by_transformers_are_merged(tiny_teacher, tiny_batch):
     pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     model = copy.deepcopy(tiny_teacher)
     model.add_adapter(LoraConfig(target_modules=["query"], r=2, init_lora_weights=False))

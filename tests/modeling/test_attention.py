@@ -107,7 +107,7 @@ def test_scores_carry_a_gradient(tiny_teacher, tiny_batch):
     assert tiny_teacher.bert.encoder.layer[0].attention.self.key.weight.grad.abs().max() > 0
 
 
-def test_implementation_is_not_saved(tiny_teacher, tmp_path):
+def test_attention_implementation_is_not_saved(tiny_teacher, tmp_path):
     tiny_teacher.set_attn_implementation(SCORES)
     tiny_teacher.save_pretrained(tmp_path)
     assert SCORES not in (tmp_path / "config.json").read_text()

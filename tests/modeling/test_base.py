@@ -1,4 +1,4 @@
-"""An architecture other than BERT, as docs/extending.md makes it: both states, files, training, publishing."""
+"""The architecture of docs/extending.md, which is not BERT: both states, files, training, publishing."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ RECIPES = {
 
 @pytest.fixture(autouse=True)
 def roberta():
-    """The architecture of the page, registered for the time of a test."""
+    """The architecture of the page, registered while a test runs."""
     known, names = dict(ARCHITECTURES), {}
     for block in blocks(PAGE, "python"):
         if "XTCRobertaConfig" in block:
@@ -115,7 +115,7 @@ def test_integer_backends_agree_with_the_reference(teacher, batch, backend):
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's way with its HTTP client
-def test_it_is_distilled_by_all_terms_and_published(hub, teacher, batch, tmp_path, capsys):
+def test_a_new_architecture_is_distilled_by_all_terms_and_published(hub, teacher, batch, tmp_path, capsys):
     student = compress(teacher, RECIPES["binary"])
     before = student.roberta.encoder.layer[0].attention.self.query.weight.detach().clone()
     trainer = make_trainer(tmp_path / "out", student=student, teacher_model=teacher, max_steps=2)

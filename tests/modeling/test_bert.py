@@ -1,4 +1,4 @@
-"""XTC BERT models: equal outputs from latent to packed to reloaded file, under everything transformers offers."""
+"""XTC BERT models: equal outputs of latent, packed and reloaded models, with the features of transformers."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def equal(ours, theirs):
 
 
 def make_teacher(config, head):
-    """A random teacher whose biases are not all zero, nor its LayerNorm weights one."""
+    """A random teacher whose biases are not zero and whose LayerNorm weights are not one."""
     config.num_labels = 2 if head == "BertForQuestionAnswering" else 3
     set_seed(0)
     teacher = getattr(transformers, head)(config).eval()
@@ -191,7 +191,7 @@ def test_every_auto_class_and_head_is_tested():
     assert AUTO.keys() == BERT.model_classes.keys()
 
 
-def test_padding_matters_to_these_tests(tiny_config, tiny_batch):
+def test_padding_changes_the_outputs_without_a_mask(tiny_config, tiny_batch):
     teacher = make_teacher(tiny_config, CLASSIFIER)
     assert not equal(run(teacher, tiny_batch), run(teacher, {"input_ids": tiny_batch["input_ids"]}))
 
@@ -239,7 +239,7 @@ def test_classifier_takes_a_bare_encoder(packed, tiny_batch, tmp_path):
     assert equal(run(model.bert, tiny_batch), run(packed.bert, tiny_batch))
 
 
-def test_pooler_that_no_file_holds_is_zero_not_leftover_memory(tiny_config, tiny_batch, tmp_path):
+def test_pooler_missing_in_the_file_is_zero(tiny_config, tiny_batch, tmp_path):
     packed = pack_model(make_student(tiny_config, tiny_batch, "BertForTokenClassification"))
     packed.save_pretrained(tmp_path)
     encoder, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -478,7 +478,7 @@ def test_plain_bert_folder_loads_as_a_latent_model_of_the_default_recipe(tiny_co
     assert equal(run(model, tiny_batch), run(compress(teacher), tiny_batch))
 
 
-def test_plain_bert_folder_is_no_packed_model(tiny_config, tmp_path):
+def test_plain_bert_folder_does_not_load_as_packed(tiny_config, tmp_path):
     make_teacher(tiny_config, CLASSIFIER).save_pretrained(tmp_path / "plain")
     text = (
         "plain/model.safetensors does not hold 56 of the 99 tensors that its config.json promises "
@@ -488,7 +488,7 @@ def test_plain_bert_folder_is_no_packed_model(tiny_config, tmp_path):
         XTCBertForSequenceClassification.from_pretrained(tmp_path / "plain", state="packed")
 
 
-def test_ranges_that_no_file_holds_are_unseen_not_leftover_memory(tiny_config, tiny_batch, tmp_path):
+def test_ranges_missing_in_the_file_are_unseen(tiny_config, tiny_batch, tmp_path):
     make_teacher(tiny_config, CLASSIFIER).save_pretrained(tmp_path)
     config = XTCBertConfig.from_pretrained(tmp_path, xtc=xtc_block(RECIPES["int4-static"]))
     model = XTCBertForSequenceClassification.from_pretrained(tmp_path, config=config)
@@ -579,7 +579,7 @@ MAP = {"layers": [0, 2], "num_teacher_layers": 4, "shifted": False}
         "no recipe",
     ],
 )
-def test_config_that_cannot_be(values, error, text):
+def test_config_with_bad_values(values, error, text):
     with says(error, text):
         XTCBertConfig(**values)
 

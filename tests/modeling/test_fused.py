@@ -1,4 +1,4 @@
-"""The fused encoder: the results of layer by layer, taken where it computes all there is to compute and not else."""
+"""The fused encoder: its results are those of the layers, and it is used only where it supports every input."""
 
 import copy
 import gc
@@ -27,7 +27,7 @@ def packed(tiny_teacher):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the fused encoder computed a batch."""
+    """Records each batch that the fused encoder computes."""
     made, call = [], native.NativeEncoder.__call__
     monkeypatch.setattr(native.NativeEncoder, "__call__", lambda *args: made.append(1) or call(*args))
     return made
@@ -44,7 +44,7 @@ def outputs(model, batch, backend, **kwargs):
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4"])
 @pytest.mark.parametrize("embeddings", ["binary", "ternary", "int8", None])
 def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teacher, tiny_batch, calls, monkeypatch):
-    """On a ragged batch of odd widths. Float rounding only: no activation of this model lies on a rounding tie."""
+    """On a ragged batch of odd widths. Only float rounding differs: no activation of this model is a rounding tie."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     recipe = XTCRecipe(weights=weights, embedding_weights=embeddings, position_weights=embeddings)
     model = pack_model(compress(tiny_teacher, recipe))
@@ -58,7 +58,7 @@ def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teache
 
 @pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("weights", ["binary", "ternary", "int4"])
-def test_the_layout_of_every_weight(weights, variant, tiny_teacher, monkeypatch):
+def test_weight_layout_of_every_backend(weights, variant, tiny_teacher, monkeypatch):
     monkeypatch.setenv("XTC_NATIVE", variant)
     model = pack_model(compress(tiny_teacher, XTCRecipe(weights=weights))).bert
     looked_up = weights == "binary" and variant != "portable"
@@ -81,7 +81,7 @@ def test_the_layout_of_every_weight(weights, variant, tiny_teacher, monkeypatch)
 @pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("hidden, heads, intermediate", [(64, 1, 1600), (96, 6, 40), (36, 36, 50), (800, 8, 16)])
 def test_widths_heads_and_lengths(hidden, heads, intermediate, variant, monkeypatch):
-    """One layer, against the reference in the mean: a tie that falls the other way moves one value a little."""
+    """One layer, compared by mean difference, since a rounding tie may change single values."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     set_seed(0)
     config = BertConfig(
@@ -106,7 +106,7 @@ def test_widths_heads_and_lengths(hidden, heads, intermediate, variant, monkeypa
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_do_not_depend_on_their_batch(packed, tiny_batch, backend):
-    """Alone, together, padded: bit for bit, since sums are exact and nothing crosses rows."""
+    """Alone, together or padded, rows are bitwise equal, since sums are exact and rows are independent."""
     together = outputs(packed.bert, tiny_batch, backend)
     for row, length in enumerate((11, 6, 3)):
         alone = outputs(packed.bert, {"input_ids": tiny_batch["input_ids"][row : row + 1, :length]}, backend)
@@ -149,7 +149,7 @@ def test_what_needs_the_layers_runs_layer_by_layer(packed, tiny_batch, calls, as
     assert calls == []
 
 
-def test_recording_once_does_not_turn_it_off(packed, tiny_batch, calls):
+def test_recording_outputs_once_does_not_disable_the_fused_encoder(packed, tiny_batch, calls):
     outputs(packed, tiny_batch, "auto", output_hidden_states=True)
     outputs(packed, tiny_batch, "auto")
     assert len(calls) == 1
@@ -168,7 +168,7 @@ def test_hooks_are_called(packed, tiny_batch, calls, kind):
 
 
 def test_left_padding_is_computed(packed, tiny_batch, calls):
-    """The pooler reads the first token, so there it has to be what the reference makes of it."""
+    """The pooler reads the first token, so its state must be that of the reference."""
     flipped = {name: values.flip(1) for name, values in tiny_batch.items()}
     expected = outputs(packed, flipped, "reference").logits
     torch.testing.assert_close(outputs(packed, flipped, "auto").logits, expected, rtol=1e-4, atol=1e-4)
@@ -176,7 +176,7 @@ def test_left_padding_is_computed(packed, tiny_batch, calls):
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([[101]]), torch.tensor([[-102]]), torch.ones(1, 41, dtype=torch.long)])
-def test_ids_out_of_range_raise_as_ever(packed, ids, calls):
+def test_ids_out_of_range_raise_as_in_torch(packed, ids, calls):
     with pytest.raises((IndexError, RuntimeError)):
         outputs(packed, {"input_ids": ids}, "auto")
     assert calls == []
@@ -207,8 +207,8 @@ def test_changes_of_the_model_are_seen(packed, tiny_batch):
     torch.testing.assert_close(found, outputs(packed, tiny_batch, "reference").logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_packed_model_that_is_not_run_expands_nothing(packed, tmp_path, monkeypatch):
-    """Moved, saved, loaded, copied or inspected."""
+def test_a_packed_model_is_not_expanded_before_its_first_forward(packed, tmp_path, monkeypatch):
+    """Not when it is moved, saved, loaded, copied or inspected."""
     monkeypatch.setattr(native, "NativeWeight", None)
     monkeypatch.setattr(FusedEncoder, "__init__", None)
     packed.set_backend("int8")
@@ -219,7 +219,7 @@ def test_a_packed_model_that_is_not_run_expands_nothing(packed, tmp_path, monkey
     assert not any(module in _PREPARED for module in loaded.modules())
 
 
-def test_packed_models_are_frozen_but_for_their_heads(packed):
+def test_packed_models_are_frozen_except_their_heads(packed):
     trainable = {name for name, parameter in packed.named_parameters() if parameter.requires_grad}
     assert trainable == {"classifier.weight", "classifier.bias"}
     assert all(parameter.requires_grad for parameter in unpack_model(packed).parameters())
@@ -237,7 +237,7 @@ def test_training_through_integers_is_refused(packed, tiny_batch, backend, part)
     assert packed.bert.get_parameter(part).grad is not None
 
 
-def test_set_backend_refuses_what_makes_no_sense(packed, tiny_teacher):
+def test_set_backend_refuses_unknown_names_and_latent_models(packed, tiny_teacher):
     with pytest.raises(XTCError, match=r"^Unknown backend 'int9'; registered: auto, int8, packed, reference\.$"):
         packed.set_backend("int9")
     message = (
@@ -255,7 +255,7 @@ def test_set_backend_reaches_every_packed_linear(packed):
 
 
 def test_threads_share_a_model(packed, tiny_batch):
-    """Several Python threads at once: each call has its own memory."""
+    """Several Python threads at once; each call has its own buffers."""
     expected = outputs(packed, tiny_batch, "auto").logits
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: outputs(packed, tiny_batch, "auto").logits, range(32)))
@@ -271,7 +271,7 @@ def test_other_dtypes_run_layer_by_layer(packed, tiny_batch, calls):
 
 
 def test_a_model_that_ran_can_be_forgotten(packed, tiny_batch):
-    """What was made of it does not keep it, or its codes, alive."""
+    """Its expanded weights do not keep the model or its codes alive."""
     outputs(packed, tiny_batch, "auto")
     copied = copy.deepcopy(packed)
     outputs(copied, tiny_batch, "auto")
@@ -283,7 +283,7 @@ def test_a_model_that_ran_can_be_forgotten(packed, tiny_batch):
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_a_model_made_in_inference_mode(packed, tiny_batch, backend):
-    """Its tensors count no versions."""
+    """Tensors made in inference mode have no version counter."""
     expected = outputs(packed, tiny_batch, backend).logits
     with torch.inference_mode():
         again = copy.deepcopy(packed)

@@ -1,4 +1,4 @@
-"""The layers in their two states: equal bit for bit, there and back, in every dtype and under `torch.compile`."""
+"""The layers in their two states: bitwise equal, also after a round trip, in every dtype and `torch.compile`d."""
 
 import copy
 import re
@@ -125,7 +125,7 @@ def test_latent_and_packed_linears_are_equal_in_every_dtype(name, scale_dtype, d
 @given(ids=st.lists(st.integers(0, 10), max_size=12), columns=st.integers(1, 9))
 @settings(PATIENT, max_examples=15)
 def test_latent_and_packed_embeddings_are_equal(name, granularity, group_size, ids, columns):
-    """Whatever the batch: a scale belongs to a row even where the spec says otherwise of linears."""
+    """An embedding has one scale per row, whatever granularity the spec has for linears."""
     latent, packed = embeddings(QuantSpec(name, granularity, group_size), columns=SIZE * columns)
     ids = torch.tensor(ids, dtype=torch.long)
     assert torch.equal(latent(ids), packed(ids))
@@ -207,7 +207,7 @@ def test_devices(device):
 
 
 def test_the_meta_device():
-    """What `from_pretrained` starts from: the shapes and dtypes of the file, without its bytes."""
+    """The state that `from_pretrained` starts from: the shapes and dtypes of the file, without its values."""
     for packed in (
         PackedLinear(21, 5, spec=QuantSpec("ternary", "per_group", 3), device="meta"),
         PackedEmbedding(5, 21, spec=QuantSpec("ternary"), device="meta"),
@@ -265,7 +265,7 @@ def test_unpacking_gives_the_decoded_values(name, granularity, group_size, activ
 @grids
 @pytest.mark.parametrize("name", ["binary", "ternary"])
 def test_packing_an_unpacked_layer_gives_the_same_bytes(name, granularity, group_size, scale_dtype):
-    """Of one and two values per group; the mean of numbers with at most 11 bits is exact."""
+    """Groups of one or two values with at most 11 bits, whose mean is exact."""
     spec = QuantSpec(name, granularity, group_size, scale_dtype)
     _, packed = linears(spec)
     latent, again = XTCLinear(21, 5, spec=spec), PackedLinear(21, 5, spec=spec)
@@ -351,7 +351,7 @@ def test_flags_of_a_latent_linear():
 @pytest.mark.parametrize("quantize_activation", [True, False], ids=["quantized", "float"])
 @activations
 def test_a_latent_linear_evaluates_as_it_packs(activation, quantize_activation, part):
-    """Whatever the schedule; in training the schedule holds."""
+    """Evaluation quantizes whatever the schedule; training follows the schedule."""
     latent, packed = linears(QuantSpec("binary"), activation)
     latent.quantized_part, latent.quantize_activation = part, quantize_activation
     values = random(3, 21)
@@ -374,7 +374,7 @@ def test_a_latent_embedding_evaluates_as_it_packs(part):
 
 
 @pytest.mark.parametrize("quantizer", ["binary", "ternary"])
-def test_partly_quantized_blends_and_keeps_the_gradient(quantizer):
+def test_partly_quantized_layer_blends_and_keeps_the_gradient(quantizer):
     torch.manual_seed(0)
     weight, spec = torch.randn(4, 6, requires_grad=True), QuantSpec(quantizer)
     fake, upstream = fake_quantize(weight, spec).detach(), torch.randn(4, 6)
@@ -390,7 +390,7 @@ def test_partly_quantized_blends_and_keeps_the_gradient(quantizer):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_static_range_follows_training_before_activations_are_quantized(symmetric):
-    """So that there is a range to evaluate and to pack with at every step."""
+    """Then a range for evaluation and packing exists at every step."""
     spec, activation = QuantSpec("binary"), ActivationSpec(8, symmetric, "static")
     late, always = (XTCLinear(21, 5, spec=spec, activation=activation) for _ in range(2))
     late.quantize_activation = False

@@ -36,7 +36,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 @st.composite
 def rows_of_floats(draw):
-    """Rows longer and shorter than a vector: of any floats, of one magnitude, or of middles between two levels."""
+    """Rows longer and shorter than a vector: of any floats, of one magnitude, or of midpoints between two levels."""
     shape = (draw(st.integers(1, 5)), draw(st.one_of(st.integers(1, 9), st.integers(10, 70))))
     kind = draw(st.sampled_from(["finite", "special", "near", "middles", "constant"]))
     if kind == "middles":
@@ -53,13 +53,13 @@ def rows_of_floats(draw):
 
 
 def bits(values):
-    """Bits of numbers; NaN is NaN, whatever its bits."""
+    """The bits of values, with the same bits for every NaN."""
     kind = torch.int16 if values.element_size() == 2 else torch.int32
     return torch.where(values.isnan(), -1, values.view(kind).int())
 
 
 def both(monkeypatch, variant, function, *args):
-    """Bits of a result by a variant and by PyTorch's operations; the former must not have been the latter."""
+    """Bits of a result by a variant and by PyTorch's operations; asserts that the variant was used."""
     calls, call = [], native_fake.call
     with monkeypatch.context() as patch:
         patch.setattr(native_fake, "call", lambda *given: calls.append(1) or call(*given))
@@ -87,7 +87,7 @@ def test_weights(monkeypatch, variant, name, granularity, data):
 @pytest.mark.parametrize("method", ["scale", "encode", "decode"])
 @pytest.mark.parametrize("parent", [BinaryQuantizer, TernaryQuantizer])
 def test_a_subclass_keeps_its_own_numerics(parent, method):
-    """As `benchmarks/tried/quantization.py` has one: it must not train as its parent does."""
+    """A quantizer that overrides its parent's method, as in `benchmarks/tried/quantization.py`."""
     generator = torch.Generator().manual_seed(0)
     change = {
         "scale": lambda self, groups: parent.scale(self, groups) * 2,
@@ -119,8 +119,8 @@ def test_activations(monkeypatch, variant, dtype, levels, data):
 
 @variants
 @dtypes
-def test_activations_beside_every_middle(monkeypatch, variant, dtype):
-    """Quotients that round up or down by their last bit, under scales that are no powers of two."""
+def test_activations_next_to_each_rounding_tie(monkeypatch, variant, dtype):
+    """Quotients whose last bit decides the rounding, with scales that are not powers of two."""
     scales = torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) + 0.5
     middles = torch.arange(-127.5, 128) * scales
     beside = [torch.nextafter(middles, torch.full((), towards)) for towards in (-1e9, 1e9)]
@@ -149,7 +149,7 @@ def test_threads_and_blocks(monkeypatch, threads, rows, columns):
 
 @variants
 def test_the_scale_of_the_file_is_that_of_training(monkeypatch, variant):
-    """Packing takes the mean beyond the threshold by the same kernel."""
+    """Packing computes the mean of the values above the threshold with the same kernel."""
     weight = torch.randn(40, 77, generator=torch.Generator().manual_seed(0))
     spec = QuantSpec("ternary", scale_dtype="float32")
     assert torch.equal(*both(monkeypatch, variant, lambda: encode_weight(weight, spec)[1]))
@@ -186,8 +186,8 @@ def test_what_is_left_to_pytorch(monkeypatch, values):
     assert not native_fake.serves(values)
 
 
-def test_those_who_watch_operations_see_them(monkeypatch):
-    """Tracers, transforms and modes would miss what the native operator does, or see a tensor without numbers."""
+def test_tracers_transforms_and_modes_use_pytorch_operations(monkeypatch):
+    """They could not trace the native operator, or may pass it tensors without data."""
     monkeypatch.setenv("XTC_NATIVE", "portable")
     values, seen = torch.ones(2, 3), []
 

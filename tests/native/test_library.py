@@ -1,4 +1,4 @@
-"""Loading of the native operator: what is not this package's own library is left alone, with a warning."""
+"""Loading of the native operator: a library that is not this package's own is not used, with a warning."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def test_off(monkeypatch):
     assert native_library.variant() is None
 
 
-def test_a_library_of_other_sources_is_left_alone(caplog):
-    """As one left behind by an older version: it lacks the number of this interface."""
+def test_a_library_of_another_version_is_not_used(caplog):
+    """For example one of an older version of the package, without this interface version."""
     path = Path(torch._C.__file__)
     assert native_library._load(path) is None
     assert caplog.messages == [

@@ -1,4 +1,4 @@
-"""Options of the command line and the recipes they give."""
+"""Options of the command line, and the recipes made of them."""
 
 import json
 import math

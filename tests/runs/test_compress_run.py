@@ -1,4 +1,4 @@
-"""The whole command line on a tiny model, real files and real processes: each stage runs, nothing is skipped."""
+"""The whole command line on a tiny model, with real files and processes and all stages."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_file_is_packed_and_as_large_as_its_ledger_says(compressed):
     assert size == ledger(model.config).total_bytes + 8 + header
 
 
-def test_metrics_hold_four_rows_and_the_teacher_learnt_the_task(compressed):
+def test_metrics_have_four_rows_and_the_teacher_learns_the_task(compressed):
     metrics = json.loads((compressed / "metrics.json").read_text())
     assert [row["model"] for row in metrics["rows"]] == [
         "teacher",
@@ -110,7 +110,7 @@ def test_a_new_process_gives_the_same_logits(compressed, tmp_path):
         assert torch.equal(there.get_tensor("logits"), here)
 
 
-def test_latent_checkpoints_lie_apart(compressed):
+def test_latent_checkpoints_are_in_their_own_folder(compressed):
     training = compressed / "training"
     assert sorted(path.name for path in training.iterdir()) == ["reduced", "run.json", "student", "teacher"]
     with safe_open(training / "student" / "model.safetensors", framework="pt") as file:
@@ -179,8 +179,8 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same_file(folder, c
     assert {name: (compressed / name).read_bytes() for name in before} == before
 
 
-def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, tmp_path, monkeypatch):
-    """Stopped in the middle of the last stage, once a checkpoint is there; earlier stages are not trained again."""
+def test_interrupted_run_resumes_and_ends_in_the_same_file(folder, compressed, tmp_path, monkeypatch):
+    """Interrupted in the last stage, after a checkpoint; earlier stages are not trained again."""
     options = compress_options(folder, tmp_path / "out")
     trained, train = [], XTCTrainer.train
 
@@ -209,8 +209,8 @@ def test_interrupted_run_goes_on_and_ends_in_the_same_file(folder, compressed, t
     assert again.read_bytes() == undisturbed.read_bytes()
 
 
-def test_a_stage_that_was_finished_before_leaves_no_trace_in_the_configuration(folder, compressed, tmp_path):
-    """The model read back has computed no loss: what transformers notes at the first one must be there already."""
+def test_rerunning_a_finished_run_keeps_its_configuration(folder, compressed, tmp_path):
+    """transformers sets `problem_type` at the first loss, but a model that is read back computes none."""
     written = {path.name: path.read_bytes() for path in compressed.iterdir() if path.is_file()}
     problems = [json.loads((path / "config.json").read_text()).get("problem_type") for path in _stages(compressed)]
     assert problems == ["single_label_classification"] * 4
@@ -351,7 +351,7 @@ def test_bad_input_ends_with_one_message_and_leaves_nothing(folder, tmp_path, ca
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys, monkeypatch):
-    """Once, at the end, and no model of a stage; what arrives is as the card says, on the same data."""
+    """Only the packed model is pushed, once, at the end; it has the card's scores on the same data."""
     out = tmp_path / "out"
     options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--keep_layers=2", "--max_steps=2", *QUICK]
     publishing = ["--push_to_hub", "--hub_model_id=reviews", "--hub_private_repo=true", "--teacher_license=mit"]
@@ -390,7 +390,7 @@ def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):
 
 
 def test_stages_share_a_teacher_cache(folder, tmp_path, caplog):
-    """The student of the job reads what the layer-reduced one had written; the teacher's own training needs none."""
+    """The last student reads the cache that the layer-reduced one wrote; fine-tuning the teacher needs none."""
     cache = tmp_path / "cache"
     options = [f"--teacher={folder / 'base'}", f"--output_dir={tmp_path / 'out'}", "--fine_tune", "--keep_layers=2"]
     options += [f"--teacher_cache={cache}", "--teacher_cache_dtype=int8", "--max_steps=2"]

@@ -1,4 +1,4 @@
-"""What makes two runs the same, and the folder of one."""
+"""Fingerprints, which tell runs apart, and the folder of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -17,12 +17,12 @@ def arguments(**changes):
 @pytest.mark.parametrize(
     "change", [{"weight_annealing": 0.1}, {"terms": {"logits": 2.0}}, {"teacher_cache": "cache"}], ids=str
 )
-def test_what_only_students_use_decides_nothing_about_fine_tuning(change):
+def test_options_of_students_do_not_affect_fine_tuning(change):
     assert deciding(arguments(), distils=False) == deciding(arguments(**change), distils=False)
     assert deciding(arguments()) != deciding(arguments(**change))
 
 
-def test_options_of_every_trainer_decide_both():
+def test_stock_options_affect_both_fingerprints():
     for distils in (True, False):
         assert deciding(arguments(), distils=distils) != deciding(arguments(learning_rate=0.5), distils=distils)
         assert deciding(arguments(), distils=distils) == deciding(arguments(logging_steps=7), distils=distils)
@@ -33,7 +33,7 @@ def test_fine_tuning_is_described_by_stock_arguments_alone():
 
 
 def run_folder(tmp_path, description):
-    """A folder that holds a run and what it published."""
+    """A folder that holds a run and its packed model."""
     out = tmp_path / "out"
     open_run(out, out / "training", description, overwrite=False)
     for name in ("config.json", "model.safetensors", "README.md", "metrics.json", "notes.txt", "training/x"):
@@ -41,8 +41,8 @@ def run_folder(tmp_path, description):
     return out, out / "training"
 
 
-def test_a_folder_becomes_a_runs_with_its_description_or_not_at_all(tmp_path, monkeypatch):
-    """Killed before the last step it holds scratch alone, and the same command goes on."""
+def test_opening_a_run_is_atomic(tmp_path, monkeypatch):
+    """If killed before the last step, the folder has only scratch files, and the same command resumes."""
     out = tmp_path / "out"
 
     def kill(*_):
@@ -58,8 +58,8 @@ def test_a_folder_becomes_a_runs_with_its_description_or_not_at_all(tmp_path, mo
     assert read_run(out / "training") == {"seed": 1}
 
 
-def test_a_run_that_is_replaced_goes_before_the_new_one_begins(tmp_path, monkeypatch):
-    """First what a reader would take, config.json before all: killed anywhere, no file is taken for the new run's."""
+def test_remove_run_removes_config_json_first(tmp_path, monkeypatch):
+    """Then, wherever the process is killed, no file of the old run can be loaded as the new run's."""
     out, training = run_folder(tmp_path, {"seed": 1})
     removed = []
     unlink = Path.unlink
@@ -72,7 +72,7 @@ def test_a_run_that_is_replaced_goes_before_the_new_one_begins(tmp_path, monkeyp
     assert read_run(training) == {"seed": 2}
 
 
-def test_a_folder_of_no_run_keeps_its_files(tmp_path):
+def test_a_folder_without_a_run_keeps_its_files(tmp_path):
     (tmp_path / "config.json").write_text("mine")
     remove_run(tmp_path, tmp_path / "training")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -1,4 +1,4 @@
-"""`hf-xtc inspect` and `hf-xtc verify`: what they read, what they say, and what they find out."""
+"""`hf-xtc inspect` and `hf-xtc verify`: files they read, their output, and the damage they detect."""
 
 import json
 
@@ -55,7 +55,7 @@ def add_metric(folder, value):
 # inspect
 
 
-def test_a_folder_tells_ledger_recipe_and_provenance(folder, capsys):
+def test_inspecting_a_folder_prints_ledger_recipe_and_provenance(folder, capsys):
     assert main(["inspect", str(folder)]) == 0
     told = capsys.readouterr().out
     looked = run_inspect(InspectArguments(str(folder)))
@@ -113,7 +113,7 @@ def test_a_downloaded_repository_is_inspected_offline(hub, folder, monkeypatch):
     ],
     ids=["inspect none", "verify none", "inspect revision", "verify revision", "no folder"],
 )
-def test_what_cannot_be_read_is_one_message(hub, folder, capsys, command, name, message):
+def test_unreadable_models_give_one_message(hub, folder, capsys, command, name, message):
     push_folder(folder, "user/tiny")
     assert main([command, *name.split()]) == 1
     error = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_a_private_repository_needs_a_token(hub, folder, monkeypatch, capsys):
     assert "Log in with `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
 
 
-def test_without_network_and_cache_it_says_so(hub, monkeypatch, capsys):
+def test_without_network_and_cache_there_is_one_message(hub, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert main(["inspect", "user/tiny"]) == 1
     assert "user/tiny cannot be reached, and is not in the cache." in capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_a_card_that_cannot_be_read_records_nothing(folder, rows, capsys, card):
     assert "accuracy: 0.333333, not on the card" in told
 
 
-def test_a_float_model_is_named_as_one(hub, tiny_teacher, tmp_path, capsys):
+def test_a_float_model_is_refused(hub, tiny_teacher, tmp_path, capsys):
     tiny_teacher.save_pretrained(tmp_path / "float")
     assert main(["inspect", str(tmp_path / "float")]) == 1
     assert "holds a float model (model_type 'bert'), not a packed one." in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_a_float_model_is_named_as_one(hub, tiny_teacher, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "another model's", "unknown architecture"])
-def test_a_file_that_is_not_its_configurations_is_refused(folder, tiny_teacher, damage):
+def test_a_file_that_does_not_match_its_configuration_is_refused(folder, tiny_teacher, damage):
     file = folder / "model.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:100])
@@ -200,7 +200,7 @@ def lines(text):
     return [tuple(line.split(":")[0].split(maxsplit=1)) for line in text.splitlines()]
 
 
-def test_a_whole_repository_agrees(hub, folder, rows, capsys):
+def test_verify_accepts_an_intact_repository(hub, folder, rows, capsys):
     add_metric(folder, 1 / 3)
     push_folder(folder, "user/tiny")
     assert main(["verify", "user/tiny", f"--validation_file={rows}", "--max_length=32"]) == 0
@@ -211,14 +211,14 @@ def test_a_whole_repository_agrees(hub, folder, rows, capsys):
     assert "0.333333, on the card 0.333333" in told
 
 
-def test_a_folder_without_data_says_what_was_not_compared(folder, capsys):
+def test_verifying_without_data_names_what_was_not_compared(folder, capsys):
     (folder / "README.md").unlink()
     assert main(["verify", str(folder)]) == 0
     expected = [("-", "commit"), ("-", "recorded hash"), ("ok", "ledger"), ("ok", "values"), ("-", "metrics")]
     assert lines(capsys.readouterr().out) == expected
 
 
-def test_a_metric_that_is_not_the_cards_is_an_error(folder, rows, capsys):
+def test_a_metric_that_differs_from_the_cards_is_an_error(folder, rows, capsys):
     add_metric(folder, 0.9)
     assert main(["verify", str(folder), f"--validation_file={rows}", "--max_length=32"]) == 1
     told, error = capsys.readouterr()
@@ -228,7 +228,7 @@ def test_a_metric_that_is_not_the_cards_is_an_error(folder, rows, capsys):
 
 
 def test_changed_codes_are_found(hub, folder, tmp_path, capsys):
-    """In the cache, after the download: of the right size and shape, and every code a possible one."""
+    """Changes the cached file after the download, with the right size and shape and only valid codes."""
     push_folder(folder, "user/tiny")
     assert main(["verify", "user/tiny"]) == 0
     capsys.readouterr()
@@ -246,7 +246,7 @@ def test_changed_codes_are_found(hub, folder, tmp_path, capsys):
     assert "user/tiny differs from what is recorded about it: commit, recorded hash." in error
 
 
-def test_bytes_that_the_ledger_does_not_know_are_found(folder, capsys):
+def test_bytes_that_the_ledger_does_not_count_are_found(folder, capsys):
     with open(folder / "model.safetensors", "ab") as file:
         file.write(bytes(10))
     assert main(["verify", str(folder)]) == 1
@@ -259,7 +259,7 @@ def test_bytes_that_the_ledger_does_not_know_are_found(folder, capsys):
     assert "Traceback" not in error
 
 
-def test_offline_the_commits_hashes_are_not_compared(hub, folder, monkeypatch, capsys):
+def test_verifying_offline_does_not_compare_hashes_of_the_commit(hub, folder, monkeypatch, capsys):
     push_folder(folder, "user/tiny")
     assert main(["verify", "user/tiny"]) == 0
     capsys.readouterr()

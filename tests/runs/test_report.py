@@ -1,4 +1,4 @@
-"""The report: one file, no network, no scripts, nothing from outside taken as markup; a browser loads it."""
+"""The report: one file without scripts or network access, with text from outside escaped; a browser loads it."""
 
 import html
 import json
@@ -45,7 +45,7 @@ def run(name="tiny"):
 
 
 class Elements(HTMLParser):
-    """Tags of a page, and whatever it would fetch."""
+    """Collects the tags of a page, and the addresses that it would fetch."""
 
     def __init__(self, page):
         super().__init__()
@@ -60,7 +60,7 @@ class Elements(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_says_what_was_measured_and_fetches_nothing():
+def test_the_report_shows_the_measurements_and_fetches_nothing():
     page = report_html(run())
     found = Elements(page)
     assert found.fetched == []
@@ -71,21 +71,21 @@ def test_the_page_says_what_was_measured_and_fetches_nothing():
     assert "url(http" not in page.replace("url(#", "")
 
 
-def test_what_comes_from_outside_stays_text():
+def test_text_from_outside_is_escaped():
     page = report_html(run(EVIL))
     found = Elements(page)
     assert "script" not in found.tags
     assert html.escape(EVIL) in page
 
 
-def test_what_was_not_logged_is_said():
+def test_the_report_names_what_was_not_logged():
     bare = {**run(), "log": []}
     page = report_html(bare)
     assert page.count("Nothing was logged.") == 4
     assert Elements(page).tags.count("svg") == 2
 
 
-def test_the_file_lies_beside_the_run_and_is_the_same_again(tmp_path):
+def test_the_report_is_written_beside_the_run_and_is_deterministic(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(run()))
     file = write_report(tmp_path)
     first = file.read_bytes()
@@ -112,14 +112,14 @@ def everywhere(text):
     return {**record, **names, "rows": rows, "log": log, "ledger": ledger}
 
 
-def test_no_name_becomes_markup():
+def test_names_are_escaped():
     found = Elements(report_html(everywhere(EVIL)))
     assert "script" not in found.tags
     assert sum("<script>" in text for text in found.text) > 10
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
-def test_a_browser_shows_it_without_an_error(tmp_path):
+def test_a_browser_shows_the_report_without_an_error(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(everywhere(EVIL)))
     file = write_report(tmp_path)
     headless = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]

@@ -106,14 +106,14 @@ def test_stages_that_do_not_fit_together_are_refused():
         Schedule.from_dict({"stages": stages}, "l").recipes(XTCRecipe(keep_layers=3), 6)
 
 
-def test_stage_whose_recipe_cannot_be_is_named():
+def test_stage_with_an_impossible_recipe_is_named():
     schedule = Schedule.from_dict({"stages": [{"name": "odd", "recipe": {"activation_bits": 5}}]}, "l")
     with pytest.raises(RecipeError, match=r"^Stage 'odd' of the schedule 'l': activation bits=5 does not exist\."):
         schedule.recipes(XTCRecipe(), 6)
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"stages": 3}', '{"stages": ["a"]}', "null"])
-def test_json_that_is_no_schedule_is_refused(text, tmp_path):
+def test_json_that_is_not_a_schedule_is_refused(text, tmp_path):
     (tmp_path / "l.json").write_text(text)
     with pytest.raises(RecipeError, match=r"^The schedule 'l' must be a JSON object with a list of stages"):
         Schedule.named(str(tmp_path / "l.json"))

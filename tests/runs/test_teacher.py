@@ -1,4 +1,4 @@
-"""Teachers that a run names: the folder of an adapter stands for its base with the adapter merged."""
+"""Teachers of a run: the folder of an adapter means its base with the adapter merged."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_an_adapter_is_merged_into_the_base_that_it_names(folders):
     assert teacher_title("adapter") == "base with the adapter adapter"
 
 
-def test_a_tokenizer_of_its_own_is_taken(folders):
+def test_an_adapters_own_tokenizer_is_used(folders):
     BertTokenizerFast(vocab={**VOCAB, "new": len(VOCAB)}).save_pretrained("adapter")
     assert "new" in load_tokenizer("adapter").get_vocab()
 
@@ -75,7 +75,7 @@ def test_the_digest_is_that_of_adapter_and_base(folders):
     assert len(set(digests)) == 4
 
 
-def test_the_licence_is_the_adapters_else_the_bases(folders):
+def test_the_adapters_licence_overrides_the_bases(folders):
     (folders / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     assert teacher_origin("adapter") == {"teacher_license": "mit"}
     (folders / "adapter" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
@@ -136,7 +136,7 @@ def test_a_packed_base_is_refused(folders):
         load_classifier("adapter", num_labels=3)
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(XTCError, match=r"^There is no folder .*missing\. Give the folder or the Hub id"):
         load_config(str(tmp_path / "missing"))
 
@@ -148,13 +148,13 @@ def edit_adapter(change):
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_an_adapter_that_lacks_tensors_is_refused_rather_than_drawn(folders):
+def test_an_adapter_with_missing_tensors_is_refused(folders):
     edit_adapter(lambda tensors: tensors.pop(next(name for name in tensors if "lora_A" in name)))
     with pytest.raises(XTCError, match=r"does not hold 1 tensors that its adapter_config.json promises"):
         load_classifier("adapter", num_labels=3)
 
 
-def test_an_adapter_of_no_numbers_is_refused(folders):
+def test_an_adapter_with_nan_or_infinite_weights_is_refused(folders):
     edit_adapter(lambda tensors: tensors[next(name for name in tensors if "lora_B" in name)].fill_(float("nan")))
     with pytest.raises(XTCError, match="holds NaN or infinite values"):
         load_classifier("adapter", num_labels=3)

@@ -1,4 +1,4 @@
-"""Students that start from another model: what they take of it, and which they refuse."""
+"""Students that start from another model: which weights they take, and which models are refused."""
 
 import json
 
@@ -20,7 +20,7 @@ RECIPE = XTCRecipe(keep_layers=2)
 
 @pytest.fixture(scope="module")
 def packed(folder):
-    """A packed student of two layers, of a regression, whose encoder is no teacher's here."""
+    """A packed student for a regression, with two layers and an encoder unlike that of any teacher here."""
     torch.manual_seed(5)
     config = BertConfig.from_pretrained(folder / "teacher", num_labels=1)
     model = pack_model(compress(BertForSequenceClassification(config), RECIPE))
@@ -34,7 +34,7 @@ def teacher_of(folder):
 
 
 def assert_same_encoder(model, packed):
-    """Equal but for the rounding of int8 rows (positions), which are quantized a second time."""
+    """Compares encoders, with a tolerance for int8 rows (positions), which are quantized twice."""
     found, expected = model.base_model.state_dict(), packed.base_model.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -43,7 +43,7 @@ def assert_same_encoder(model, packed):
         assert off <= rounding, (name, off)
 
 
-def test_the_encoder_is_the_others_and_the_head_the_teachers(folder, packed):
+def test_encoder_comes_from_the_start_and_head_from_the_teacher(folder, packed):
     teacher = teacher_of(folder)
     student = started(str(folder / "packed"), AutoModelForSequenceClassification, teacher, RECIPE)
     assert student.config.layer_map.layers == (1, 3)
@@ -51,7 +51,7 @@ def test_the_encoder_is_the_others_and_the_head_the_teachers(folder, packed):
     assert_same_encoder(pack_model(student), packed)
 
 
-def test_a_latent_one_gives_its_latent_weights(folder, packed, tmp_path):
+def test_a_latent_start_gives_its_latent_weights(folder, packed, tmp_path):
     latent = compress(teacher_of(folder), XTCRecipe(layers=(0, 1)))
     latent.save_pretrained(tmp_path / "latent")
     student = started(str(tmp_path / "latent"), AutoModelForSequenceClassification, teacher_of(folder), RECIPE)
@@ -79,7 +79,7 @@ def test_another_shape_is_refused(folder, packed, layers, sizes, message):
         check_start(str(folder / "packed"), config, layers, tokenizer)
 
 
-def test_other_words_are_refused(folder, packed, tmp_path):
+def test_another_vocabulary_is_refused(folder, packed, tmp_path):
     other = AutoTokenizer.from_pretrained(folder / "teacher")
     other.add_tokens(["brilliant"])
     config = BertConfig.from_pretrained(folder / "teacher")
@@ -87,7 +87,7 @@ def test_other_words_are_refused(folder, packed, tmp_path):
         check_start(str(folder / "packed"), config, 2, other)
 
 
-def test_a_run_starts_there_and_the_card_says_so(folder, packed, tmp_path):
+def test_a_run_starts_from_another_model_and_the_card_says_so(folder, packed, tmp_path):
     out = tmp_path / "out"
     options = [f"--teacher={folder / 'teacher'}", f"--output_dir={out}", "--keep_layers=2"]
     options += [*data_options(folder), *QUICK, "--num_train_epochs=0", f"--start_from={folder / 'packed'}"]

@@ -1,11 +1,11 @@
-"""Lets the disk of `hf-xtc compress` run full, write after write, and compares what it ends with.
+"""Runs `hf-xtc compress` on a disk that is too small, enlarges it step by step, and compares the results.
 
     python tests/stress/full_disk.py --step_kb 32
 
-The run lies on a small tmpfs (needs the right to mount). Each time it stops for want of space it must say so, in one
-sentence that names the place and the free bytes, with exit status 1; nothing half-written may be left, and what was
-saved before must stay. Then the disk grows by a step and the same command goes on. At the end all that is published
-equals, byte for byte, that of a run with space enough. `--limit_kb` works without a mount: no file may become larger.
+The run is on a small tmpfs (needs the permission to mount). Each time it stops for lack of space, it must give one
+message with the path and the free bytes, and exit status 1; nothing half-written may be left, and what was saved
+before must stay. Then the disk grows by a step and the same command resumes. At the end, everything published equals
+that of a run with enough space byte for byte. `--limit_kb` works without a mount: it limits the size of each file.
 """
 
 import json
@@ -50,7 +50,7 @@ class DiskArguments:
 
 @dataclass
 class Failures:
-    """What stopped for want of space, and what was wrong with it."""
+    """How often the run stopped for lack of space, and what was wrong then."""
 
     places: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Failures:
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
-    """A tmpfs of so many kilobytes."""
+    """A tmpfs with this many kilobytes."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], check=True)
     try:
@@ -69,7 +69,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
 
 
 def attempt(truth: Undisturbed, place: Path, found: Failures, before: Callable[[], Any] = bool) -> bool:
-    """Runs until the end or until space is wanting; true at the end."""
+    """Runs until the end or until space is lacking; true if it finished."""
     kept = _checkpoints(place)
     run = start(command(truth.inputs, place), truth.inputs / "disk.log", before=before)
     code, phase = run.wait(), run.phase
@@ -88,7 +88,7 @@ def attempt(truth: Undisturbed, place: Path, found: Failures, before: Callable[[
 
 
 def _checkpoints(place: Path, *, every: bool = False) -> set[str]:
-    """The last whole checkpoint of each stage; or every one."""
+    """The last complete checkpoint of each stage, or all of them."""
     folders = list((place / "student" / "training").glob("*"))
     if every:
         return {str(path.relative_to(place)) for folder in folders for path in folder.glob("checkpoint-*")}
@@ -101,13 +101,13 @@ def _superseded(checkpoint: Path) -> bool:
 
 
 def compare(truth: Undisturbed, place: Path, found: Failures) -> None:
-    """The finished run with the undisturbed one."""
+    """Compares the finished run with the undisturbed one."""
     found.faults += differences(published(place / "student"), truth.files)
     found.faults += [f"{path} was left" for path in leftovers(place)]
 
 
 def fill(truth: Undisturbed, first: int, step: int) -> tuple[Failures, int]:
-    """Runs on a disk that grows from `first` by `step` kilobytes; also gives the size that was enough."""
+    """Runs on a disk that grows from `first` by `step` kilobytes; also returns the size that was enough."""
     found, place, size = Failures(), truth.inputs / "disk", first
     with small_disk(place, size):
         while not attempt(truth, place, found) and not found.faults:
@@ -119,7 +119,7 @@ def fill(truth: Undisturbed, first: int, step: int) -> tuple[Failures, int]:
 
 
 def limit(truth: Undisturbed, limits: list[int]) -> Failures:
-    """Runs while no file may become larger than so many kilobytes, then without limit."""
+    """Runs with a limit of this many kilobytes for each file, then without limit."""
     found, place = Failures(), truth.inputs / "limited"
     place.mkdir()
     for kilobytes in limits:
@@ -134,7 +134,7 @@ def limit(truth: Undisturbed, limits: list[int]) -> Failures:
 
 
 def main() -> int:
-    """Runs it all; 1 if something was wrong."""
+    """Runs everything; returns 1 if something was wrong."""
     (args,) = HfArgumentParser(DiskArguments, prog="full_disk.py").parse_args_into_dataclasses()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

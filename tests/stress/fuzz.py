@@ -1,9 +1,10 @@
-"""Feeds damaged and hostile files to everything of hf_xtc that reads files, and says what came of them.
+"""Feeds damaged and hostile files to everything of hf_xtc that reads files, and reports the outcomes.
 
-Each input follows from the seed, its kind and its number alone: `--kinds packed --first 17 --count 1` repeats one.
-It must be loaded to finite numbers of the right shape, or refused by one `XTCError` or an error that a library's
-loader raises by design; in 5 seconds of CPU, with less than twice the memory of the good files, without a file, a
-process, a connection or code that comes of it. Inputs run in a child process, which is replaced where one kills it.
+Each input depends only on the seed, its kind and its number: `--kinds packed --first 17 --count 1` repeats one. It
+must either load, giving finite values of the right shape, or be refused with one `XTCError` or an error that a
+library's loader raises by design; within 5 seconds of CPU, with less than twice the memory of the undamaged files, and
+without creating a file, a process or a connection or running code. Inputs run in a child process, which is replaced if
+it dies.
 """
 
 import json
@@ -58,9 +59,9 @@ class FuzzArguments:
 
 @dataclass
 class Case:
-    """What came of one input: its outcome, CPU and wall seconds, peak bytes, and what broke, if anything did.
+    """The result of one input: its outcome, CPU and wall seconds, peak bytes, and the requirement it broke, if any.
 
-    The peak is that of a process in which the good files were loaded before, and nothing else.
+    The peak is that of a process that has only loaded the undamaged files before.
     """
 
     kind: str
@@ -74,7 +75,7 @@ class Case:
 
 
 class Watch:
-    """What the interpreter is asked for while an input is loaded, by its audit hook; there is none to remove."""
+    """Records audit events while an input is loaded; Python cannot remove an audit hook."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -117,7 +118,7 @@ def measured(target: Any, folder: Path, case: Case, watch: Watch, expected: tupl
 
 
 def tell(case: Case, log: Path) -> None:
-    """Adds a case to the log; one that broke a promise is also printed once it is over."""
+    """Adds a case to the log; one that broke a requirement is also printed when it is finished."""
     line = json.dumps(vars(case)) + "\n"
     with open(log, "a", encoding="utf-8") as content:
         content.write(line)
@@ -126,7 +127,7 @@ def tell(case: Case, log: Path) -> None:
 
 
 def work(kind: str, seed: int, numbers: range, log: Path) -> None:
-    """Runs inputs in this process, and tells the good file's case, then each input's before and after it."""
+    """Runs inputs in this process; reports the undamaged file's case, then each input's before and after loading."""
     from transformers.utils.logging import disable_progress_bar
 
     from targets import EXPECTED, TARGETS
@@ -161,7 +162,7 @@ def work(kind: str, seed: int, numbers: range, log: Path) -> None:
 
 
 def judged(case: Case, base: Case, watch: Watch, scratch: Path, readers: int) -> str:
-    """What an input that was loaded or refused broke nonetheless."""
+    """The requirements that an input broke, although it was loaded or refused."""
     if watch.seen:
         return watch.seen[0]
     if sorted(path.name for path in scratch.iterdir()) != ["case", "good"]:
@@ -172,7 +173,7 @@ def judged(case: Case, base: Case, watch: Watch, scratch: Path, readers: int) ->
 
 
 def run_kind(kind: str, seed: int, numbers: range) -> tuple[Case, list[Case]]:
-    """All inputs of a kind, in as many processes as it takes; the good file's case, and theirs."""
+    """Runs all inputs of a kind, in as many processes as needed; returns the undamaged file's case, and theirs."""
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "log"
@@ -193,7 +194,7 @@ def run_kind(kind: str, seed: int, numbers: range) -> tuple[Case, list[Case]]:
 
 
 def hangs(child: Any, log: Path) -> bool:
-    """Waits for a process; ends it, and says so, where its log has not grown for too long."""
+    """Waits for a process; kills it, and reports that, if its log has not grown for too long."""
     size, since = -1, time.monotonic()
     while child.is_alive():
         child.join(1.0)
@@ -207,7 +208,7 @@ def hangs(child: Any, log: Path) -> bool:
 
 
 def summary(base: Case, cases: list[Case]) -> dict[str, Any]:
-    """Counts by outcome and by damage, the costliest inputs, and those that broke a promise."""
+    """Counts by outcome and by damage, the costliest inputs, and those that broke a requirement."""
     slowest, largest = max(cases, key=lambda case: case.cpu), max(cases, key=lambda case: case.peak)
     return {
         "inputs": len(cases),

@@ -1,4 +1,4 @@
-"""Runs a script of this folder in a process of its own."""
+"""Runs a script of this folder in a new process."""
 
 import json
 import os
@@ -10,7 +10,7 @@ STRESS = Path(__file__).parent
 
 
 def run(script, *options, expected=0):
-    """What a script, run in a process of its own (it forks), prints as JSON."""
+    """Runs a script in a new process, since it forks, and returns the JSON that it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     words = [sys.executable, str(STRESS / script), *options]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What must hold of a run's folder whenever the run has stopped: all that looks whole is whole, and the right one."""
+"""Checks of a run's folder after the run has stopped: all that looks complete is complete and correct."""
 
 import difflib
 import json
@@ -37,12 +37,12 @@ def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str
 
 
 def logits(out: Path) -> Any:
-    """Logits of some rows, by the second implementation."""
+    """Logits of some rows, by the numpy reader."""
     return PackedBert(out).logits([[2, 5, 11, 12, 3], [2, 8, 13, 14, 3]], attention_mask=[[1] * 5] * 2)
 
 
 def check(place: Path, expected: dict[str, bytes], expected_logits: Any) -> list[str]:
-    """What in a folder a reader could take for whole and is not: after a kill, or a disk that was full."""
+    """Files and folders that look complete and are not, after a kill or on a full disk."""
     wrong = []
     for file in [path for path in place.rglob("*") if path.is_file() and SCRATCH not in str(path.relative_to(place))]:
         try:
@@ -79,6 +79,6 @@ def _checkpoint_faults(checkpoint: Path, place: Path) -> list[str]:
 
 
 def leftovers(place: Path) -> list[str]:
-    """Scratch and locks: none after a run that came to its end."""
+    """Scratch files and locks, of which a finished run leaves none."""
     paths = [*place.rglob(f"{SCRATCH}*"), *place.rglob(f"{LOCK_FILE}*")]
     return sorted(str(path.relative_to(place)) for path in paths)

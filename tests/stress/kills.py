@@ -1,10 +1,10 @@
-"""Kills `hf-xtc compress` again and again, in every phase, and compares what it ends with.
+"""Kills `hf-xtc compress` repeatedly, in every phase, and compares the results.
 
     python tests/stress/kills.py --kills 100 --seed 0
 
 Each kill is SIGKILL to the whole process group, at a random moment of a phase or before a random file operation there;
-the same command then goes on. After each kill nothing may lie there that a reader could take for whole and is not; at
-the end all that is published equals, byte for byte, that of a run that nobody disturbed.
+the same command then resumes. After each kill, no file or folder may look complete without being so; at the end,
+everything published equals that of an undisturbed run byte for byte.
 """
 
 import json
@@ -40,7 +40,7 @@ class KillArguments:
 
 @dataclass
 class Findings:
-    """What the kills did."""
+    """Counts of the kills, and the faults found."""
 
     phases: Counter[str] = field(default_factory=Counter)
     how: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Findings:
 
     @property
     def kills(self) -> int:
-        """All of them."""
+        """All kills."""
         return self.phases.total()
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Findings:
 
 @dataclass
 class Undisturbed:
-    """The run that all others are compared with."""
+    """The undisturbed run that all others are compared with."""
 
     inputs: Path
     files: dict[str, bytes]
@@ -86,7 +86,7 @@ def undisturbed(folder: Path) -> Undisturbed:
 
 
 def kill_in(phase: str, place: Path, truth: Undisturbed, chance: random.Random, found: Findings) -> bool:
-    """Runs until a random moment of a phase; false if the run came to its end before."""
+    """Runs until a random moment of a phase; false if the run finished before."""
     seconds, operations = truth.spent.get(phase, (0.0, 0))
     timed = operations == 0 or chance.random() < 0.5
     stop = None if timed else (phase, chance.randint(1, operations))
@@ -113,7 +113,7 @@ def _rank(phase: str) -> int:
 
 
 def _kill_within(run: Watched, phase: str, delay: float) -> bool:
-    """Kills when the run has spent so many seconds in a phase, or is beyond it; false if it ended before."""
+    """Kills the run after this many seconds in a phase, or after the phase; false if it finished before."""
     while True:
         left = delay - run.seconds(phase)
         if _rank(run.phase) > _rank(phase) or (run.phase == phase and left <= 0):
@@ -124,7 +124,7 @@ def _kill_within(run: Watched, phase: str, delay: float) -> bool:
 
 
 def finish(place: Path, truth: Undisturbed, found: Findings) -> None:
-    """Lets the run come to its end, and compares."""
+    """Lets the run finish, and compares it."""
     run = start(command(truth.inputs, place), place.with_suffix(".log"))
     code = run.wait()
     if code:
@@ -138,7 +138,7 @@ def finish(place: Path, truth: Undisturbed, found: Findings) -> None:
 def kill_and_compare(
     truth: Undisturbed, kills: int, seed: int, after_each: Callable[[Findings], None] = lambda _: None
 ) -> Findings:
-    """Runs killed in each phase once, one run after the other, until there are enough kills."""
+    """Makes runs, each killed once in each phase, until there are enough kills."""
     chance, found, phases = random.Random(seed), Findings(), PHASES
     while found.kills < kills and not found.faults:
         place = truth.inputs / f"run-{found.runs}"
@@ -184,14 +184,14 @@ def _kill_group(run: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> int:
-    """Runs it all; 1 if a kill left something wrong."""
+    """Runs everything; returns 1 if a kill left something wrong."""
     (args,) = HfArgumentParser(KillArguments, prog="kills.py").parse_args_into_dataclasses()
     with tempfile.TemporaryDirectory() as folder:
         truth = undisturbed(Path(folder))
         began = time.monotonic()
 
         def note(found: Findings, real: dict[str, Any] | None = None) -> None:
-            """Of what there is by now: hours of kills are not lost with the process."""
+            """Saves the results so far, so that they are not lost with the process."""
             seconds = round(time.monotonic() - began, 1)
             result = {**about(), "seed": args.seed, **found.to_dict(), "real_command_line": real}
             tell({**result, "seconds": seconds}, args.output_file)

@@ -65,7 +65,7 @@ FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
 def nodes(value: Any) -> list[tuple[Any, Any]]:
-    """Every container of a JSON value with each of its keys; however deep it is."""
+    """Every container of a JSON value, at any depth, with each of its keys."""
     found, left = [], [value]
     while left:
         value = left.pop()
@@ -77,7 +77,7 @@ def nodes(value: Any) -> list[tuple[Any, Any]]:
 
 
 def change_json(rng: random.Random, value: Any, extra: tuple[Any, ...] = ()) -> str:
-    """Changes one to three places of a JSON value in place; gives the name of the last change."""
+    """Changes one to three places of a JSON value in place; returns the name of the last change."""
     name = "nothing"
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = nodes(value)
@@ -175,7 +175,7 @@ def joined(header: Any, body: bytes, length: int | None = None) -> bytes:
 
 
 def damage_safetensors(rng: random.Random, data: bytes) -> tuple[str, bytes]:
-    """A safetensors file with another header, or with values that it must not hold."""
+    """A safetensors file with another header, or with values that are not allowed."""
     chosen = rng.random()
     if chosen < 0.1:
         return damage_bytes(rng, data)
@@ -193,7 +193,7 @@ def damage_safetensors(rng: random.Random, data: bytes) -> tuple[str, bytes]:
 
 
 def _values(rng: random.Random, header: dict[str, Any], body: bytearray) -> tuple[str, bytes]:
-    """One to some values of one tensor changed, the header sound."""
+    """A few values of one tensor changed, with a valid header."""
     name = rng.choice([key for key in header if key != "__metadata__"])
     start, end = header[name]["data_offsets"]
     if header[name]["dtype"] not in FLOATS:
@@ -255,7 +255,7 @@ def _without(header: dict[str, Any], body: bytearray, name: str) -> bytearray:
 
 
 def damage_folder(rng: random.Random, folder: Path, name: str) -> str:
-    """Removes a file of a folder, or replaces it by something that is not the regular file."""
+    """Removes a file of a folder, or replaces it by something that is not a regular file."""
     file, data = folder / name, (folder / name).read_bytes()
     kind = rng.choice(("missing", "folder", "dangling", "loop", "link out", "device", "pipe", "sparse", "itself"))
     file.unlink()

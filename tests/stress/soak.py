@@ -2,9 +2,9 @@
 
     python tests/stress/soak.py --steps 10000
 
-With the teacher beside the student, and with its cache read by worker processes; each in a process of its own. Every
-hundredth step notes what the process and its workers hold; the last fifth is compared with the second. Beside their
-memory stands what glibc says is in use of the trainer's own heap, which free pieces between blocks cannot blur.
+One run uses the teacher, another its cache, read by worker processes; each is in a new process. Every hundredth step
+records the resources of the process and its workers; the last fifth is compared with the second. Besides their memory,
+the bytes in use of the trainer's heap are recorded, as reported by glibc, which do not depend on fragmentation.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ WAYS = {
 
 @dataclass
 class SoakArguments:
-    """How long, and where the figures go."""
+    """Length of the runs, and the file for the figures."""
 
     steps: int = field(default=10_000, metadata={"help": "Optimizer steps of each way."})
     every: int = field(default=100, metadata={"help": "Steps between two looks."})
@@ -56,7 +56,7 @@ class Mallinfo(ctypes.Structure):
 
 
 class Watch(TrainerCallback):
-    """Notes what the process and its children hold."""
+    """Records the resources of the process and its children."""
 
     def __init__(self, every: int):
         self.every, self.seen = every, []
@@ -108,7 +108,7 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def soak(args: SoakArguments, way: str, folder: str) -> list[dict[str, int]]:
-    """Trains in one way, with a score and a checkpoint now and then; returns what was seen."""
+    """Trains in one way, with regular evaluations and checkpoints; returns the records."""
     set_seed(args.seed)
     config = BertConfig(
         vocab_size=101, hidden_size=36, num_hidden_layers=4, num_attention_heads=4, intermediate_size=50, num_labels=3
@@ -144,7 +144,7 @@ def soak(args: SoakArguments, way: str, folder: str) -> list[dict[str, int]]:
 
 
 def growth(seen: list[dict[str, int]]) -> dict[str, Any]:
-    """Medians of the second fifth and of the last, and the most that was seen."""
+    """Medians of the second and the last fifth, and the maximum."""
     fifth = len(seen) // 5
     early, late = seen[fifth : 2 * fifth], seen[-fifth:]
     found: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def growth(seen: list[dict[str, int]]) -> dict[str, Any]:
 
 
 def apart(args: SoakArguments, way: str) -> list[dict[str, int]]:
-    """As `soak`, in a process of its own."""
+    """Runs `soak` in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "seen.json"
         changes = {**asdict(args), "way": way, "output_file": str(target)}

@@ -1,6 +1,7 @@
-"""What is fuzzed: how the good files of each kind are made, one of them damaged, and what loading it may do.
+"""The kinds of files to fuzz: how undamaged ones are made, how one is damaged, and what loading may do.
 
-`load` returns a word for what was accepted, raises what the loader raises, and raises `Broken` where a promise is.
+`load` returns a word for an accepted input, raises the loader's errors, and raises `Broken` if a requirement is
+broken.
 """
 
 import json
@@ -41,7 +42,7 @@ DEEPSPEED = Path(__file__).parent / "deepspeed.json"
 
 
 class Broken(Exception):
-    """A promise that was not kept."""
+    """A requirement that was not met."""
 
 
 def small_teacher(cls: Any = BertForSequenceClassification, layers: int = 2) -> Any:
@@ -81,7 +82,7 @@ class Target:
             (folder / name).write_bytes(data)
 
     def damage(self, rng: random.Random, folder: Path) -> str:
-        """Writes the files of a variant into a folder, one of them damaged; says how."""
+        """Writes the files of a variant into a folder, damages one of them, and returns how."""
         files = dict(rng.choice(self.good))
         name = rng.choice(sorted(name for name in files if name.endswith((".json", ".safetensors"))))
         if rng.random() < 0.04:
@@ -157,7 +158,7 @@ class Packed(Target):
         return "agrees"
 
     def _check_values(self, folder: Path, model: Any) -> None:
-        """Raises `Broken` if a tensor of the model is not what the file holds."""
+        """Raises `Broken` if a tensor of the model differs from the file."""
         found = {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
         for name, tensor in model.state_dict().items():
             name = name if name in found else model.all_tied_weights_keys.get(name, name)
@@ -211,7 +212,7 @@ class DeepSpeed(Recipes):
 
 @cache
 def compressed(recipe: XTCRecipe) -> None:
-    """Compresses and packs a model by a recipe; raises `Broken` if its logits are no numbers."""
+    """Compresses and packs a model by a recipe; raises `Broken` if its logits are not finite."""
     model = pack_model(compress(small_teacher(), recipe))
     with torch.no_grad():
         check_numbers(model(IDS, attention_mask=MASK).logits, (2, 3), "logits")
@@ -258,7 +259,7 @@ class Caches(Target):
 
 
 class Adapters(Target):
-    """LoRA folders: merged into a float teacher by hf_xtc, and laid beside a packed base by PEFT."""
+    """LoRA folders: merged into a float teacher by hf_xtc, and loaded on a packed base by PEFT."""
 
     standard = (ValueError,)  # PEFT's, of a variant that packed layers do not serve
     extra = ("DORA", "pissa", "PREFIX_TUNING", "classifier", "all-linear", "query", *HOSTILE)

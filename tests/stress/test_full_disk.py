@@ -1,9 +1,9 @@
-"""A short slice of `tests/stress/full_disk.py`: writes fail, a sentence says so, and the run goes on later."""
+"""A short part of `tests/stress/full_disk.py`: failed writes give one message, and the run resumes later."""
 
 from harness import run
 
 
-def test_a_run_that_cannot_write_says_so_and_goes_on_when_it_can():
+def test_a_run_on_a_full_disk_gives_one_message_and_resumes_with_space():
     found = run("full_disk.py", "--limit_kb", "16", "48")
     assert found["stops"] == 2
     assert found["faults"] == []

@@ -1,4 +1,4 @@
-"""A slice of the fuzzer: damaged and hostile files of every kind, in a process of its own; `make stress` runs more."""
+"""A short run of the fuzzer, with damaged and malicious files of every kind; `make stress` runs more."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 FUZZ = Path(__file__).parent.parent / "stress" / "fuzz.py"
 
 
-def test_a_slice_of_inputs_breaks_no_promise(tmp_path):
+def test_damaged_inputs_are_loaded_or_refused(tmp_path):
     result = tmp_path / "fuzz.json"
     command = [sys.executable, str(FUZZ), "--count", "800", "--seed", "1", "--output", str(result)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The soak, for a minute: what a training holds does not grow with its steps."""
+"""A soak test of a minute: the memory, files and threads of a training do not grow with its steps."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 SOAK = Path(__file__).parent.parent / "stress" / "soak.py"
 
 
-def test_a_training_holds_no_more_at_its_end_than_in_its_middle(tmp_path):
+def test_resources_do_not_grow_during_training(tmp_path):
     file = tmp_path / "soak.json"
     options = ["--steps", "400", "--every", "10", "--output_file", str(file)]
     run = subprocess.run([sys.executable, str(SOAK), *options], check=True, capture_output=True, text=True)

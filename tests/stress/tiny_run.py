@@ -1,8 +1,8 @@
 """A tiny `hf-xtc compress` for the stress harnesses: its inputs, and a run in a forked process.
 
-The fork saves the seconds of importing; what runs in it is `hf_xtc.cli.main`, with two things replaced: the clock, so
-that all that is published can be compared byte for byte, and the new process that measures the packed file, which is a
-fork, too. Each run says through a pipe which phase it is in and counts its file operations.
+The fork saves the time of importing. It runs `hf_xtc.cli.main` with two things replaced: the clock, so that everything
+published can be compared byte for byte, and the new process that measures the packed file, which is a fork, too. Each
+run reports its phase through a pipe and counts its file operations.
 """
 
 import json
@@ -63,7 +63,7 @@ def make_inputs(folder: Path, rows: int = 64) -> None:
 
 
 def command(inputs: Path, place: Path, **options: Any) -> list[str]:
-    """The words of the run: its output folder and its teacher cache lie in `place`."""
+    """The arguments of the run: its output folder and its teacher cache are in `place`."""
     chosen: dict[str, Any] = {
         "teacher": inputs / "base",
         "train_file": inputs / "train.csv",
@@ -91,7 +91,7 @@ def command(inputs: Path, place: Path, **options: Any) -> list[str]:
 
 @dataclass
 class Watched:
-    """A run as its parent sees it: each phase it entered, with the seconds and file operations spent there."""
+    """A forked run: each phase it entered, with the seconds and file operations spent there."""
 
     pid: int
     pipe: int
@@ -102,7 +102,7 @@ class Watched:
     _rest: bytes = b""
 
     def read(self, timeout: float | None) -> bool:
-        """Takes what the run says within so many seconds; false if it is over."""
+        """Reads the run's reports for this many seconds; false if the run has ended."""
         if not select.select([self.pipe], [], [], timeout)[0]:
             return True
         got = os.read(self.pipe, 65536)
@@ -117,16 +117,16 @@ class Watched:
         return bool(got)
 
     def seconds(self, phase: str) -> float:
-        """How long the run has been in a phase, all times together."""
+        """Seconds that the run has spent in a phase, in total."""
         now = time.monotonic() - self._since if phase == self.phase else 0.0
         return self.spent.get(phase, (0.0, 0))[0] + now
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group."""
+        """Sends SIGKILL to the whole process group."""
         os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        """The exit status; negative for the signal that ended it."""
+        """The exit status; for a signal its negative number."""
         while self.read(None):
             pass
         os.close(self.pipe)
@@ -136,11 +136,11 @@ class Watched:
 def start(
     words: list[str], log: Path, stop: tuple[str, int] | None = None, before: Callable[[], Any] = bool
 ) -> Watched:
-    """Starts a run in a forked process, in a group of its own.
+    """Starts a run in a forked process, in its own process group.
 
     Args:
         words (`list[str]`): Of the command line, without the program.
-        log (`Path`): Takes what it says on standard output and error.
+        log (`Path`): File for its standard output and error.
         stop (`tuple[str, int]`, *optional*): A phase, and the number of the file operation there before which the run
             kills its own process group.
         before (`Callable`, *optional*): Called in the new process first.
@@ -177,7 +177,7 @@ FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os
 
 
 class _Reporter:
-    """In the run: tells the phases, counts file operations, and ends it before a given one."""
+    """Inside the run: reports the phases, counts file operations, and ends the run before a given one."""
 
     def __init__(self, pipe: int, stop: tuple[str, int] | None):
         self.pipe, self.stop, self.count = pipe, stop, 0
@@ -227,7 +227,7 @@ class _Reporter:
 
 
 def _forked(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([python, "-m", "hf_xtc", ...])` does, without importing again."""
+    """Replaces `subprocess.run([python, "-m", "hf_xtc", ...])` by a fork, without importing again."""
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
@@ -237,7 +237,7 @@ def _forked(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
 
 
 def about() -> dict[str, Any]:
-    """What a results file says of its making."""
+    """Facts about the machine and versions, for a results file."""
     sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     from machine import facts
 
@@ -247,7 +247,7 @@ def about() -> dict[str, Any]:
 
 
 def tell(result: dict[str, Any], file: str | None) -> None:
-    """Logs what was found, and writes it into a file if one is given."""
+    """Logs the results, and writes them to a file if one is given."""
     text = json.dumps(result, indent=2)
     print(text, file=sys.stderr, flush=True)
     if file is not None:

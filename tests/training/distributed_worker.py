@@ -1,4 +1,4 @@
-"""What each process of `test_distributed.py` runs: `torchrun --nproc_per_node=2 distributed_worker.py PART FOLDER`."""
+"""Runs in each process of `test_distributed.py`: `torchrun --nproc_per_node=2 distributed_worker.py PART FOLDER`."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ UNEVEN = 9  # rows of an evaluation in batches of four: two whole ones, and one 
 
 
 def ddp_options(name, folder):
-    """What `make_trainer` needs for one of `DDP_RUNS`, the same in every process."""
+    """Arguments of `make_trainer` for one of `DDP_RUNS`, the same in every process."""
     return {
         "one_term": lambda: {"terms": {"logits": 1.0}},
         "all_terms": lambda: {"save_strategy": "steps", "save_steps": 4},
@@ -50,18 +50,18 @@ def ddp_options(name, folder):
 
 
 def counted(prediction):
-    """Which rows an evaluation has seen, by their logits."""
+    """The rows that an evaluation included, by their logits."""
     return {"rows": len(prediction.predictions), "logits": prediction.predictions.tolist()}
 
 
 def save_state(model, path):
-    """All weights and buffers, with what is shared written twice."""
+    """All weights and buffers; shared tensors are copied."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, path)
 
 
 def ddp(folder):
-    """Each of `DDP_RUNS`; a process of its own folder, so that all it writes is seen."""
+    """Runs each of `DDP_RUNS`; each process has its own folder, so that the test finds all that it writes."""
     rank = dist.get_rank()
     for name in DDP_RUNS:
         trainer = make_trainer(folder / name / f"rank{rank}", **ddp_options(name, folder / name))
@@ -76,7 +76,7 @@ def ddp(folder):
 
 
 def grouped(folder):
-    """Rows that each process is given in two epochs of 165 rows, grouped by length, as `[step][row]`."""
+    """Rows that each process gets in two epochs of 165 rows, grouped by length, as `[step][row]`."""
     data, seen = make_data(165), []
     options = {"max_steps": -1, "num_train_epochs": 2, "terms": {"logits": 1.0}}
     trainer = make_trainer(folder / "grouped", data=data, train_sampling_strategy="group_by_length", **options)
@@ -86,7 +86,7 @@ def grouped(folder):
 
 
 def shard(model, mesh):
-    """`fully_shard` of each layer and of the rest."""
+    """Applies `fully_shard` to each layer and to the model."""
     from torch.distributed.fsdp import fully_shard
 
     for layer in model.bert.encoder.layer:
@@ -146,7 +146,7 @@ def killed(folder):
 
 
 def zero_options(stage):
-    """A DeepSpeed configuration that shards all there is to shard in `stage`."""
+    """A DeepSpeed configuration that shards everything that `stage` can shard."""
     zero = {"stage": stage, "reduce_bucket_size": "auto"}
     if stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
@@ -188,7 +188,7 @@ def zero(folder):
 
 
 def refused(folder):
-    """What `compress` says of a teacher loaded while ZeRO-3 is on."""
+    """The error of `compress` for a teacher that was loaded under ZeRO-3."""
     args = make_args(folder / "refused", deepspeed=zero_options(3))
     assert args.deepspeed
     teacher = BertForSequenceClassification.from_pretrained(folder / f"teacher{dist.get_rank()}")

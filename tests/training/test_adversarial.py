@@ -1,4 +1,4 @@
-"""Adversarial training: what is moved, by how much, and that it is back afterwards."""
+"""Adversarial training: which embedding rows are moved, by how much, and that they are restored."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LABELS = {"terms": {"labels": 1.0}, "max_grad_norm": 0.0}
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 10), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_rows_with_a_gradient_move_by_epsilon_together_and_get_their_bits_back(seed, epsilon, dtype):
+def test_rows_move_by_epsilon_in_total_and_are_restored_bitwise(seed, epsilon, dtype):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(7, 4, generator=generator).to(dtype)
     gradient = torch.randn(7, 4, generator=generator) * 1e-3
@@ -34,7 +34,7 @@ def test_rows_with_a_gradient_move_by_epsilon_together_and_get_their_bits_back(s
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_a_gradient_that_is_none_moves_nothing(bad):
+def test_a_zero_or_nonfinite_gradient_moves_nothing(bad):
     weight, gradient = torch.randn(3, 2), torch.zeros(3, 2)
     gradient[1] = bad
     before = weight.clone()
@@ -42,7 +42,7 @@ def test_a_gradient_that_is_none_moves_nothing(bad):
         assert torch.equal(weight, before)
 
 
-def test_the_rows_are_back_after_an_error():
+def test_the_rows_are_restored_after_an_error():
     weight = torch.randn(3, 2)
     before = weight.clone()
     with pytest.raises(KeyError), moved(weight, torch.ones(3, 2), 1.0):
@@ -66,7 +66,7 @@ def trained(folder, **options):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_each_batch_and_each_part_of_one_adds_its_own_moved_gradient(parts, tmp_path):
-    """One step of plain gradient descent, against the gradients written down."""
+    """One step of plain gradient descent, against explicitly computed gradients."""
     options = {"per_device_train_batch_size": 4 // parts, "gradient_accumulation_steps": parts, **SGD}
     trainer = plain_trainer(tmp_path, adversarial_epsilon=0.7, **options)
     model, batches = make_teacher().requires_grad_(True), list(trainer.get_train_dataloader())[:parts]
@@ -95,7 +95,7 @@ def test_the_logged_loss_is_that_of_unmoved_embeddings(tmp_path):
     assert adversarial.state.log_history[0]["loss"] == plain.state.log_history[0]["loss"]
 
 
-def test_a_training_that_goes_on_ends_in_the_same_bits(tmp_path):
+def test_a_resumed_training_ends_in_the_same_bits(tmp_path):
     options = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "adversarial_epsilon": 1.0}
     whole = trained(tmp_path, **options)
     again = plain_trainer(tmp_path, **options)

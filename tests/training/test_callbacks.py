@@ -1,4 +1,4 @@
-"""Callbacks: the quantization schedule as a function of the step, and the size that is promised before training."""
+"""Callbacks: the quantization schedule as a function of the step, and the packed size logged before training."""
 
 import logging
 
@@ -27,7 +27,7 @@ def student(tiny_teacher):
 
 
 def quantized(model):
-    """What all layers agree on: are weights quantized, are activations?"""
+    """Whether weights and whether activations are quantized, which must be the same in all layers."""
     weights = {m.quantized_part for m in model.modules() if isinstance(m, XTCLinear | XTCEmbedding)}
     activations = {m.quantize_activation for m in model.modules() if isinstance(m, XTCLinear)}
     assert len(weights) == len(activations) == 1
@@ -35,7 +35,7 @@ def quantized(model):
 
 
 def train_layers(model):
-    """Puts latent layers in train mode and the rest, dropout among it, in eval mode."""
+    """Puts latent layers in train mode and everything else, including dropout, in eval mode."""
     for module in model.modules():
         module.training = isinstance(module, XTCLinear | XTCEmbedding)
 
@@ -59,7 +59,7 @@ def test_start_step(start, max_steps, step):
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("activations", [True, False])
 def test_set_quantization(student, tiny_batch, weights, activations):
-    """It is for training; an evaluation sees everything quantized."""
+    """The schedule only affects training; in an evaluation everything is quantized."""
     with torch.no_grad():
         full = student(**tiny_batch).logits
         set_quantization(student, weights=weights, activations=activations)
@@ -71,7 +71,7 @@ def test_set_quantization(student, tiny_batch, weights, activations):
     assert torch.equal(evaluated, full)
 
 
-def test_nothing_quantized_is_the_float_model(student, tiny_teacher, tiny_batch):
+def test_a_recipe_without_quantizers_gives_the_float_model(student, tiny_teacher, tiny_batch):
     set_quantization(student, weights=False, activations=False)
     train_layers(student)
     recipe = XTCRecipe(

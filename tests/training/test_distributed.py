@@ -1,6 +1,6 @@
-"""Two processes, on CPU with gloo: the same training as one process with twice the accumulation, whoever shards it.
+"""Two processes, on CPU with gloo, train like one process with twice the accumulation, under DDP, FSDP2 and ZeRO.
 
-Each launch of `distributed_worker.py` serves several tests: starting processes is what takes time.
+Each launch of `distributed_worker.py` is shared by several tests, since starting processes is slow.
 """
 
 import json
@@ -49,7 +49,7 @@ def assert_close(found, expected, atol=1e-6):
 
 @pytest.fixture(scope="module")
 def ddp_folder(tmp_path_factory):
-    """What two processes made of `DDP_RUNS` and the rest of that part."""
+    """Results of the part of the worker with `DDP_RUNS`, from two processes."""
     folder = tmp_path_factory.mktemp("ddp")
     done = launch("ddp", folder)
     assert done.returncode == 0, done.stderr[-8000:]
@@ -61,7 +61,7 @@ def ddp_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", DDP_RUNS)
 def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder, name):
-    """Losses, weights, static ranges and metrics; the processes hold the same."""
+    """Compares losses, weights, static ranges and metrics; both processes have the same."""
     options = ddp_options(name, tmp_path)
     options["gradient_accumulation_steps"] = 2 * options.get("gradient_accumulation_steps", 1)
     trainer = make_trainer(tmp_path / "alone", **options)
@@ -85,7 +85,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder,
 
 
 def test_one_process_writes(ddp_folder):
-    """Each had a folder of its own: the second writes its random state, which is its alone."""
+    """Each process had its own folder; the second writes nothing but its own random state."""
     written = {
         (name, path.relative_to(ddp_folder / name / "rank1").as_posix())
         for name in DDP_RUNS
@@ -100,7 +100,7 @@ def test_one_process_writes(ddp_folder):
 
 
 def test_rows_grouped_by_length_are_dealt_to_the_processes(ddp_folder):
-    """165 rows, 8 a step: an epoch has each of them; three come twice, to fill up the last step."""
+    """165 rows, 8 per step: an epoch has each row; three rows come twice, to fill the last step."""
     ranks = [json.loads((ddp_folder / f"grouped{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(batch) for rank in ranks for batch in rank] == [4] * 84
     steps = [ours + theirs for ours, theirs in zip(*ranks, strict=True)]
@@ -151,7 +151,7 @@ def zero_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_zero_trains_to_the_same_weights(tmp_path, zero_folder, stage):
-    """DeepSpeed's checkpoint is a normal latent one, which packs, and a run that goes on from it ends the same."""
+    """DeepSpeed's checkpoint is a normal latent one that can be packed, and resuming from it gives the same result."""
     trainer = make_trainer(tmp_path, recipe=STATIC, gradient_accumulation_steps=4, max_grad_norm=0.0)
     trainer.train()
     folder = zero_folder / f"zero{stage}"

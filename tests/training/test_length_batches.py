@@ -31,8 +31,8 @@ def test_rows_of_a_batch_are_of_similar_length():
     assert batches.std(1).mean() < 0.1 * batches.std()
 
 
-def test_lengths_do_not_tell_when_a_batch_comes():
-    """In Trainer's own order they fall within each fifty batches."""
+def test_order_of_batches_does_not_depend_on_their_length():
+    """In Trainer's own order lengths decrease within each fifty batches."""
     _, batches = grouped()
     means = batches.mean(1)
     for part in (means[1:50], means[50:], means[1:]):
@@ -51,7 +51,7 @@ def test_epochs_and_seeds_differ():
 
 
 @pytest.mark.parametrize("changes", [{}, {"data_seed": 8}])
-def test_trainer_draws_the_same_batches_when_it_goes_on(tmp_path, changes):
+def test_resumed_trainer_draws_the_same_batches(tmp_path, changes):
     """Three epochs of 16 steps, resumed in the middle of the second."""
     seen = []
     options = {
@@ -112,7 +112,7 @@ class Stream(torch.utils.data.IterableDataset):
 GROUPED = {"train_sampling_strategy": "group_by_length", "max_steps": 2}
 
 
-def test_a_stream_keeps_its_own_order(tmp_path, caplog):
+def test_an_iterable_dataset_keeps_its_order(tmp_path, caplog):
     seen = []
     trainer = make_trainer(tmp_path, data=Stream(), **GROUPED)
     trainer.data_collator = lambda rows: seen.extend(rows) or collate(rows)

@@ -1,4 +1,4 @@
-"""Numbers at the edge: dead rows, constant activations, one token or 512, padding, half precision, overflow."""
+"""Numerical edge cases: dead rows, constant activations, one token or 512, padding, half precision, overflow."""
 
 import math
 import re
@@ -22,7 +22,7 @@ FLOAT32 = {"scale_dtype": "float32", "rest_dtype": "float32"}
 
 
 def edge_batch(name):
-    """A batch with labels, whose shape or mask is at the edge."""
+    """A batch with labels, whose shape or mask is an edge case."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, 101, (3, {"one_token": 1, "512_tokens": POSITIONS}.get(name, 7)), generator=generator)
     mask = torch.ones_like(ids)
@@ -36,7 +36,7 @@ def edge_batch(name):
 
 
 def spoil(student, how):
-    """Dead weights, constant activations, or values at the ends of float16."""
+    """Dead weights, constant activations, or values at the limits of float16."""
     with torch.no_grad():
         for layer in student.modules():
             if isinstance(layer, XTCLinear | XTCEmbedding):
@@ -82,7 +82,7 @@ def test_losses_gradients_and_packed_logits_are_finite(tmp_path, teacher, weight
 
 
 @pytest.mark.parametrize("batch", ["one_token", "512_tokens", "padding_rows", "all_padding", "one_row"])
-def test_the_integer_backend_follows_the_reference(tmp_path, teacher, batch):
+def test_the_integer_backend_agrees_with_the_reference(tmp_path, teacher, batch):
     inputs = edge_batch(batch)
     pack_model(compress(teacher, XTCRecipe())).save_pretrained(tmp_path)
     logits = {}
@@ -95,13 +95,13 @@ def test_the_integer_backend_follows_the_reference(tmp_path, teacher, batch):
 
 
 def checkpoints_are_whole(folder, step):
-    """The checkpoint of `step` is the last, and its weights are numbers."""
+    """The checkpoint of `step` is the last, and its weights are finite."""
     last = last_checkpoint(str(folder))
     model = XTCBertForSequenceClassification.from_pretrained(last)
     return last.endswith(f"checkpoint-{step}") and all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
-def test_a_learning_rate_far_too_high_stops_with_a_sentence_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_learning_rate_far_too_high_stops_with_one_message_and_keeps_the_last_good_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=30, save_strategy="steps", save_steps=3)
     optimizer = trainer.create_optimizer()
     trainer.lr_scheduler = LambdaLR(optimizer, lambda step: 1.0 if step < 3 else 1e33)
@@ -110,7 +110,7 @@ def test_a_learning_rate_far_too_high_stops_with_a_sentence_and_keeps_the_last_g
     assert checkpoints_are_whole(tmp_path, 3)
 
 
-def test_gradients_that_overflow_stop_it_too(tmp_path):
+def test_nonfinite_gradients_stop_training(tmp_path):
     """The loss is finite, its gradient is not: clipping turns infinite entries into NaN."""
     trainer = make_trainer(tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
 

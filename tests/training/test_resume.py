@@ -1,4 +1,4 @@
-"""A training that goes on from a checkpoint ends in the bytes of one that was never interrupted."""
+"""A training resumed from a checkpoint ends in the same bytes as an uninterrupted one."""
 
 import os
 
@@ -53,7 +53,7 @@ class FirstStep(TrainerCallback):
 
 
 def assert_resumes(folder, steps, save_steps=2, **changes):
-    """The same file, weights and log from each checkpoint in `steps` as at once; the teacher has dropout."""
+    """File, weights and log after resuming from each checkpoint in `steps` are the same; the teacher has dropout."""
     recipe = changes.pop("recipe", XTCRecipe(keep_layers=2))
     teacher = make_teacher(dropout=0.1)
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": save_steps, **changes}
@@ -87,7 +87,7 @@ def assert_resumes(folder, steps, save_steps=2, **changes):
 
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_is_exact(tmp_path, case):
-    """From another checkpoint in each case; `make stress` takes all of them."""
+    """Each case resumes from another checkpoint; `make stress` tests all of them."""
     step = 2 * (1 + list(CASES).index(case) % 3)
     steps = [2, 4, 6] if os.environ.get("HF_XTC_STRESS") else [step]
     if case == "grouped":
@@ -98,5 +98,5 @@ def test_resuming_is_exact(tmp_path, case):
     assert all(low < high for low, high in ranges)
 
 
-def test_every_checkpoint_is_one_to_go_on_from(tmp_path):
+def test_training_resumes_from_every_checkpoint(tmp_path):
     assert_resumes(tmp_path, range(1, 8), save_steps=1, data=DATA[:20])

@@ -1,4 +1,4 @@
-"""XTCTrainer: what it optimises, what it writes, and everything it refuses."""
+"""XTCTrainer: losses, files, and every refusal."""
 
 import copy
 import json
@@ -64,7 +64,7 @@ def test_terms_reach_tensorboard(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("names", [DEFAULT, *([name] for name in TERMS)], ids="+".join)
 def test_loss_falls(tmp_path, names):
-    """On a batch seen again and again, whatever the terms; cross entropies keep the entropy of their targets."""
+    """On one repeated batch, for all terms; cross entropies do not fall below the entropy of their targets."""
     trainer = make_trainer(
         tmp_path,
         data=DATA[:8],
@@ -137,7 +137,7 @@ def test_loss_of_one_batch(tmp_path):
     assert "loss" not in outputs, "labels must not be read where no term needs them"
 
 
-def test_evaluation_gives_the_heads_own_loss(tmp_path):
+def test_evaluation_gives_the_loss_of_the_head(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=8)
     found = trainer.evaluate()["eval_loss"]
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_metrics_and_the_best_checkpoint(tmp_path):
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients that the optimizer is given."""
+    """Records the gradients passed to the optimizer."""
 
     def __init__(self):
         self.steps = []
@@ -191,7 +191,7 @@ class Gradients(TrainerCallback):
 
 @pytest.mark.parametrize("terms", [None, {"labels": 1.0}], ids=["distillation", "labels"])
 @pytest.mark.parametrize("foreign", [False, True], ids=["latent", "plain_bert"])
-def test_four_batches_of_four_are_one_of_sixteen(tmp_path, terms, foreign):
+def test_four_accumulated_batches_of_four_equal_one_of_sixteen(tmp_path, terms, foreign):
     """BERT's heads take `num_items_in_batch` and ignore it: with the stock Trainer gradients are 4 x too large."""
     runs = []
     for size, accumulation in ((16, 1), (4, 4)):
@@ -317,7 +317,7 @@ def test_teacher_is_frozen_and_unchanged(tmp_path, dtype):
     assert not [name for name in trainer.model.state_dict() if "teacher" in name]
 
 
-def test_teacher_in_bfloat16_teaches_nearly_the_same(tmp_path):
+def test_teacher_in_bfloat16_gives_nearly_the_same_losses(tmp_path):
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         teacher = make_teacher()
@@ -683,7 +683,7 @@ def test_training_quantizes_at_its_end(tmp_path):
 
 
 class PackedScores(TrainerCallback):
-    """At each evaluation, the loss that the packed model of that moment has on the same rows."""
+    """Each evaluation gives the loss that the model has on the same rows if it is packed at that step."""
 
     def __init__(self):
         self.packed, self.evaluated, self.ranges = {}, {}, {}
@@ -711,7 +711,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("calibration", ["dynamic", "static"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_an_evaluation_scores_what_would_be_packed(tmp_path, schedule, calibration):
-    """At every step, before the first one too; there static ranges are not known yet, and activations in float."""
+    """At every step, and before the first, where static ranges are unknown and activations are float."""
     scores = PackedScores()
     recipe = XTCRecipe(keep_layers=2, rest_dtype="float32", activation_bits=4, activation_calibration=calibration)
     options = {**EVERY_STEP, **SCHEDULES[schedule], "eval_on_start": True}
@@ -759,7 +759,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_student_is_trained_where_it_stands(tmp_path):
+def test_student_is_trained_in_place(tmp_path):
     student = compress(make_teacher(), XTCRecipe(keep_layers=2))
     before = copy.deepcopy(student.state_dict())
     make_trainer(tmp_path, student=student).train()
@@ -804,7 +804,7 @@ def test_regression_of_several_outputs_is_a_mean_squared_error(tmp_path):
 
 
 @pytest.mark.parametrize("saved", [False, True], ids=["nothing saved", "a checkpoint saved"])
-def test_loss_that_is_no_number_stops_and_names_term_and_step(tmp_path, saved, monkeypatch):
+def test_nonfinite_loss_stops_and_names_term_and_step(tmp_path, saved, monkeypatch):
     """The third batch makes the hidden states' term NaN."""
     trainer = make_trainer(tmp_path, max_steps=6, save_steps=2, save_strategy="steps" if saved else "no")
     compute, calls = HiddenStatesTerm.__call__, []
@@ -826,7 +826,7 @@ def test_loss_that_is_no_number_stops_and_names_term_and_step(tmp_path, saved, m
         assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+def test_nonfinite_weights_are_not_saved(tmp_path):
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, model, **kwargs):
             if state.global_step == 4:

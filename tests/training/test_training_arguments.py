@@ -1,4 +1,4 @@
-"""XTCTrainingArguments: the terms in every form they come in, every refusal, and their way through transformers."""
+"""XTCTrainingArguments: every form of the terms, every refusal, and round trips through transformers."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ ALL_TERMS = {"logits": 1.0, "hidden_states": 1.0, "attention_scores": 1.0}
 
 @pytest.fixture
 def make(tmp_path):
-    """Arguments in a folder of their own, on the CPU."""
+    """Makes arguments with a temporary folder, on the CPU."""
     return lambda **kwargs: XTCTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **kwargs)
 
 
@@ -67,7 +67,7 @@ def test_help_of_stock_arguments_stays():
     assert {name for name in stock if ours[name] != stock[name]} == set()
 
 
-def test_fields_of_transformers_that_start_from_other_values(make):
+def test_fields_of_transformers_with_other_defaults(make):
     args, stock = make(), {field.name: field for field in dataclasses.fields(TrainingArguments)}
     ours = {f.name: f.default for f in dataclasses.fields(XTCTrainingArguments) if f.name in stock}
     assert {name: value for name, value in ours.items() if value != stock[name].default} == {
@@ -89,7 +89,7 @@ def test_defaults_are_not_shared(make):
     assert make().terms == ALL_TERMS
 
 
-def test_new_fields_only(make):
+def test_only_new_fields_are_added(make):
     stock = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert {field.name for field in dataclasses.fields(XTCTrainingArguments)} - stock == {
         "terms",
