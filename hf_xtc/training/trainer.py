@@ -93,21 +93,17 @@ class XTCTrainer(Trainer):
         args = XTCTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, XTCTrainingArguments):
             raise XTCError(f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments, its subclass.")
-        self._teacher_terms = [name for name in args.term_weights if name != "labels"]
-        self._teacher_config = self._find_teacher_config(args, teacher_model)
         if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
             raise XTCError(
                 "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
                 "Register a DistillationTerm of your own instead."
             )
         self.teacher = teacher_model
-        self.terms = build_terms(args.term_weights, args.temperature)
-        self._stages = [
-            stage_terms(list(self.terms), i, args.distillation_stages) for i in range(args.distillation_stages)
-        ]
+        self._schedule = QuantizationCallback()
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
         self._original_attention: list[tuple[Any, str]] = []
+        self._read_arguments(args)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         if kwargs.get("model_init") is None:
@@ -115,8 +111,29 @@ class XTCTrainer(Trainer):
         if self.teacher is not None:
             self.teacher.requires_grad_(False).eval()
             self.teacher = prepared_teacher(self.teacher.to(args.device), self.accelerator, args.teacher_cache is None)
-        starts = args.weight_quantization_start, args.activation_quantization_start
-        self.add_callback(QuantizationCallback(*starts, args.weight_annealing))
+        self.add_callback(self._schedule)
+
+    def _read_arguments(self, args: XTCTrainingArguments) -> None:
+        """Builds the terms, the stages and the schedule that the arguments name.
+
+        Called when the trainer is made, so that errors come early, and again when a training starts: a search of
+        hyper-parameters sets fields of `args` in between.
+        """
+        self._teacher_terms = [name for name in args.term_weights if name != "labels"]
+        self._teacher_config = self._find_teacher_config(args, self.teacher)
+        self.terms = build_terms(args.term_weights, args.temperature)
+        stages = args.distillation_stages
+        self._stages = [stage_terms(list(self.terms), i, stages) for i in range(stages)]
+        self._schedule.weight_start = args.weight_quantization_start
+        self._schedule.activation_start = args.activation_quantization_start
+        self._schedule.weight_annealing = args.weight_annealing
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As in Trainer, which sets fields of `args` to the values of a trial."""
+        super()._hp_search_setup(trial)
+        if trial is not None:
+            self._read_arguments(self.args)
+            self._prepare_student(self.model)
 
     def _find_teacher_config(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
         """Returns the configuration of the teacher, given or cached; `None` if no term needs a teacher."""
@@ -145,8 +162,9 @@ class XTCTrainer(Trainer):
         hidden = self.terms.get("hidden_states")
         if isinstance(hidden, HiddenStatesTerm) and student.config.hidden_size != teacher.hidden_size:
             # A submodule of the student, to be optimized, checkpointed and moved with it; pack_model leaves it out.
-            projection = nn.Linear(student.config.hidden_size, teacher.hidden_size, bias=False)
-            student.add_module(PROJECTION, projection.to(next(student.parameters()).device))
+            if not hasattr(student, PROJECTION):  # there is one from the last training
+                projection = nn.Linear(student.config.hidden_size, teacher.hidden_size, bias=False)
+                student.add_module(PROJECTION, projection.to(next(student.parameters()).device))
             hidden.projection = student.get_submodule(PROJECTION)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -163,6 +181,9 @@ class XTCTrainer(Trainer):
     ) -> Any:
         """As in Trainer; afterwards, also after an error, restores the attention implementations of both models."""
         self._term_sums, self._term_steps = {}, 0
+        self._read_arguments(self.args)
+        if self.model_init is None:
+            self._prepare_student(self.model)
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

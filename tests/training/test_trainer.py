@@ -435,6 +435,61 @@ def test_model_init_makes_a_new_student_for_each_run(tmp_path):
     assert not torch.equal(results[1]["classifier.weight"], results[0]["classifier.weight"])
 
 
+CHANGES = [
+    {"temperature": 4.0},
+    {"weight_annealing": 0.0},
+    {"weight_quantization_start": 0.5},
+    {"activation_quantization_start": 0.5},
+    {"distillation_stages": 2},
+    {"terms": {"logits": 1.0, "labels": 0.5}},
+    {"terms": {"hidden_states": 1.0}},
+    {"adversarial_epsilon": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
+@pytest.mark.parametrize("by_model_init", [False, True], ids=["model", "model_init"])
+def test_arguments_changed_before_training_take_effect(tmp_path, changes, by_model_init):
+    teacher = make_teacher(num_labels=3)
+
+    def losses(given, later):
+        def student():
+            return compress(teacher, XTCRecipe(keep_layers=2))
+
+        start = {"model_init": student} if by_model_init else {"student": student()}
+        trainer = make_trainer(tmp_path, teacher, **start, **given)
+        for name, value in later.items():
+            setattr(trainer.args, name, value)
+        trainer.train()
+        return logged(trainer, "loss", *DEFAULT, "labels")
+
+    assert losses({}, changes) == losses(changes, {}) != losses({}, {})
+
+
+def test_a_search_of_hyper_parameters_trains_with_the_values_of_each_trial(tmp_path):
+    teacher = make_teacher()
+    options = {"model_init": lambda: compress(teacher, XTCRecipe(keep_layers=2)), "eval_strategy": "steps"}
+    trainer = make_trainer(tmp_path, teacher, eval_steps=4, **options)
+    found = []
+
+    class Keep(TrainerCallback):
+        def on_train_end(self, args, state, control, **_):
+            found.append((args.temperature, trainer.terms["logits"].temperature, args.weight_annealing))
+
+    trainer.add_callback(Keep())
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {
+            "temperature": trial.suggest_float("temperature", 1.0, 4.0),
+            "weight_annealing": trial.suggest_float("weight_annealing", 0.0, 1.0),
+        },
+        n_trials=3,
+        backend="optuna",
+        direction="minimize",
+    )
+    assert all(given == used for given, used, _ in found)
+    assert len({temperature for temperature, _, _ in found}) == len({annealing for _, _, annealing in found}) == 3
+
+
 def test_model_init_checks_each_student(tmp_path):
     students = iter([compress(make_teacher()), pack_model(compress(make_teacher()))])
     trainer = make_trainer(tmp_path, model_init=lambda: next(students))
