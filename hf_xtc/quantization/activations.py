@@ -82,6 +82,11 @@ def _all_gather(batch: Tensor) -> list[Tensor]:
     return batches
 
 
+def _in_backward() -> bool:
+    """Whether a backward pass is running: a forward within it recomputes a checkpointed layer."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class ActivationQuantizer(nn.Module):
     """Fake-quantizes the input of a linear; a static range is the buffer `range`, `(2,)` float32: low, high.
 
@@ -104,6 +109,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, spec: ActivationSpec):
         super().__init__()
         self.spec = spec
+        self._last_range: Tensor | None = None
         if spec.calibration == "static":
             self.register_buffer("range", torch.zeros(2, dtype=torch.float32))
 
@@ -128,13 +134,20 @@ class ActivationQuantizer(nn.Module):
             self._observe(values)
 
     def _observe(self, values: Tensor) -> Tensor:
-        """Updates the range with the batch of each process; returns the range for this process's batch."""
+        """Updates the range with the batch of each process; returns the range for this process's batch.
+
+        Gradient checkpointing runs the layer again in the backward pass, with the same batch: the range is then that
+        of the forward pass.
+        """
+        if _in_backward() and self._last_range is not None:
+            return self._last_range
         ranges = []
         for batch in _all_gather(torch.stack(torch.aminmax(values.detach())).float()):
             unset = self.range[0] == self.range[1]
             self.range.copy_(torch.where(unset, batch, self.range * self.momentum + batch * (1 - self.momentum)))
             ranges.append(self.range.clone())
-        return ranges[dist.get_rank() if len(ranges) > 1 else 0]
+        self._last_range = ranges[dist.get_rank() if len(ranges) > 1 else 0]
+        return self._last_range
 
     def has_range(self) -> bool:
         """Whether activations can be quantized: always if dynamic; if static, once a batch was seen."""

@@ -128,6 +128,18 @@ class XTCTrainer(Trainer):
         self._schedule.activation_start = args.activation_quantization_start
         self._schedule.weight_annealing = args.weight_annealing
 
+    def _require_gradients_of_outputs(self) -> None:
+        """Turns reentrant checkpointing off, if a term reads hidden states or scores.
+
+        It runs the layers without gradients in the forward pass, where these outputs are recorded: such a term would
+        be logged and teach nothing.
+        """
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            options = getattr(self.args, name, None)
+            if options and options.get("use_reentrant") and any(term.needs for term in self.terms.values()):
+                logger.warning("Reentrant checkpointing would hide hidden states and scores from the loss; it is off.")
+                setattr(self.args, name, {**options, "use_reentrant": False})
+
     def _hp_search_setup(self, trial: Any) -> None:
         """As in Trainer, which sets fields of `args` to the values of a trial."""
         super()._hp_search_setup(trial)
@@ -182,6 +194,7 @@ class XTCTrainer(Trainer):
         """As in Trainer; afterwards, also after an error, restores the attention implementations of both models."""
         self._term_sums, self._term_steps = {}, 0
         self._read_arguments(self.args)
+        self._require_gradients_of_outputs()
         if self.model_init is None:
             self._prepare_student(self.model)
         try:

@@ -704,6 +704,30 @@ def test_temperature_is_checked_before_training(tmp_path):
 # The schedule and compilation
 
 
+# transformers 5.23 calls it activation_checkpointing, which 5.6 does not know yet.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_observe_each_batch_once_and_every_term_teaches(tmp_path, reentrant, caplog):
+    def run(**changes):
+        recipe = XTCRecipe(keep_layers=2, activation_calibration="static")
+        trainer = make_trainer(tmp_path, recipe=recipe, **changes)
+        trainer.train()
+        ranges = [buffer for name, buffer in trainer.model.named_buffers() if name.endswith("activation.range")]
+        return (
+            logged(trainer, "loss", *DEFAULT),
+            ranges,
+            [entry["grad_norm"] for entry in logged(trainer, "grad_norm")],
+        )
+
+    losses, ranges, norms = run()
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    again, ranges_again, norms_again = run(**options)
+    assert again == losses
+    assert all(map(torch.equal, ranges_again, ranges))
+    assert norms_again == pytest.approx(norms, rel=1e-5)
+    assert ("Reentrant checkpointing would hide" in caplog.text) == reentrant
+
+
 def test_schedule_reaches_the_layers(tmp_path):
     seen = []
 
