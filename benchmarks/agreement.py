@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 import hf_xtc
 from hf_xtc.export.verify import with_noise
 from hf_xtc.native import library as native_library
-from hf_xtc.runs.arguments import EvaluateArguments, ExportDataArguments
+from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
 from hf_xtc.runs.export import load_packed, validation_batches
 
 
@@ -40,7 +40,7 @@ def line(name: str, found: Tensor, expected: Tensor) -> str:
 
 def main() -> None:
     """Prints one line for each backend, with each variant of the native operator and without it."""
-    args, data_args = HfArgumentParser((EvaluateArguments, ExportDataArguments)).parse_args_into_dataclasses()
+    args, data_args = HfArgumentParser((EvaluateArguments, EvaluationDataArguments)).parse_args_into_dataclasses()
     model = load_packed(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     rows = list(validation_batches(model, tokenizer, args, data_args))

@@ -243,15 +243,15 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "measure a model on a task's validation split",
-        "--model MODEL (--task_name TASK | --train_file F --validation_file F)",
+        "--model MODEL (--task_name TASK | --validation_file F)",
         _evaluate,
-        ("EvaluateArguments", "DataArguments"),
+        ("EvaluateArguments", "EvaluationDataArguments"),
     ),
     "export": Command(
         "write a packed model for ONNX Runtime or OpenVINO, and verify it",
         "--model MODEL --output_dir FOLDER [--format onnx|openvino]",
         _export,
-        ("ExportArguments", "ExportDataArguments"),
+        ("ExportArguments", "EvaluationDataArguments"),
     ),
     "push": Command("publish a packed model", "FOLDER USER/NAME", _push, ("PushArguments",), ("folder", "repo_id")),
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),
@@ -259,7 +259,7 @@ COMMANDS = {
         "compare a packed model with its commit, card and configuration",
         "MODEL [--task_name TASK | --validation_file F]",
         _verify,
-        ("VerifyArguments", "ExportDataArguments"),
+        ("VerifyArguments", "EvaluationDataArguments"),
         ("model",),
     ),
     "report": Command(

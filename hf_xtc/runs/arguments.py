@@ -284,8 +284,11 @@ class ExportArguments:
 
 
 @dataclass
-class ExportDataArguments(DataArguments):
-    """The data to verify a file on: as for training, but the train file is optional, and so are the data."""
+class EvaluationDataArguments(DataArguments):
+    """The data to evaluate or verify a model on: as for training, but the train file is optional, and so are the data.
+
+    Without a train file the classes are those of the validation rows.
+    """
 
     def __post_init__(self) -> None:
         if self.train_file is None and self.task_name is None:

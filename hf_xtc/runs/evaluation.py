@@ -6,9 +6,10 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
-from hf_xtc.data.task_data import DataArguments, load_task
+from hf_xtc.data.task_data import load_task
+from hf_xtc.errors import DataError
 from hf_xtc.files.writing import write_json
-from hf_xtc.runs.arguments import EvaluateArguments
+from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
 from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
 from hf_xtc.tasks import task_of
@@ -28,13 +29,15 @@ def _is_timing(key: str) -> bool:
     return key == "epoch" or key.endswith(("_runtime", "_per_second", "_time"))
 
 
-def run_evaluate(args: EvaluateArguments, data_args: DataArguments) -> dict[str, float]:
+def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) -> dict[str, float]:
     """Metrics of a model, loaded with `from_pretrained`, on the validation split.
 
     Raises:
         XTCError: if the data do not match the model's head, the model has no head or no tokenizer, or its file is
             damaged.
     """
+    if not data_args.given:
+        raise DataError("There is nothing to evaluate on. Pass --task_name TASK, or --validation_file FILE.")
     data = load_task(data_args)
     task = task_of(data)
     config = load_config(args.model)

@@ -15,14 +15,16 @@ from hf_xtc.export.exporting import Exported, check_export, write_verified
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of
-from hf_xtc.runs.arguments import ExportArguments, ExportDataArguments
+from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
-def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exported:
+
+def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exported:
     """Exports a packed checkpoint and verifies the file on the validation split, or without data on random tokens.
 
     Raises:
@@ -45,6 +47,7 @@ def run_export(args: ExportArguments, data_args: ExportDataArguments) -> Exporte
         exported = write_verified(model, folder, format=args.format, weights=args.weights, batches=batches)
         plain_config(model.config).save_pretrained(folder)
         if tokenizer is not None:
+            tokenizer.model_input_names = list(INPUTS)  # the graph reads all three, also where the model needs two
             tokenizer.save_pretrained(folder)
     return replace(exported, path=Path(args.output_dir) / exported.path.name)
 
@@ -83,7 +86,7 @@ def plain_config(config: Any) -> BertConfig:
 
 
 def validation_batches(
-    model: Any, tokenizer: Any, args: ExportArguments, data_args: ExportDataArguments
+    model: Any, tokenizer: Any, args: ExportArguments, data_args: EvaluationDataArguments
 ) -> Iterator[Batch]:
     """Batches of the validation split, each padded to its longest row.
 

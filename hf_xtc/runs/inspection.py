@@ -24,7 +24,7 @@ from hf_xtc.files.headers import dtype_named, tensor_bytes, weights_sha256
 from hf_xtc.hub.upload import SHIPPED, hub_errors, read_config, require_packed
 from hf_xtc.modeling.architecture import ARCHITECTURES
 from hf_xtc.modeling.checks import check_tensors
-from hf_xtc.runs.arguments import EvaluateArguments, ExportDataArguments, InspectArguments, VerifyArguments
+from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments, InspectArguments, VerifyArguments
 from hf_xtc.runs.evaluation import run_evaluate
 
 
@@ -129,7 +129,7 @@ class Check:
         return f"{ {True: 'ok', False: 'DIFFERS', None: '-'}[self.agrees]:<8}{self.name}: {self.found}"
 
 
-def run_verify(args: VerifyArguments, data_args: ExportDataArguments) -> list[Check]:
+def run_verify(args: VerifyArguments, data_args: EvaluationDataArguments) -> list[Check]:
     """Compares a packed model with all that is recorded about it: hashes, ledger, values and, given data, metrics.
 
     Raises:
@@ -188,7 +188,7 @@ def _check_values(inspected: Inspection, folder: Path) -> Check:
     return Check("values", True, "all codes are valid, scales and floats are finite")
 
 
-def _check_metrics(args: VerifyArguments, data_args: ExportDataArguments, folder: Path) -> list[Check]:
+def _check_metrics(args: VerifyArguments, data_args: EvaluationDataArguments, folder: Path) -> list[Check]:
     """Compares each measured metric with the card's."""
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]

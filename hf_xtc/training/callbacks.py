@@ -5,6 +5,7 @@ module buffers. So a callback has no state to restore when training resumes from
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> 
             module.quantized_part = float(weights)
         if isinstance(module, XTCLinear):
             module.quantize_activation = activations
+
+
+class BestCheckpointCallback(TrainerCallback):
+    """Finds the best checkpoint again when a training goes on in a folder that was moved.
+
+    The state of a training names its best checkpoint by its path at that time; Trainer would keep the last step.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 class QuantizationCallback(TrainerCallback):

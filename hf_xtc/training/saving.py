@@ -60,7 +60,11 @@ def write_student_card(student: Any, args: Any, state: Any, name: str, facts: di
 
 
 def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
-    logs: dict[str, Any] = next((logs for logs in reversed(history) if "eval_loss" in logs), {})
+    """The metrics of the last evaluation; of several evaluation sets there is an entry each, at the same step."""
+    evaluations = [logs for logs in history if any(key.startswith("eval_") for key in logs)]
+    logs: dict[str, Any] = {}
+    for entry in evaluations:
+        logs = {**logs, **entry} if entry.get("step") == evaluations[-1].get("step") else {}
     timing = ("_runtime", "_per_second", "_time")
     return {
         key.removeprefix("eval_"): float(value)

@@ -35,7 +35,7 @@ from hf_xtc.modeling.sharded_weights import is_sharded
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.training.adversarial import embedding_weight, moved
 from hf_xtc.training.arguments import XTCTrainingArguments
-from hf_xtc.training.callbacks import QuantizationCallback
+from hf_xtc.training.callbacks import BestCheckpointCallback, QuantizationCallback
 from hf_xtc.training.finite_checks import require_finite_losses, require_finite_weights
 from hf_xtc.training.length_batches import LengthGroupedBatches, row_lengths
 from hf_xtc.training.saving import FAILED, latent_student, log_failed_push, require_student, write_student_card
@@ -112,6 +112,7 @@ class XTCTrainer(Trainer):
             self.teacher.requires_grad_(False).eval()
             self.teacher = prepared_teacher(self.teacher.to(args.device), self.accelerator, args.teacher_cache is None)
         self.add_callback(self._schedule)
+        self.add_callback(BestCheckpointCallback())
 
     def _read_arguments(self, args: XTCTrainingArguments) -> None:
         """Builds the terms, the stages and the schedule that the arguments name.

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     BertForMaskedLM,
     BertForMultipleChoice,
     BertForNextSentencePrediction,
@@ -458,6 +459,17 @@ def test_command_without_data_verifies_on_random_rows(checkpoint, capsys):
     assert "verified on: 64 rows of random tokens (no data was given)" in capsys.readouterr().out
     assert export_command(checkpoint) == 1
     assert "out is not empty. Give another --output_dir, or --overwrite" in capsys.readouterr().err
+
+
+def test_exported_tokenizer_gives_the_inputs_that_the_graph_reads(checkpoint):
+    file = checkpoint / "model" / "tokenizer_config.json"
+    settings = {**json.loads(file.read_text()), "model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(settings))
+    assert export_command(checkpoint) == 0
+    rows = dict(AutoTokenizer.from_pretrained(checkpoint / "out")(["good film"], return_tensors="np"))
+    session = import_module("onnxruntime").InferenceSession(checkpoint / "out" / "model.onnx")
+    assert rows.keys() == {entry.name for entry in session.get_inputs()}
+    assert session.run(None, rows)[0].shape == (1, 2)
 
 
 def test_command_refuses_a_model_that_is_not_packed(checkpoint, tiny_teacher, capsys):

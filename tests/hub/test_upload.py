@@ -505,6 +505,16 @@ def test_a_trainers_card_has_its_last_metrics(hub, tmp_path):
     assert "TinyBERT" in card.text
 
 
+def test_a_trainers_card_has_the_metrics_of_all_evaluation_sets(hub, tmp_path):
+    trainer = make_trainer(tmp_path / "out", max_steps=1, eval_dataset={"a": DATA[:4], "b": DATA[4:8]})
+    trainer.train()
+    measured = trainer.evaluate()
+    trainer.push_to_hub()
+    card = ModelCard.load("user/out").text
+    assert f"| a_loss | {measured['eval_a_loss']:.4f} |" in card
+    assert f"| b_loss | {measured['eval_b_loss']:.4f} |" in card
+
+
 def test_saving_a_model_publishes_it_where_the_arguments_say_so(hub, tmp_path):
     trainer = make_trainer(tmp_path / "out", push_to_hub=True, hub_strategy="end", max_steps=1, save_strategy="steps")
     trainer.train()

@@ -110,6 +110,18 @@ def test_a_missing_label2id_is_derived_from_id2label(folder, model, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+def test_a_validation_file_alone_is_enough_to_evaluate(folder, model, capsys):
+    assert (
+        main(["evaluate", "--model=model", f"--validation_file={folder / 'validation.csv'}", "--max_length=32"]) == 0
+    )
+    alone = capsys.readouterr().out
+    assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 0
+    assert alone == capsys.readouterr().out
+    assert main(["evaluate", "--model=model"]) == 1
+    text = "hf-xtc: There is nothing to evaluate on. Pass --task_name TASK, or --validation_file FILE.\n"
+    assert capsys.readouterr().err.endswith(text)
+
+
 def test_switches_of_a_teachers_config_change_nothing(folder, model, capsys):
     edit_config(model, return_dict=False, output_hidden_states=True, output_attentions=True)
     assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 0

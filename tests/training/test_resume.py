@@ -1,9 +1,11 @@
 """A training resumed from a checkpoint ends in the same bytes as an uninterrupted one."""
 
+import itertools
 import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trainers import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
 from transformers import TrainerCallback
 
@@ -100,3 +102,24 @@ def test_resuming_is_exact(tmp_path, case):
 
 def test_training_resumes_from_every_checkpoint(tmp_path):
     assert_resumes(tmp_path, range(1, 8), save_steps=1, data=DATA[:20])
+
+
+def test_a_folder_that_was_moved_after_its_last_save_keeps_its_best_checkpoint(tmp_path):
+    teacher = make_teacher()
+    scores = itertools.count(9, -1)  # the first evaluation is the best
+    options = {**BEST, "metric_for_best_model": "score", "greater_is_better": True, "max_steps": 8}
+    options |= {"save_strategy": "steps", "save_steps": 2, "compute_metrics": lambda _: {"score": next(scores)}}
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            if state.global_step == 8:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "before", teacher, callbacks=[Stop()], **options).train()
+    (tmp_path / "before").rename(tmp_path / "after")
+    trainer = make_trainer(tmp_path / "after", teacher, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "after" / "checkpoint-8"))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "after" / "checkpoint-2")
+    best = load_file(tmp_path / "after" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in trainer.model.state_dict().items() if name in best)
