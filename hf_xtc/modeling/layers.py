@@ -22,20 +22,23 @@ from hf_xtc.quantization.quantizers import fake_quantize, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 
-def partly_quantized(weight: Tensor, spec: QuantSpec, part: float) -> Tensor:
+def partly_quantized(weight: Tensor, spec: QuantSpec, part: float | Tensor) -> Tensor:
     """`(1 - part) * weight + part * fake_quantize(weight)`; the gradient reaches `weight` unchanged whatever the part.
 
     Args:
         weight (`torch.Tensor` of shape `(rows, columns)`): Latent weight.
-        part (`float`): 0 is `weight` itself, 1 exactly the packed values; in between, training is annealed.
+        part (`float`): 0 is `weight` itself, 1 exactly the packed values; in between, training is annealed. A scalar
+            tensor for compiled training, which would be compiled again for each float.
     """
+    if isinstance(part, Tensor):
+        return torch.lerp(weight, fake_quantize(weight, spec), part.to(weight))
     if part <= 0:
         return weight
     quantized = fake_quantize(weight, spec)
     return quantized if part >= 1 else torch.lerp(weight, quantized, part)
 
 
-def _part(layer: "XTCLinear | XTCEmbedding") -> float:
+def _part(layer: "XTCLinear | XTCEmbedding") -> float | Tensor:
     """The quantized part of a layer's weight: `quantized_part` in train mode; 1 in eval mode, as when packed."""
     return layer.quantized_part if layer.training else 1.0
 
@@ -69,7 +72,7 @@ class XTCLinear(nn.Linear):
         spec.scale_shape(out_features, in_features)
         self.spec = spec
         self.activation = None if activation is None else ActivationQuantizer(activation)
-        self.quantized_part = 1.0
+        self.quantized_part: float | Tensor = 1.0
         self.quantize_activation = True
 
     def forward(self, input: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class XTCEmbedding(nn.Embedding):
     ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device)
         self.spec = _per_row(spec)
-        self.quantized_part = 1.0
+        self.quantized_part: float | Tensor = 1.0
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids of any shape to `(*shape, embedding_dim)`."""

@@ -26,17 +26,20 @@ def start_step(start: float, max_steps: int) -> int:
     return int(start) if start >= 1 else int(start * max_steps)
 
 
-def set_quantization(model: nn.Module, *, weights: float, activations: bool) -> None:
+def set_quantization(model: nn.Module, *, weights: float, activations: bool, compiled: bool = False) -> None:
     """Sets what latent layers fake-quantize in train mode; in eval mode they always quantize weights and activations.
 
     Args:
         model (`nn.Module`): Its `XTCLinear` and `XTCEmbedding` layers are changed.
         weights (`float`): Share of the quantized weights in the blend with the float ones, 0 to 1.
         activations (`bool`): Whether activations are quantized.
+        compiled (`bool`): Whether the model is compiled: a share between 0 and 1 is then a tensor, since each float
+            would be compiled anew.
     """
+    share = torch.tensor(float(weights)) if compiled and 0 < weights < 1 else float(weights)
     for module in model.modules():
         if isinstance(module, XTCLinear | XTCEmbedding):
-            module.quantized_part = float(weights)
+            module.quantized_part = share
         if isinstance(module, XTCLinear):
             module.quantize_activation = activations
 
@@ -77,25 +80,26 @@ class QuantizationCallback(TrainerCallback):
         length = start_step(self.weight_annealing, state.max_steps)
         return float(steps >= 0) if length == 0 else min(max(steps / length, 0.0), 1.0)
 
-    def _apply(self, state: TrainerState, model: nn.Module) -> None:
+    def _apply(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         set_quantization(
             model,
             weights=self._quantized_part(state),
             activations=state.global_step >= start_step(self.activation_start, state.max_steps),
+            compiled=args.torch_compile,
         )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Sets the state of the step that training starts or resumes at."""
-        self._apply(state, model)
+        self._apply(args, state, model)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Sets the state of the coming step."""
         if self.weight_start or self.activation_start or self.weight_annealing:
-            self._apply(state, model)
+            self._apply(args, state, model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

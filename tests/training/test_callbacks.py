@@ -1,6 +1,7 @@
 """Callbacks: the quantization schedule as a function of the step, and the packed size logged before training."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def train_layers(model):
 
 def fire(callback, event, model, step, max_steps=10):
     state = TrainerState(global_step=step, max_steps=max_steps)
-    getattr(callback, event)(None, state, TrainerControl(), model=model)
+    getattr(callback, event)(SimpleNamespace(torch_compile=False), state, TrainerControl(), model=model)
     return state
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from trainers import (
     DATA,
@@ -836,6 +837,22 @@ def test_compiled_training_gives_the_same_losses(tmp_path):
         trainer.save_model(str(tmp_path / "final"))
         assert "bert.pooler.dense.weight_packed" in load_file(tmp_path / "final" / "model.safetensors")
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_annealing_is_compiled_once_not_at_every_step(tmp_path):
+    pytest.importorskip("torch", minversion="2.7", reason="cannot compile transformers' BERT")
+    rows = [{key: (value * 9)[:9] if isinstance(value, list) else value for key, value in row.items()} for row in DATA]
+    losses, graphs = [], []
+    for annealing, options in ((0.0, {"torch_compile": True}), (1.0, {"torch_compile": True}), (1.0, {})):
+        torch._dynamo.reset()
+        counters.clear()
+        options = {**options, "torch_compile_backend": "eager"} if options else {}
+        trainer = make_trainer(tmp_path, data=rows, max_steps=12, weight_annealing=annealing, **options)
+        trainer.train()
+        losses.append([entry["loss"] for entry in logged(trainer, "loss")])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[1] <= graphs[0] + 3
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)
 
 
 def test_student_is_trained_in_place(tmp_path):
