@@ -839,6 +839,7 @@ def test_compiled_training_gives_the_same_losses(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own code while compiling
 def test_annealing_is_compiled_once_not_at_every_step(tmp_path):
     pytest.importorskip("torch", minversion="2.7", reason="cannot compile transformers' BERT")
     rows = [{key: (value * 9)[:9] if isinstance(value, list) else value for key, value in row.items()} for row in DATA]
