@@ -187,7 +187,8 @@ def _log_classes(source: str, names: tuple[str, ...], train: Dataset) -> None:
 def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Dataset | None]:
     """Splits train rows in two; the second part is random, `share` of the rows but at most `MAX_SELECTION_ROWS`.
 
-    Both parts keep the order of the rows. Which rows are held out depends on their number and the seed alone.
+    Both parts keep the order of the rows. Which rows are held out depends on their number and the seed alone, and must
+    stay as it is: published figures were chosen on these rows. `Dataset.train_test_split` draws others.
 
     Raises:
         DataError: if one of the parts would have no rows.
@@ -246,7 +247,7 @@ def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: l
 def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> TaskData:
     """`data` with the class ids of the teacher's head.
 
-    Names are matched ignoring case. If the teacher's are generic (`LABEL_0`), or the data's are integers, ids are
+    Unlike `Dataset.align_labels_with_mapping`, it matches names exactly first and then ignoring case. If the teacher's are generic (`LABEL_0`), or the data's are integers, ids are
     matched by position, with a warning. Regression data is returned as it is.
 
     Args:

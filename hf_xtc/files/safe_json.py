@@ -1,4 +1,8 @@
-"""Reads untrusted JSON, from regular files only; every failure is an `OSError` or a `ValueError`."""
+"""Reads untrusted JSON, from regular files only; every failure is an `OSError` or a `ValueError`.
+
+Our own, because `json.load` has no limit: a hostile file can be a device, be larger than memory, or nest until the
+interpreter gives up.
+"""
 
 import json
 import os
