@@ -501,6 +501,18 @@ def test_configs_that_no_packed_model_has(change, text, module, folder):
     both_refuse(module, folder, text)
 
 
+def test_a_config_without_a_dtype_means_float32(module, folder):
+    edit_config(folder, lambda config: config.pop("dtype"))
+    for load in (module.XTCBertForSequenceClassification, AutoModelForSequenceClassification):
+        assert load.from_pretrained(folder).dtype == torch.float32
+        assert load.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    packed = AutoModelForSequenceClassification.from_pretrained(folder)
+    made = type(packed).from_pretrained(
+        None, config=AutoConfig.from_pretrained(folder), state_dict=packed.state_dict()
+    )
+    assert made.dtype == torch.float32
+
+
 @pytest.mark.usefixtures("reference_backend")
 def test_the_files_are_sound_without_damage(module, folder, tiny_batch):
     model, info = module.XTCBertForSequenceClassification.from_pretrained(folder, output_loading_info=True)

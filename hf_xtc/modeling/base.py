@@ -60,6 +60,9 @@ class XTCConfig:
         except (AttributeError, KeyError, TypeError) as error:
             raise _unusable(error) from error
         check_xtc_block(self)
+        if self.state == "packed" and getattr(self, "dtype", None) is None:
+            # transformers would take the dtype of the first float tensor in the file, a scale in float16
+            self.dtype = torch.float32
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

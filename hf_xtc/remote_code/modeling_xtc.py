@@ -9,8 +9,8 @@ read it before you allow that. From top to bottom, it
 4. checks the weight files against config.json before they are loaded, and the loaded values afterwards;
 5. puts these layers in the place of those of transformers. All else, forward passes included, is transformers' own.
 
-It imports the standard library, torch and transformers. It opens no connection, starts no process, evaluates no text
-as code, unpickles nothing, and writes no file unless you call `save_pretrained`.
+It imports the standard library, torch, transformers, and an error of huggingface_hub. It opens no connection, starts no
+process, evaluates no text as code, unpickles nothing, and writes no file unless you call `save_pretrained`.
 
 Weights are decoded at every call, which is exact and slow. After `pip install hf_xtc` the same folder runs faster, on
 integer arithmetic, and this file is not executed. Licence: Apache-2.0.
@@ -107,8 +107,8 @@ class XTCBertConfig(BertConfig):  # type: ignore[misc]
             super().__init__(**kwargs)
             self._check_values()
         except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise PackedFileError(f"config.json holds a value that transformers cannot take ({cause}).") from error
+            raise PackedFileError(f"config.json holds a value that transformers cannot take ({error!r}).") from error
+        self.dtype = torch.float32 if self.dtype is None else self.dtype  # not the float16 of the first scale
 
     def _check_values(self) -> None:
         """Refuses what no packed model has. transformers would build any size before it looks at the weights, import
