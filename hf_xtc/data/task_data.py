@@ -247,9 +247,9 @@ def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: l
 def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> TaskData:
     """`data` with the class ids of the teacher's head.
 
-    Unlike `Dataset.align_labels_with_mapping`, it matches names exactly first and then ignoring case. If the teacher's
-    are generic (`LABEL_0`), or the data's are integers, ids are matched by position, with a warning. Regression data is
-    returned as it is.
+    Unlike `Dataset.align_labels_with_mapping`, it matches names exactly first and then ignoring case. If those of the
+    teacher are generic (`LABEL_0`), or those of the data integers, ids are matched by position, with a warning.
+    Regression data is returned as it is.
 
     Args:
         data (`TaskData`): As `load_task` returns it.

@@ -9,8 +9,8 @@ read it before you allow that. From top to bottom, it
 4. checks the weight files against config.json before they are loaded, and the loaded values afterwards;
 5. puts these layers in the place of those of transformers. All else, forward passes included, is transformers' own.
 
-It imports the standard library, torch, transformers, and an error of huggingface_hub. It opens no connection, starts no
-process, evaluates no text as code, unpickles nothing, and writes no file unless you call `save_pretrained`.
+It imports the standard library, torch, transformers, and an error of huggingface_hub. It opens no connection, starts
+no process, evaluates no text as code, unpickles nothing, and writes no file unless you call `save_pretrained`.
 
 Weights are decoded at every call, which is exact and slow. After `pip install hf_xtc` the same folder runs faster, on
 integer arithmetic, and this file is not executed. Licence: Apache-2.0.
