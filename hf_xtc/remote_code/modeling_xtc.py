@@ -108,7 +108,7 @@ class XTCBertConfig(BertConfig):  # type: ignore[misc]
             self._check_values()
         except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
             raise PackedFileError(f"config.json holds a value that transformers cannot take ({error!r}).") from error
-        self.dtype = torch.float32 if self.dtype is None else self.dtype  # not the float16 of the first scale
+        self.dtype: Any = torch.float32 if self.dtype is None else self.dtype  # not float16, that of the first scale
 
     def _check_values(self) -> None:
         """Refuses what no packed model has. transformers would build any size before it looks at the weights, import
