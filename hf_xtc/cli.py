@@ -145,10 +145,21 @@ class _Parser(HfArgumentParser):
         sys.exit(2)
 
 
-class _HelpAll(argparse.Action):
+class _PrintAndExit(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
         super().__init__(option_strings, dest=dest, default=argparse.SUPPRESS, nargs=0, help=help)
 
+
+class _Version(_PrintAndExit):
+    def __call__(self, parser: Any, *_: Any) -> None:
+        from hf_xtc.native.library import variant
+
+        operator = variant() or "none (packed models run on PyTorch's operations)"
+        print(f"hf_xtc {__version__}\nnative operator: {operator}")
+        parser.exit()
+
+
+class _HelpAll(_PrintAndExit):
     def __call__(self, parser: Any, *_: Any) -> None:
         print(parser.format_full_help())
         parser.exit()
@@ -290,7 +301,7 @@ def command_parser(name: str) -> _Parser:
 
 def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
-    parser.add_argument("--version", action="version", version=f"hf_xtc {__version__}")
+    parser.add_argument("--version", action=_Version, help="show the version, and which native operator is in use")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback; stands before COMMAND")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():  # `command_parser` adds their options

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from hf_xtc.cli import COMMANDS, command_parser, main
+from hf_xtc.native.library import variant
 from hf_xtc.version import __version__
 
 
@@ -23,7 +24,13 @@ def test_help_lists_the_commands(capsys):
 
 def test_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"hf_xtc {__version__}\n"
+    assert capsys.readouterr().out.startswith(f"hf_xtc {__version__}\nnative operator: {variant() or 'none'}")
+
+
+def test_version_without_the_native_operator(capsys, monkeypatch):
+    monkeypatch.setenv("XTC_NATIVE", "off")
+    assert main(["--version"]) == 0
+    assert "native operator: none (packed models run on PyTorch's operations)" in capsys.readouterr().out
 
 
 def test_an_unknown_command_suggests_the_nearest(capsys):
