@@ -105,6 +105,7 @@ class _Parser(HfArgumentParser):
         try:
             if len(arguments) == 1 and arguments[0].endswith(".json"):
                 return self._from_file(arguments[0])
+            self._require_known(arguments)
             found, unknown = self.parse_known_args(arguments)
             if unknown:
                 self.error(f"unrecognized arguments: {' '.join(self._with_suggestion(word) for word in unknown)}")
@@ -123,6 +124,14 @@ class _Parser(HfArgumentParser):
             raise
         except ValueError as error:  # transformers' own checks of TrainingArguments
             raise XTCError(str(error)) from error
+
+    def _require_known(self, arguments: list[str]) -> None:
+        """Names mistyped options first: argparse would only say which required ones are missing."""
+        names = {word: word.partition("=")[0] for word in arguments if word.startswith("--")}
+        known = self._option_string_actions
+        unknown = [word for word, name in names.items() if not any(option.startswith(name) for option in known)]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(self._with_suggestion(word) for word in unknown)}")
 
     def _from_file(self, file: str) -> tuple[Any, ...]:
         values = read_json(file)
@@ -315,6 +324,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = arguments[:1] == ["--debug"]
     arguments = arguments[debug:]
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     parser = _main_parser()
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:

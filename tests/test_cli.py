@@ -22,6 +22,21 @@ def test_help_lists_the_commands(capsys):
     assert all(f"{name} {command.help}" in printed for name, command in COMMANDS.items())
 
 
+@pytest.mark.parametrize("words", [["help"], ["help", "compress"]], ids=" ".join)
+def test_help_is_a_command_too(words, capsys):
+    assert main(words) == 0
+    found = capsys.readouterr().out
+    assert main([*words[1:], "--help"]) == 0
+    assert found == capsys.readouterr().out
+
+
+def test_a_mistyped_option_is_named_where_a_required_one_is_missing(capsys):
+    assert main(["compress", "--teecher", "t"]) == 2
+    assert capsys.readouterr().err == (
+        "hf-xtc compress: unrecognized arguments: --teecher (did you mean --teacher?)\nTry: hf-xtc compress --help\n"
+    )
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"hf_xtc {__version__}\nnative operator: {variant() or 'none'}")
@@ -40,9 +55,9 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
 
 
 def test_a_mistyped_option_suggests_the_nearest(capsys):
-    assert main(["compress", "--teacher=x", "--task_name=sst2", "--output_dir=out", "--keep_layrs=3", "-q"]) == 2
+    assert main(["compress", "--teacher=x", "--task_name=sst2", "--output_dir=out", "--keep_layrs=3", "--qq"]) == 2
     assert capsys.readouterr().err == (
-        "hf-xtc compress: unrecognized arguments: --keep_layrs=3 (did you mean --keep_layers?) -q\n"
+        "hf-xtc compress: unrecognized arguments: --keep_layrs=3 (did you mean --keep_layers?) --qq\n"
         "Try: hf-xtc compress --help\n"
     )
 
