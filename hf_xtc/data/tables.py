@@ -146,7 +146,7 @@ def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
     table.refuse(wrong, "labels that are neither strings nor numbers", "Name another column with --label_column.")
     if not numbers:
         cure = "Use a labelled split; if -1 is one of your classes, write it as a word."
-        table.refuse([_label_text(label) == "-1" for label in labels], "label -1 (unlabelled)", cure)
+        table.refuse([_whole(_label_text(label)) == "-1" for label in labels], "label -1 (unlabelled)", cure)
 
 
 def class_names(train: Table) -> tuple[str, ...]:
@@ -157,7 +157,9 @@ def class_names(train: Table) -> tuple[str, ...]:
     """
     if train.label_names:
         return train.label_names
-    found = set(_label_texts(train.columns["label"]))
+    found = {_label_text(value) for value in train.columns["label"]}
+    if all(_whole(name) for name in found):
+        found = {_whole(name) for name in found}
     if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found):
         return tuple(sorted(found, key=int))
     numbers = [_number(name) for name in found]
@@ -193,7 +195,8 @@ def _numbers(table: Table) -> np.ndarray:
 
 def _ids(table: Table, names: tuple[str, ...]) -> np.ndarray:
     ids = {name: i for i, name in enumerate(names)}
-    texts = _label_texts(table.columns["label"])
+    texts = [_label_text(label) for label in table.columns["label"]]
+    texts = [text if text in ids else _whole(text) or text for text in texts]
     unknown = [text not in ids for text in texts]
     example = next((text for text, is_unknown in zip(texts, unknown, strict=True) if is_unknown), "")
     what = f"labels that are not among {listed(names)} (such as {example!r})"
@@ -207,12 +210,9 @@ def _is_missing(label: Any, *, numbers: bool) -> bool:
     return label is None or (isinstance(label, str) and not label.strip())
 
 
-def _label_texts(labels: Sequence[Any]) -> list[str]:
-    """Labels as texts; whole numbers lose their decimal point where all labels are whole numbers."""
-    texts = [_label_text(label) for label in labels]
-    if all(re.fullmatch(r"-?\d+(\.0+)?", text) for text in texts):
-        return [text.partition(".")[0] for text in texts]
-    return texts
+def _whole(text: str) -> str:
+    """A whole number without its decimal point, "1" of "1.0"; empty if the text is another one."""
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+(\.0+)?", text) else ""
 
 
 def _label_text(value: Any) -> str:

@@ -167,11 +167,16 @@ def load_task(args: DataArguments) -> TaskData:
 _PLACEHOLDERS = {"-", "--", "?", "n/a", "na", "nan", "null", "none", "unknown"}
 
 
+def class_counts(names: tuple[str, ...], rows: Dataset) -> dict[str, int]:
+    """Number of rows of each class, in the order of `names`."""
+    counts = Counter(rows["label"])
+    return {name: counts[i] for i, name in enumerate(names)}
+
+
 def _log_classes(source: str, names: tuple[str, ...], train: Dataset) -> None:
     """Logs the classes with their counts, and warns of names that are probably not classes of their own."""
-    counts = Counter(train["label"])
-    classes = ", ".join(f"{name!r} {counts[i]:,}" for i, name in enumerate(names))
-    logger.info("%s: %d classes (with their train rows): %s.", source, len(names), classes)
+    classes = ", ".join(f"{name!r} {count:,}" for name, count in class_counts(names, train).items())
+    logger.info("%s: %d classes, with their rows: %s.", source, len(names), classes)
     if placeholders := [name for name in names if name.strip().lower() in _PLACEHOLDERS]:
         logger.warning(
             "%s: the class %r may stand for a missing label. Remove its rows if so.", source, placeholders[0]

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig
 
 from hf_xtc.data.task_data import load_task
 from hf_xtc.errors import DataError, StateError
+from hf_xtc.export.bert import INPUTS
 from hf_xtc.export.exporting import Exported, check_export, write_verified
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
@@ -20,8 +21,6 @@ from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.tasks import task_of
 
 logger = logging.getLogger(__name__)
-
-INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exported:

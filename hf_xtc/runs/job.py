@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.data.augmentation import augment
-from hf_xtc.data.task_data import DataArguments, TaskData, load_task
+from hf_xtc.data.task_data import DataArguments, TaskData, class_counts, load_task
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.errors import RecipeError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
@@ -104,8 +103,7 @@ class Job:
         names = self.data.label_names
         if names is None:
             return {}
-        counts = Counter(self.data.train["label"])
-        return {"classes": {name: counts[i] for i, name in enumerate(names)} if len(names) <= 30 else len(names)}
+        return {"classes": class_counts(names, self.data.train) if len(names) <= 30 else len(names)}
 
     def _sources(self) -> list[str]:
         """Names of the sources of the unlabelled rows, without their paths."""

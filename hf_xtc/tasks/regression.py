@@ -1,6 +1,5 @@
 """One number for each text, or pair of texts: a sequence classifier's head with one output."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hf_xtc.tasks.base import TASKS
@@ -19,13 +18,3 @@ class Regression(SequenceClassification):
 
     def head_config(self, data: "TaskData") -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
-
-    def main_metric(self, data: "TaskData") -> str:
-        from hf_xtc.data.metrics import main_metric
-
-        return main_metric(data.task, regression=True)
-
-    def compute_metrics(self, data: "TaskData") -> Callable[..., dict[str, float]]:
-        from hf_xtc.data.metrics import build_compute_metrics
-
-        return build_compute_metrics(data.task, regression=True)

@@ -35,12 +35,12 @@ class SequenceClassification(Task):
     def main_metric(self, data: "TaskData") -> str:
         from hf_xtc.data.metrics import main_metric
 
-        return main_metric(data.task, regression=False)
+        return main_metric(data.task, data.regression)
 
     def compute_metrics(self, data: "TaskData") -> Callable[..., dict[str, float]]:
         from hf_xtc.data.metrics import build_compute_metrics
 
-        return build_compute_metrics(data.task, regression=False)
+        return build_compute_metrics(data.task, regression=data.regression)
 
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":
         from hf_xtc.data.task_data import align_labels

@@ -53,9 +53,13 @@ class BestCheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-        if best.is_dir():
-            state.best_model_checkpoint = str(best)
+        if state.best_global_step is None or (
+            state.best_model_checkpoint and Path(state.best_model_checkpoint).is_dir()
+        ):
+            return
+        moved = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        if moved.is_dir():
+            state.best_model_checkpoint = str(moved)
 
 
 class QuantizationCallback(TrainerCallback):

@@ -62,9 +62,8 @@ def write_student_card(student: Any, args: Any, state: Any, name: str, facts: di
 def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     """The metrics of the last evaluation; of several evaluation sets there is an entry each, at the same step."""
     evaluations = [logs for logs in history if any(key.startswith("eval_") for key in logs)]
-    logs: dict[str, Any] = {}
-    for entry in evaluations:
-        logs = {**logs, **entry} if entry.get("step") == evaluations[-1].get("step") else {}
+    last = [entry for entry in evaluations if entry.get("step") == evaluations[-1].get("step")]
+    logs = {key: value for entry in last for key, value in entry.items()}
     timing = ("_runtime", "_per_second", "_time")
     return {
         key.removeprefix("eval_"): float(value)

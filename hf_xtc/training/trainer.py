@@ -81,6 +81,7 @@ class XTCTrainer(Trainer):
     # Without a teacher these stay as they are.
     _layer_map = LayerMap((0,), 1)
     _label_order: list[int] | None = None
+    _built_from: tuple[Any, ...] | None = None
 
     def __init__(
         self,
@@ -114,20 +115,25 @@ class XTCTrainer(Trainer):
         self.add_callback(self._schedule)
         self.add_callback(BestCheckpointCallback())
 
-    def _read_arguments(self, args: XTCTrainingArguments) -> None:
-        """Builds the terms, the stages and the schedule that the arguments name.
+    def _read_arguments(self, args: XTCTrainingArguments) -> bool:
+        """Builds the terms, the stages and the schedule that the arguments name; returns whether the terms are new.
 
         Called when the trainer is made, so that errors come early, and again when a training starts: a search of
         hyper-parameters sets fields of `args` in between.
         """
+        self._schedule.weight_start = args.weight_quantization_start
+        self._schedule.activation_start = args.activation_quantization_start
+        self._schedule.weight_annealing = args.weight_annealing
+        built_from = (dict(args.term_weights), args.temperature, args.distillation_stages)
+        if built_from == self._built_from:
+            return False
+        self._built_from = built_from
         self._teacher_terms = [name for name in args.term_weights if name != "labels"]
         self._teacher_config = self._find_teacher_config(args, self.teacher)
         self.terms = build_terms(args.term_weights, args.temperature)
         stages = args.distillation_stages
         self._stages = [stage_terms(list(self.terms), i, stages) for i in range(stages)]
-        self._schedule.weight_start = args.weight_quantization_start
-        self._schedule.activation_start = args.activation_quantization_start
-        self._schedule.weight_annealing = args.weight_annealing
+        return True
 
     def _require_gradients_of_outputs(self) -> None:
         """Turns reentrant checkpointing off, if a term reads hidden states or scores.
@@ -144,8 +150,7 @@ class XTCTrainer(Trainer):
     def _hp_search_setup(self, trial: Any) -> None:
         """As in Trainer, which sets fields of `args` to the values of a trial."""
         super()._hp_search_setup(trial)
-        if trial is not None:
-            self._read_arguments(self.args)
+        if trial is not None and self._read_arguments(self.args):
             self._prepare_student(self.model)
 
     def _find_teacher_config(self, args: XTCTrainingArguments, teacher: PreTrainedModel | None) -> Any:
@@ -194,10 +199,9 @@ class XTCTrainer(Trainer):
     ) -> Any:
         """As in Trainer; afterwards, also after an error, restores the attention implementations of both models."""
         self._term_sums, self._term_steps = {}, 0
-        self._read_arguments(self.args)
-        self._require_gradients_of_outputs()
-        if self.model_init is None:
+        if self._read_arguments(self.args) and self.model_init is None:
             self._prepare_student(self.model)
+        self._require_gradients_of_outputs()
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

@@ -492,7 +492,7 @@ def test_classes_are_logged_with_their_counts(caplog):
     labels = {"text": ["a", "b", "c", "d"], "label": ["spam", "ham", "spam", "spam"]}
     with caplog.at_level(logging.INFO, logger="hf_xtc.data.task_data"):
         load_task(own(labels, labels))
-    assert caplog.messages == ["train.jsonl: 2 classes (with their train rows): 'ham' 1, 'spam' 3."]
+    assert caplog.messages == ["train.jsonl: 2 classes, with their rows: 'ham' 1, 'spam' 3."]
 
 
 @pytest.mark.parametrize(
@@ -514,6 +514,10 @@ def test_whole_numbers_are_one_class_however_they_are_written():
     data = load_task(own("text,label\na,0.0\nb,1.0\n", "text,label\na,1\nb,0\n", ".csv"))
     assert data.label_names == ("0", "1")
     assert data.validation["label"][:] == [1, 0]
+    assert refusal(load_task, own("text,label\na,0\nb,1\n", "text,label\na,1.0\nb,x\n", ".csv")) == (
+        "validation.csv: labels that are not among 0, 1 (such as 'x') in 1 of 2 rows (first: row 2). Each class must "
+        "occur in the train data."
+    )
 
 
 def test_csv_labels_are_checked():

@@ -13,6 +13,7 @@ from hf_xtc.modeling.layers import XTCEmbedding, XTCLinear
 from hf_xtc.quantization.quantizers import fake_quantize
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.training.callbacks import (
+    BestCheckpointCallback,
     PackedSizeCallback,
     QuantizationCallback,
     WeightStatisticsCallback,
@@ -208,3 +209,15 @@ def test_statistics_follow_losses_alone_and_latent_layers_alone(student, tiny_te
     callback.on_log(None, state, TrainerControl(), model=student, logs={"eval_loss": 1.0})
     callback.on_log(None, state, TrainerControl(), model=tiny_teacher, logs={"loss": 1.0})
     assert state.log_history == []
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["there", "moved"])
+def test_a_best_checkpoint_is_looked_for_only_where_it_is_missing(tmp_path, exists):
+    for folder in ("first", "second"):
+        (tmp_path / folder / "checkpoint-2").mkdir(parents=True)
+    recorded = tmp_path / ("first" if exists else "gone") / "checkpoint-2"
+    state = TrainerState(best_global_step=2, best_model_checkpoint=str(recorded))
+    args = SimpleNamespace(output_dir=str(tmp_path / "second"))
+    BestCheckpointCallback().on_train_begin(args, state, TrainerControl())
+    expected = recorded if exists else tmp_path / "second" / "checkpoint-2"
+    assert state.best_model_checkpoint == str(expected)
