@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-Wno-psabi", "-Wno-unused-function"]
+FLAGS += ["-ffp-contract=off", "-Wno-psabi", "-Wno-unused-function", "-Wno-undefined-internal"]
 
 
 class BuildNative(build_ext):

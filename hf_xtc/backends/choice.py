@@ -36,7 +36,7 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
     Args:
         name (`str`): A name in `BACKENDS`.
         product (`Product`): The operands.
-        gradient (`bool`): Whether gradients must flow. "auto" then uses the reference, as under `torch.compile`.
+        gradient (`bool`): Whether gradients must flow. "auto" then uses the reference.
 
     Raises:
         StateError: if gradients must flow and the backend, other than "auto", is not differentiable.
@@ -45,7 +45,7 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
     backend: Backend = BACKENDS[name]()
     if backend.differentiable:
         return name
-    if gradient or (name == "auto" and torch.compiler.is_compiling()):
+    if gradient:
         if name != "auto":
             raise StateError(
                 f"The {name!r} backend computes with integers, which have no gradient. "

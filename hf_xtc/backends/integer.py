@@ -23,8 +23,7 @@ def native_serves(product: Product) -> bool:
     """Whether the native operator computes this product: the default recipe's activations, in float32 on the CPU."""
     weight, _, activation, dtype = product
     return (
-        not torch.compiler.is_compiling()
-        and variant() is not None
+        variant() is not None
         and weight.packed.device.type == "cpu"
         and dtype == torch.float32
         and activation is not None
@@ -78,7 +77,7 @@ class _Expanded:
         shift = 128 if levels.offset is not None and self.activation.spec.bits == 8 else 0
         values = (levels.values - shift if shift else levels.values).to(torch.int8)
         groups = self.step.shape[1] if self.grouped else 1
-        y = torch.zeros(len(values), len(self.integers), device=x.device)
+        y = torch.zeros(values.shape[0], self.integers.shape[0], device=x.device)
         for group, (part, weight) in enumerate(
             zip(values.chunk(groups, 1), self.integers.chunk(groups, 1), strict=True)
         ):
@@ -90,7 +89,13 @@ class _Expanded:
                 y += ((sums + shift * total) * levels.scale + total * levels.offset) * self.step[:, group]
         if self.bias is not None:
             y += self.bias.detach().float()
-        return y.to(x.dtype).view(*x.shape[:-1], len(self.integers))
+        return y.to(x.dtype).view(*x.shape[:-1], self.integers.shape[0])
+
+
+def _exporting() -> bool:
+    """Whether `torch.export` is running; PyTorch 2.6 cannot tell it from `torch.compile`."""
+    asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return bool(asked())
 
 
 class _IntegerBackend(Backend):
@@ -111,12 +116,26 @@ class _IntegerBackend(Backend):
 
 
 def _native(product: Product, layout: int) -> Prepared:
-    """The product on the native operator. Inputs that it does not support (another width or device, a tracer) go to
-    the reference, which gives PyTorch's usual result or error."""
-    levels = get_quantizer(product.weight.spec.quantizer).levels
-    weight = native.NativeWeight([product.weight], [product.bias], levels, layout)
+    """The product on the native operator. Inputs that it does not take (another width or device, a trace for
+    TorchScript) go to the reference, which gives PyTorch's usual result or error."""
+    weight, bias, _, _ = product
+    columns, levels = weight.columns, get_quantizer(weight.spec.quantizer).levels
     reference = ReferenceBackend().prepare(product)
-    return lambda x: weight.linear(x) if weight.serves(x) else reference(x)
+
+    def linear(x: Tensor) -> Tensor:
+        if (
+            x.dtype != torch.float32
+            or x.dim() == 0
+            or x.shape[-1] != columns
+            or x.device.type != "cpu"
+            or x.layout != torch.strided
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        ):
+            return reference(x)
+        product: Tensor = native.linear(x, weight.packed, weight.scale, bias, columns, levels, layout)
+        return product
+
+    return linear
 
 
 @BACKENDS.register("int8")
@@ -140,9 +159,16 @@ class PackedBackend(_IntegerBackend):
 
 @BACKENDS.register("auto")
 class AutoBackend(_IntegerBackend):
-    """The faster of `int8` and `packed`, as measured: see `fastest_layout`."""
+    """The faster of `int8` and `packed`, as measured: see `fastest_layout`.
+
+    An exported program gets the reference's operations, which run without this package. So does compiled code where
+    there is no native operator: it would expand the codes again at every call.
+    """
 
     def prepare(self, product: Product) -> Prepared:
-        if not native_serves(product):
+        serves = native_serves(product)
+        if _exporting() or (torch.compiler.is_compiling() and not serves):
+            return ReferenceBackend().prepare(product)
+        if not serves:
             return _Expanded(product)
         return _native(product, fastest_layout(product.weight.spec.quantizer))

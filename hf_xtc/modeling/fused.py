@@ -1,53 +1,77 @@
 """The fused forward of a packed BERT encoder: embeddings and all layers in one call of the native operator.
 
-Used where the operator supports all that the model computes; otherwise (gradients, another device or dtype, recorded
-hidden states, hooks, adapters) the model runs layer by layer, with the same results. Tokens that the attention mask
-excludes are skipped, and their hidden states are zeros.
+Used where the operator computes exactly what the modules would, which the modules decide and not the config; otherwise
+(gradients, another device or dtype, recorded hidden states, hooks, adapters, a module of another class or with a
+`forward` of its own) the model runs layer by layer. Tokens that the attention mask excludes are skipped, and their
+hidden states are zeros.
 """
 
+import operator
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers.activations import GELUActivation
+from transformers.models.bert import modeling_bert as bert
 
 from hf_xtc.backends import Product
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.integer import native_serves
 from hf_xtc.backends.layouts import fastest_layout, packed_layout
-from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, version_of
+from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, in_forward_mode
 from hf_xtc.native import encoder as native
 from hf_xtc.native.library import is_readable, variant
+from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.quantizers import get_quantizer
 
 # transformers' own hook on its layers; it records only if `output_hidden_states` or `output_attentions` is set.
 RECORDING_HOOK = "output_capturing_hook"
 
+# The classes whose forward the native encoder computes, each with that forward.
+_FORWARDS: dict[type[nn.Module], Any] = {
+    cls: cls.forward
+    for cls in (
+        *(bert.BertEmbeddings, bert.BertEncoder, bert.BertLayer, bert.BertAttention, bert.BertSelfAttention),
+        *(bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, PackedLinear, PackedEmbedding),
+        *(ActivationQuantizer, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList),
+        *(GELUActivation, nn.GELU),
+    )
+}
+
 
 class FusedEncoder:
-    """The native encoder of one model, and the tensors and settings it was built from.
+    """The native encoder of one model, and the modules, tensors and settings it was built from.
 
     Args:
         model (`PreTrainedModel`): A packed BERT base model for which `serves(model)` holds.
     """
 
     def __init__(self, model: Any):
-        config, layers = model.config, model.encoder.layer
-        self.limits = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
-        self._operands = list(_operands(model))
-        # The modules' dicts, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
-        self._modules = [(m._modules, m._modules.copy()) for m in model.modules() if m._modules]
-        modules = [m for part in (model.embeddings, model.encoder) for m in part.modules()]
+        embeddings, layers = model.embeddings, model.encoder.layer
+        modules = _modules(model)
+        # Dicts of the modules, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
+        self._attributes = [module.__dict__ for module in modules]
+        self._copies = [attributes.copy() for attributes in self._attributes]
+        self._children = [module._modules for module in (model, *modules) if module._modules]
+        self._parts = _values(self._children)
+        self._holders = [holder for m in modules for holder in (m._parameters, m._buffers) if holder]
+        self._tensors = _values(self._holders)
+        # Tensors made in inference mode have no count of writes.
+        self._counted = [tensor for tensor in self._tensors if tensor is not None and not tensor.is_inference()]
+        self._versions = [tensor._version for tensor in self._counted]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._variant, self._backend = variant(), model.backend
-        embeddings = model.embeddings
         tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
+        norm, attention = embeddings.LayerNorm, layers[0].attention
+        self._position_ids, self._token_type_ids = embeddings.position_ids, embeddings.token_type_ids
         self._encoder = native.NativeEncoder(
             [_native_layer(layer, model.backend) for layer in layers],
             [_native_table(table) for table in tables],
-            (embeddings.LayerNorm.weight, embeddings.LayerNorm.bias),
-            config.num_attention_heads,
-            config.layer_norm_eps,
+            (norm.weight, norm.bias),
+            attention.self.num_attention_heads,
+            (attention.output.LayerNorm.eps, norm.eps),
         )
 
     def is_current(self, model: Any) -> bool:
@@ -55,38 +79,37 @@ class FusedEncoder:
         return (
             self._backend == model.backend
             and self._variant == variant()
-            and all(present == children for present, children in self._modules)
-            and all(
-                holder.get(name) is tensor and version_of(tensor) == version
-                for holder, name, tensor, version in self._operands
-            )
+            and _same(self._parts, _values(self._children))
+            and _same(self._tensors, _values(self._holders))
+            and self._versions == [tensor._version for tensor in self._counted]
+            and _equal(self._attributes, self._copies)
             and not (any(self._hooks) and any(map(_has_user_hooks, self._hooks)))
+            and _runs_as_written(model)
         )
 
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if ids are out of range or cannot be read (on
-        another device, traced), or if a row starts with padding.
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if the ids cannot be read (on another device, traced),
+        if there are more tokens than positions, or if a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
             mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
+
+        Raises:
+            IndexError: if an id is out of range.
         """
         batch, length = input_ids.shape
         given = [ids for ids in (input_ids, mask, token_type_ids, position_ids) if ids is not None]
-        if not input_ids.numel() or not all(map(is_readable, given)):
+        if not input_ids.numel() or not all(map(is_readable, given)) or length > self._position_ids.shape[1]:
             return None
         if position_ids is None:
-            position_ids = torch.arange(length)[None]
+            position_ids = self._position_ids[:, :length]
         if token_type_ids is None:
-            token_type_ids = input_ids.new_zeros(1, 1)
+            token_type_ids = self._token_type_ids[0][position_ids]
         indices = [ids.expand(batch, length).reshape(-1).long() for ids in (input_ids, position_ids, token_type_ids)]
-        for ids, limit in zip(indices, self.limits, strict=True):
-            low, high = torch.aminmax(ids)
-            if low < 0 or high >= limit:
-                return None
         if mask is None or bool(mask.all()):
             hidden = self._encoder(torch.full((batch,), length), indices[0], indices[1], indices[2])
             return hidden.view(batch, length, -1)
@@ -121,25 +144,80 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
 
 
 def serves(model: Any) -> bool:
-    """Whether the native operator supports everything in the encoder of a packed base model."""
-    config, layers = model.config, model.encoder.layer
-    linears = [linear for layer in layers for linear in _linears(layer)]
+    """Whether the native operator computes what the embeddings and the encoder of a packed base model do."""
+    modules = _modules(model)
+    if (
+        model.backend == "reference"
+        or variant() is None
+        or not _runs_as_written(model)
+        or not all(_is_known(module) for module in modules)
+        or any(tensor.device.type != "cpu" for module in modules for tensor in _tensors(module))
+        or any(p.dtype != torch.float32 for module in modules for p in module.parameters(recurse=False))
+    ):
+        return False
+    embeddings, layers = model.embeddings, model.encoder.layer
+    tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
     return (
-        model.backend != "reference"
-        and variant() is not None
-        and config.hidden_act == "gelu"
-        and not (config.is_decoder or config.add_cross_attention)
-        and all(type(linear) is PackedLinear and linear.backend == model.backend for linear in linears)
-        and all(_is_supported(linear) for linear in linears)
-        and all(len({linear.spec for linear in _linears(layer)[:3]}) == 1 for layer in layers)
-        and all(tensor.device.type == "cpu" for _, _, tensor, _ in _operands(model))
-        and all(p.dtype == torch.float32 for p in (*model.embeddings.parameters(), *model.encoder.parameters()))
-        and not any(
-            _has_user_hooks(module._forward_hooks) or _has_user_hooks(module._forward_pre_hooks)
-            for part in (model.embeddings, model.encoder)
-            for module in part.modules()
-        )
+        all(_is_readable_table(table) for table in tables)
+        and _is_plain_norm(embeddings.LayerNorm)
+        and len(layers) > 0
+        and all(_is_plain_layer(layer, model.backend) for layer in layers)
+        and len({_settings(layer) for layer in layers}) == 1
     )
+
+
+def _runs_as_written(model: Any) -> bool:
+    """Whether no class was given another forward, no hook is set for all modules, and attention is PyTorch's own."""
+    return (
+        all(cls.forward is forward for cls, forward in _FORWARDS.items())
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+        and model.config._attn_implementation in ("eager", "sdpa", None)
+    )
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module runs the forward of a known class, in eval mode, without hooks."""
+    return (
+        type(module) in _FORWARDS
+        and "forward" not in vars(module)
+        and not module.training
+        and not _has_user_hooks(module._forward_hooks)
+        and not _has_user_hooks(module._forward_pre_hooks)
+    )
+
+
+def _is_readable_table(table: Any) -> bool:
+    return isinstance(table, PackedEmbedding) or (type(table) is nn.Embedding and table.max_norm is None)
+
+
+def _is_plain_norm(norm: Any) -> bool:
+    return type(norm) is nn.LayerNorm and norm.bias is not None and norm.normalized_shape == tuple(norm.weight.shape)
+
+
+def _is_plain_layer(layer: Any, backend: str) -> bool:
+    """Whether a BERT layer has the parts, and the settings of them, that the native operator computes."""
+    attention, activation = layer.attention, layer.intermediate.intermediate_act_fn
+    own, linears = attention.self, _linears(layer)
+    return (
+        not (layer.is_decoder or own.is_decoder or own.is_causal or layer.add_cross_attention)
+        and own.scaling == own.attention_head_size**-0.5
+        and own.num_attention_heads * own.attention_head_size == own.query.out_features
+        and (
+            (type(activation) is GELUActivation and activation.act is nn.functional.gelu)
+            or (type(activation) is nn.GELU and activation.approximate == "none")
+        )
+        and all(map(_is_plain_norm, (attention.output.LayerNorm, layer.output.LayerNorm)))
+        and attention.output.LayerNorm.eps == layer.output.LayerNorm.eps
+        and all(type(linear) is PackedLinear and linear.backend == backend for linear in linears)
+        and all(_is_supported(linear) for linear in linears)
+        and len({linear.spec for linear in linears[:3]}) == 1
+    )
+
+
+def _settings(layer: Any) -> tuple[Any, ...]:
+    """What all layers must share."""
+    own = layer.attention.self
+    return own.num_attention_heads, layer.output.LayerNorm.eps, tuple(m.weight_packed.shape for m in _linears(layer))
 
 
 def _is_supported(linear: PackedLinear) -> bool:
@@ -168,7 +246,8 @@ def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
         layout = _layout(group[0], backend)
         assert layout is not None  # checked by `serves`
         levels = get_quantizer(group[0].spec.quantizer).levels
-        weights.append(native.NativeWeight([m.packed_weight for m in group], [m.bias for m in group], levels, layout))
+        codes = [native.Codes(m.weight_packed, m.weight_scale, m.bias, m.columns, levels) for m in group]
+        weights.append(native.NativeWeight(codes, layout))
     norms = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     return native.NativeLayer(weights, [part for norm in norms for part in (norm.weight, norm.bias)])
 
@@ -176,24 +255,40 @@ def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
 def _native_table(table: Any) -> native.NativeTable:
     if isinstance(table, PackedEmbedding):
         levels = get_quantizer(table.spec.quantizer).levels
-        return native.NativeTable(table.weight_packed, table.weight_scale, levels)
-    return native.NativeTable(table.weight, None, 0)
+        return native.NativeTable(table.weight_packed, table.weight_scale, levels, table.embedding_dim)
+    return native.NativeTable(table.weight, None, 0, table.embedding_dim)
 
 
-def _operands(model: Any) -> Any:
-    """Every tensor of embeddings and encoder, with the dict that holds it and its version."""
-    for part in (model.embeddings, model.encoder):
-        for module in part.modules():
-            for holder in (module._parameters, module._buffers):
-                for name, tensor in holder.items():
-                    if tensor is not None:
-                        yield holder, name, tensor, version_of(tensor)
+def _modules(model: Any) -> list[nn.Module]:
+    """All modules of embeddings and encoder."""
+    return [module for part in (model.embeddings, model.encoder) for module in part.modules()]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def _values(dicts: list[dict[str, Any]]) -> list[Any]:
+    return [value for entries in dicts for value in entries.values()]
+
+
+def _same(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(map(operator.is_, before, now))
+
+
+def _equal(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    """Whether attributes are the same or equal; tensors and arrays only if they are the same."""
+    try:
+        return now == before
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _needs_gradients(model: Any) -> bool:
     """Whether embeddings or encoder are to be trained: their layers then run one by one, and check their backends."""
-    return torch.is_grad_enabled() and any(
-        p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters()
+    return in_forward_mode() or (
+        torch.is_grad_enabled()
+        and any(p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters())
     )
 
 

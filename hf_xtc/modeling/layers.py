@@ -12,9 +12,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from hf_xtc.backends import BACKENDS, Prepared, Product, choose, default_backend
+from hf_xtc.native.encoder import version_of
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import PackedWeight, pack_weight, packed_width
@@ -163,9 +165,9 @@ class _Packed(nn.Module):
         return self
 
 
-def version_of(tensor: Tensor) -> int:
-    """PyTorch's count of in-place writes to a tensor; 0 for tensors made in inference mode, which have none."""
-    return 0 if tensor.is_inference() else tensor._version
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on: any tensor may then carry a tangent."""
+    return forward_ad._current_level >= 0
 
 
 # Operands prepared by the backends, kept outside of the modules: they are neither saved, moved nor copied.
@@ -206,7 +208,8 @@ class PackedLinear(_Packed):
         """
         product = Product(self.packed_weight, self.bias, self.activation, input.dtype)
         trained = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        name = choose(self.backend, product, gradient=trained and torch.is_grad_enabled())
+        gradient = in_forward_mode() or (trained and torch.is_grad_enabled())
+        name = choose(self.backend, product, gradient=gradient)
         backend = BACKENDS[name]()
         if backend.differentiable or torch.compiler.is_compiling():
             output: Tensor = backend.prepare(product)(input)

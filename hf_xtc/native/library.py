@@ -1,5 +1,8 @@
 """The native operator: an optional C++ library without PyTorch headers, called through `ctypes` with data pointers.
 
+Everything that hands it a pointer is a PyTorch operator, `torch.ops.hf_xtc.*`, which checks its tensors first: so
+PyTorch's compiler, dispatch modes and profiler see an operator, and tensors on other devices raise PyTorch's errors.
+
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
 time. It has one variant per instruction set and uses the best one that the processor supports; the environment
 variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP.
@@ -8,6 +11,7 @@ variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTor
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +25,31 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 2
+INTERFACE = 3
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+# The operators of `torch.ops.hf_xtc`; kept, since PyTorch forgets them when this is freed.
+_OPERATORS = torch.library.Library("hf_xtc", "DEF")
+
+
+def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Registers a function as the CPU implementation of a PyTorch operator, and returns the operator.
+
+    Args:
+        schema (`str`): Name, arguments and results, as `torch.library.Library.define` takes them.
+        fake (`Callable`): Makes results of the right shapes and dtypes without computing them.
+    """
+
+    def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
+        name = schema.partition("(")[0]
+        _OPERATORS.define(schema)
+        _OPERATORS.impl(name, function, "CPU")
+        torch.library.register_fake(f"hf_xtc::{name}", fake, lib=_OPERATORS)
+        registered: torch._ops.OpOverload = getattr(torch.ops.hf_xtc, name).default
+        return registered
+
+    return register
 
 
 class _Threads(ctypes.Structure):
@@ -50,6 +76,8 @@ def _load(path: Path) -> ctypes.CDLL | None:
     loaded.xtc_layout_bytes.restype = Long
     loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Pointer, Pointer]
+    for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):
+        function.restype = Long
     loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]
     loaded.xtc_encoder.argtypes = [Int, Pointer, Pointer, Pointer, Pointer]
     loaded.xtc_fake.argtypes = [Int, Pointer, Pointer]
@@ -84,9 +112,13 @@ def variant() -> str | None:
     return chosen or next((name for name in variants() if name != "portable"), None)
 
 
+# While compiling, a constant, as `torch.compiler.assume_constant_result` makes it; that would import the compiler.
+variant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def is_readable(values: torch.Tensor) -> bool:
-    """Whether the operator may read a tensor by its address: an ordinary one in CPU memory, outside of tracers,
-    dispatch modes and functorch transforms, which have to record the operation."""
+    """Whether a decision may depend on the numbers in a tensor, and the operator may read them: an ordinary tensor in
+    CPU memory, outside of tracers, the compiler and functorch transforms, which have to record every operation."""
     return (
         not torch.compiler.is_compiling()
         and type(values) in (torch.Tensor, torch.nn.Parameter)
@@ -95,7 +127,6 @@ def is_readable(values: torch.Tensor) -> bool:
         and not values.is_neg()
         and not values.is_conj()
         and not torch._C._is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
         and not torch._C._functorch.is_functorch_wrapped_tensor(values)
     )
 
@@ -113,9 +144,19 @@ def _openmp() -> tuple[int | None, int | None]:
 
 
 def call(function: str, *arguments: Any) -> None:
-    """Calls a function of the variant in use, on PyTorch's threads; callers check `variant()` first."""
+    """Calls a function of the variant in use, on PyTorch's threads.
+
+    Raises:
+        RuntimeError: where the native operator is not in use.
+        MemoryError: if there is no memory for its intermediate results.
+    """
     loaded, name = library(), variant()
-    assert loaded is not None
-    assert name is not None
+    if loaded is None or name is None:
+        raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
     threads = _Threads(*_openmp(), torch.get_num_threads())
-    getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
+    missing = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
+    if missing:
+        raise MemoryError(
+            f"The native operator needs {missing / 2**20:.0f} MiB for its intermediate results, and there is no such "
+            "memory. Run fewer or shorter texts at once, or fewer threads."
+        )

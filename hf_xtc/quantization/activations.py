@@ -60,13 +60,20 @@ def activation_levels(values: Tensor, low: Tensor | None, high: Tensor | None, s
 class _FakeQuantizeActivation(torch.autograd.Function):
     """Fake-quantizes with `activation_levels` (the native operator is bitwise equal); identity gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
+    def forward(values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
         if low is None and spec.symmetric and serves(values, (torch.float32, torch.bfloat16)):
-            return fake_tokens(values, spec.bits)
+            tokens: Tensor = fake_tokens(values, spec.bits)
+            return tokens
         integers, scale, offset = activation_levels(values, low, high, spec)
         fake = integers.mul_(scale)
         return (fake if offset is None else fake.add_(offset)).to(values.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is saved."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

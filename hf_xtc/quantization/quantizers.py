@@ -123,7 +123,7 @@ class TernaryQuantizer(_FusedQuantizer):
     def _mean_above(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
         """Mean of the magnitudes above the threshold; overwrites `magnitude`."""
         if serves(magnitude):
-            count = keep_beyond_(magnitude, threshold)
+            count: Tensor = keep_beyond_(magnitude, threshold)
         else:
             kept = (magnitude > threshold).to(magnitude.dtype)  # float: a bool times a float is 40 times slower on CPU
             magnitude, count = magnitude.mul_(kept), kept.sum(1, keepdim=True)
@@ -238,10 +238,16 @@ def decode_weight(codes: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     """Passes the gradient of the fake-quantized weight to the latent weight unchanged (identity STE)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, spec: QuantSpec) -> Tensor:
+    def forward(weight: Tensor, spec: QuantSpec) -> Tensor:
         fake = get_quantizer(spec.quantizer).fake(_groups(weight, spec), getattr(torch, spec.scale_dtype))
         return fake.view(weight.shape).to(weight.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is saved."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

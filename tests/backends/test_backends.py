@@ -161,8 +161,8 @@ def test_native_results_depend_neither_on_other_rows_nor_on_the_layout(name, lay
     """Each variant multiplies several rows at once, with other code for the remaining rows."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     weight, x = pack_weight(random(70, 200), QuantSpec(name)), random(13, 200, seed=1)
-    levels = get_quantizer(name).levels
-    linears = [native.NativeWeight([weight], [None], levels, layout).linear for layout in layouts]
+    codes = native.Codes(weight.packed, weight.scale, None, weight.columns, get_quantizer(name).levels)
+    linears = [native.NativeWeight([codes], layout).linear for layout in layouts]
     alone = torch.cat([linears[0](row[None]) for row in x])
     for linear, rows in product(linears, range(1, 14)):
         assert torch.equal(linear(x[:rows]), alone[:rows])
@@ -344,18 +344,6 @@ def test_an_input_that_is_not_floating_point_is_refused(backend, dtype):
         packed_linear(backend)(torch.ones(2, 21, dtype=dtype))
 
 
-@pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
-@pytest.mark.parametrize(
-    "x",
-    [torch.ones(2, 20), torch.ones(()), torch.ones(2, 21).double(), torch.empty(2, 21, device="meta")],
-    ids=["width", "scalar", "dtype", "device"],
-)
-def test_the_native_operator_refuses_inputs_of_another_dtype_shape_or_device(x):
-    weight = native.NativeWeight([pack_weight(random(5, 21), QuantSpec("binary"))], [None], 2, native.NIBBLES)
-    with pytest.raises(RuntimeError, match=r"^The native operator multiplies float32 rows of 21 numbers on the CPU; "):
-        weight.linear(x)
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_a_traced_linear_computes(backend):
@@ -365,17 +353,35 @@ def test_a_traced_linear_computes(backend):
     torch.testing.assert_close(traced(random(5, 21, seed=1)), linear(random(5, 21, seed=1)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("quantizer, layout", [("binary", native.NIBBLES), ("ternary", native.PAIRS)])
-def test_packed_keeps_codes_packed(quantizer, layout):
-    """1 bit per binary code and 2 bits per ternary code, instead of 8."""
-    if not native_library.variants():
-        pytest.skip("the native operator is not built")
-    weight = pack_weight(random(128, 192), QuantSpec(quantizer))
-    packed, expanded = (
-        native.NativeWeight([weight], [None], get_quantizer(quantizer).levels, kind) for kind in (layout, native.BYTES)
-    )
-    assert packed.nbytes == 128 * 192 * (1 if quantizer == "binary" else 2) // 8
-    assert expanded.nbytes == 128 * 192
+@pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+@pytest.mark.parametrize("backend", INTEGER)
+def test_compiled_code_calls_the_native_operator(backend):
+    linear, seen = packed_linear(backend).requires_grad_(False), []
+
+    def record(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(linear, fullgraph=True, backend=record)
+    assert torch.equal(compiled(random(3, 21)), linear(random(3, 21)))
+    torch.compiler.reset()
+    assert seen == ["hf_xtc.linear.default"]
+
+
+@pytest.mark.parametrize("variant", NATIVE)
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_an_exported_program_takes_any_number_of_rows(backend, variant, monkeypatch):
+    """'auto' exports PyTorch's operations, which run without this package; a backend that was asked for, itself."""
+    pytest.importorskip("torch", minversion="2.7", reason="cannot tell an export from compiling")
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    linear = packed_linear(backend).requires_grad_(False)
+    rows = torch.export.Dim("rows")
+    exported = torch.export.export(linear, (random(3, 21),), dynamic_shapes=({0: rows},))
+    operators = [str(node.target) for node in exported.graph.nodes if str(node.target).startswith("hf_xtc")]
+    asked = backend in ("int8", "packed") and variant != "off"
+    assert operators == (["hf_xtc.linear.default"] if asked else [])
+    x = random(7, 21, seed=1)
+    torch.testing.assert_close(exported.module()(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
@@ -385,9 +391,10 @@ def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(v
     taken = []
     for module in (layouts, integer):
         monkeypatch.setattr(module, "variant", lambda: variant)
-    monkeypatch.setattr(native.NativeWeight, "__init__", lambda self, *operands: taken.append(operands[-1]))
+    monkeypatch.setattr(native, "linear", lambda *operands: taken.append(operands[-1]))
     weight = pack_weight(random(5, 21), QuantSpec(quantizer))
-    BACKENDS["auto"]().prepare(Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32))
+    product = Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32)
+    BACKENDS["auto"]().prepare(product)(random(3, 21))
     expected = native.NIBBLES if quantizer == "binary" and variant != "portable" else native.BYTES
     assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 

@@ -176,10 +176,9 @@ def test_left_padding_is_computed(packed, tiny_batch, calls):
 
 
 @pytest.mark.parametrize("ids", [torch.tensor([[101]]), torch.tensor([[-102]]), torch.ones(1, 41, dtype=torch.long)])
-def test_ids_out_of_range_raise_as_in_torch(packed, ids, calls):
-    with pytest.raises((IndexError, RuntimeError)):
+def test_ids_out_of_range_raise_as_in_torch(packed, ids):
+    with pytest.raises((IndexError, RuntimeError), match=r"index out of range|expanded size|size of tensor"):
         outputs(packed, {"input_ids": ids}, "auto")
-    assert calls == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

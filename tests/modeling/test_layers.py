@@ -497,3 +497,29 @@ def test_compiled_embeddings_are_one_graph_and_equal():
         ids = torch.tensor([[3, 0, 3], [5, 1, 10]])
         assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(ids), layer(ids))
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("kind", [0, 1], ids=["latent", "packed"])
+def test_transforms_of_functorch(kind):
+    """Gradients of each example, and a batch dimension of its own: as without the transforms."""
+    layer = linears(QuantSpec("ternary"), ACTIVATIONS[1])[kind].requires_grad_(False)
+    x = random(3, 21)
+    trained = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(layer(trained).square().sum(), trained)
+    found = torch.func.vmap(torch.func.grad(lambda row: layer(row).square().sum()))(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x))
+
+
+# Forward mode itself loads decompositions by a deprecated function.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["latent", "auto", "int8", "packed", "reference"])
+def test_tangents_of_forward_mode_are_not_dropped(backend):
+    """Integers have none and quantizers define none, so there is an error, not a tangent of zeros."""
+    latent, packed = linears(QuantSpec("binary"), ACTIVATIONS[1])
+    if backend != "latent":
+        packed.backend = backend
+    layer = latent if backend == "latent" else packed
+    with pytest.raises((RuntimeError, StateError), match=r"jvp|have no gradient"):
+        torch.func.jvp(layer, (random(3, 21),), (torch.ones(3, 21),))

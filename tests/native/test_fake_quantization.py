@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_xtc.native import fake_quantization as native_fake
 from hf_xtc.native import library as native_library
@@ -186,8 +186,8 @@ def test_what_is_left_to_pytorch(monkeypatch, values):
     assert not native_fake.serves(values)
 
 
-def test_tracers_transforms_and_modes_use_pytorch_operations(monkeypatch):
-    """They could not trace the native operator, or may pass it tensors without data."""
+def test_tracers_and_transforms_use_pytorch_operations(monkeypatch):
+    """They could not record the numbers, or pass tensors without data."""
     monkeypatch.setenv("XTC_NATIVE", "portable")
     values, seen = torch.ones(2, 3), []
 
@@ -197,10 +197,63 @@ def test_tracers_transforms_and_modes_use_pytorch_operations(monkeypatch):
 
     torch.vmap(ask)(values)
     torch.compile(ask, backend="eager")(values)
-    with FlopCounterMode(display=False):
-        ask(values)
     with FakeTensorMode() as mode:
         ask(mode.from_tensor(values))
-    assert not any(seen)
+    assert seen == [False] * 3
     monkeypatch.setenv("XTC_NATIVE", "off")
     assert not native_fake.serves(values)
+
+
+def test_dispatch_modes_see_operators(monkeypatch):
+    monkeypatch.setenv("XTC_NATIVE", "portable")
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        ActivationQuantizer(ActivationSpec())(torch.ones(2, 3))
+        fake_quantize(torch.ones(2, 3), QuantSpec("binary"))
+        fake_quantize(torch.ones(2, 3), QuantSpec("ternary"))
+    operators = [name for name in seen if name.startswith("hf_xtc.")]
+    names = ("fake_tokens", "fake_binary", "keep_beyond_", "fake_ternary")
+    assert operators == [f"hf_xtc.{name}.default" for name in names]
+
+
+def test_operators_are_registered_as_pytorch_expects():
+    """Schemas, fake implementations and their use in compiled code."""
+    rows, number = torch.randn(3, 7), torch.rand(3, 1)
+    for function, inputs in (
+        (native_fake.fake_binary_into, (torch.empty(3, 7), rows, number)),
+        (native_fake.fake_ternary_into, (torch.empty(3, 7), rows, number, number)),
+        (native_fake.keep_beyond_, (rows.abs(), number)),
+        (native_fake.fake_tokens, (rows, 8)),
+        (native_fake.fake_tokens, (rows.bfloat16(), 4)),
+    ):
+        torch.library.opcheck(function, inputs)
+
+
+@pytest.mark.parametrize(
+    "values, out, scale",
+    [
+        pytest.param(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 1), id="wider"),
+        pytest.param(torch.ones(2, 3), torch.ones(3, 3), torch.ones(2, 1), id="longer"),
+        pytest.param(torch.ones(2, 3), torch.ones(2, 3).half(), torch.ones(2, 1), id="dtype"),
+        pytest.param(torch.ones(2, 3), torch.ones(3, 2).t(), torch.ones(2, 1), id="strided"),
+        pytest.param(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3, 1), id="scales"),
+        pytest.param(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 1).half(), id="scale-dtype"),
+        pytest.param(torch.ones(2, 0), torch.ones(2, 0), torch.ones(2, 1), id="empty"),
+        pytest.param(torch.ones(()), torch.ones(()), torch.ones(1), id="scalar"),
+    ],
+)
+def test_operators_refuse_what_they_could_not_address(values, out, scale):
+    with pytest.raises(RuntimeError, match=r"^The native operator fake-quantizes contiguous torch\.float32 tensors"):
+        native_fake.fake_binary_into(out, values, scale)
+
+
+def test_token_levels_need_a_known_dtype_and_bits():
+    for values, bits in ((torch.ones(2, 3).half(), 8), (torch.ones(2, 3), 0), (torch.ones(2, 3), 17)):
+        with pytest.raises(RuntimeError, match=r"^fake_tokens takes float32 or bfloat16 and 1 to 16 bits, not "):
+            native_fake.fake_tokens(values, bits)

@@ -1,10 +1,11 @@
 // AVX2: unsigned bytes times signed bytes in pairs (no VNNI), and binary codes by table lookup.
 #include "kernels.hpp"
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi2")
 #include <immintrin.h>
 #include <sched.h>
 #include <string.h>
+
+TARGET("avx2,fma,f16c,bmi2")
 
 #define VARIANT avx2_code
 #define VECTOR_BYTES 32
@@ -14,6 +15,14 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 3;
 constexpr int64_t MAX_ROWS = 36;
+
+template <class V>
+static inline V fused(V a, V b, V c) {
+  const auto load = [](const V& v) { return _mm256_loadu_ps((const float*)&v); };
+  V sum;
+  _mm256_storeu_ps((float*)&sum, _mm256_fmadd_ps(load(a), load(b), load(c)));
+  return sum;
+}
 
 static inline void relax(int spins) {
   _mm_pause();
@@ -75,6 +84,7 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
 namespace xtc {
 const Variant avx2 = {"avx2", avx2_code::linear, avx2_code::encoder, avx2_code::fake};
 }
+END_TARGET
 #else
 namespace xtc {
 const Variant avx2 = {nullptr, nullptr, nullptr, nullptr};

@@ -2,10 +2,11 @@
 // lookup.
 #include "kernels.hpp"
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 #include <immintrin.h>
 #include <sched.h>
 #include <string.h>
+
+TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
 
 #define VARIANT avx512_code
 #define VECTOR_BYTES 64
@@ -15,6 +16,14 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 6;
 constexpr int64_t MAX_ROWS = 36;
+
+template <class V>
+static inline V fused(V a, V b, V c) {
+  const auto load = [](const V& v) { return _mm512_loadu_ps((const float*)&v); };
+  V sum;
+  _mm512_storeu_ps((float*)&sum, _mm512_fmadd_ps(load(a), load(b), load(c)));
+  return sum;
+}
 
 static inline void relax(int spins) {
   _mm_pause();
@@ -114,6 +123,7 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
 namespace xtc {
 const Variant avx512 = {"avx512_vnni", avx512_code::linear, avx512_code::encoder, avx512_code::fake};
 }
+END_TARGET
 #else
 namespace xtc {
 const Variant avx512 = {nullptr, nullptr, nullptr, nullptr};

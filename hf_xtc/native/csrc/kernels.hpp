@@ -6,6 +6,16 @@
 
 #include <cstdint>
 
+// All functions that follow are compiled for the given instruction sets; END_TARGET ends it (Clang) at the end of a file.
+#define XTC_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define TARGET(features) XTC_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET XTC_PRAGMA(clang attribute pop)
+#else
+#define TARGET(features) XTC_PRAGMA(GCC target(features))
+#define END_TARGET
+#endif
+
 // Keeps two sums in registers here: otherwise the compiler delays additions until it runs out of registers.
 #if defined(__x86_64__)
 #define HOLD(a, b) asm volatile("" : "+v"(a), "+v"(b))
@@ -86,15 +96,16 @@ struct Threads {
   int64_t number;
 };
 
+// `linear` and `encoder` return the bytes of memory that they could not have, or 0.
 struct Variant {
   const char* name;
-  void (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
-  void (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
+  int64_t (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
+  int64_t (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
   void (*fake)(const Fake&, const Threads&);
 };
 
 extern const Variant portable, avx2, avx512;
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace xtc

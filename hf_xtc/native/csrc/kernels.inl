@@ -3,6 +3,8 @@
 //   MAX_ROWS     rows of activations per block of work
 //   dot          BYTES codes of one tile times rows of activations
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
+//   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
+//                so that all compilers give the same bits
 //   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
 //   relax        called by a thread between two checks of a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
@@ -81,21 +83,24 @@ static inline float largest_of(Floats v) {
   return reduce(v, [](float a, float b) { return a > b ? a : b; });
 }
 
+// The polynomial with these coefficients, of the highest power first.
+template <int N>
+static inline Floats polynomial(Floats x, const float (&coefficients)[N]) {
+  Floats sum = splat(coefficients[0]);
+  for (int i = 1; i < N; ++i) sum = fused(sum, x, splat(coefficients[i]));
+  return sum;
+}
+
 // e**x for x <= 0.
 static inline Floats exponential(Floats x) {
   const Floats magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to a whole number, half to even
   x = larger(x, splat(-80.0f));  // so that products with small values do not become subnormal
-  Floats shifted = x * 1.44269504f + magic;
+  Floats shifted = fused(x, splat(1.44269504f), magic);
   Floats n = shifted - magic;
-  Floats f = x - n * 0.693359375f;  // ln 2 in two parts
-  f = (f + n * 2.12194440e-4f) * 1.44269504f;
-  Floats p = splat(1.53457425767565563e-4f);
-  p = p * f + 1.33999285753816e-3f;
-  p = p * f + 9.618489071726799e-3f;
-  p = p * f + 5.550328642129898e-2f;
-  p = p * f + 2.4022646248340607e-1f;
-  p = p * f + 6.931471824645996e-1f;
-  p = p * f + 1.0f;
+  Floats f = fused(n, splat(-0.693359375f), x);  // ln 2 in two parts
+  f = fused(n, splat(2.12194440e-4f), f) * 1.44269504f;
+  const Floats p = polynomial(f, {1.53457425767565563e-4f, 1.33999285753816e-3f, 9.618489071726799e-3f, 5.550328642129898e-2f,
+                                  2.4022646248340607e-1f, 6.931471824645996e-1f, 1.0f});
   Ints power = ((Ints)shifted << 23) + 0x3f800000;
   return p * (Floats)power;
 }
@@ -104,19 +109,10 @@ static inline Floats exponential(Floats x) {
 static inline Floats gelu(Floats x) {
   const Floats limit = splat(3.92f);
   Floats z = smaller(larger(x * 0.70710678f, -limit), limit), t = z * z;
-  Floats p = splat(-1.333742360998258e-8f);
-  p = p * t + 4.71808834845433e-6f;
-  p = p * t + 3.803810977842659e-4f;
-  p = p * t + 3.832378890365362e-3f;
-  p = p * t + 5.427848547697067e-2f;
-  p = p * t + 1.8470042943954468e-1f;
-  p = p * t + 1.128379225730896f;
-  Floats q = splat(6.342170672724023e-5f);
-  q = q * t + 1.305042183957994e-3f;
-  q = q * t + 1.5430981293320656e-2f;
-  q = q * t + 1.1377549171447754e-1f;
-  q = q * t + 4.9702003598213196e-1f;
-  q = q * t + 1.0f;
+  const Floats p = polynomial(t, {-1.333742360998258e-8f, 4.71808834845433e-6f, 3.803810977842659e-4f, 3.832378890365362e-3f,
+                                  5.427848547697067e-2f, 1.8470042943954468e-1f, 1.128379225730896f});
+  const Floats q = polynomial(t, {6.342170672724023e-5f, 1.305042183957994e-3f, 1.5430981293320656e-2f,
+                                  1.1377549171447754e-1f, 4.9702003598213196e-1f, 1.0f});
   return x * 0.5f * (z * p / q + 1.0f);
 }
 
@@ -263,7 +259,7 @@ static void linear_block(const Weight& w, const Quantized& x, int64_t first_tile
     const float scale = x.scale[row];
     for (int64_t j = 0; j < TILE && first + j < w.rows; j += LANES) {
       Floats exact = __builtin_convertvector(load<Ints>(sums + j) * alpha - offset, Floats);
-      Floats y = exact * (load<Floats>(w.scale + first + j) * scale) + load<Floats>(w.bias + first + j);
+      Floats y = fused(exact, load<Floats>(w.scale + first + j) * scale, load<Floats>(w.bias + first + j));
       put(row, first + j, y, w.rows - first - j);
     }
   });
@@ -281,8 +277,9 @@ static void product(const float* a, int64_t a_stride, const float* b, int64_t b_
     for (int64_t k = 0; k < depth; ++k) {
       const Floats b0 = load<Floats>(b + k * b_stride + j), b1 = load<Floats>(b + k * b_stride + j + LANES);
       for (int i = 0; i < M; ++i) {
-        sum[i][0] += b0 * a[i * a_stride + k];
-        sum[i][1] += b1 * a[i * a_stride + k];
+        const Floats factor = splat(a[i * a_stride + k]);
+        sum[i][0] = fused(b0, factor, sum[i][0]);
+        sum[i][1] = fused(b1, factor, sum[i][1]);
         HOLD(sum[i][0], sum[i][1]);
       }
     }
@@ -360,11 +357,11 @@ static void layer_norm(const float* x, int64_t n, const float* gamma, const floa
   each(x, n, [&](int64_t, Floats v, auto lanes) {
     Floats d = v - mean;
     for (int64_t i = lanes; i < LANES; ++i) d[i] = 0.0f;
-    squares += d * d;
+    squares = fused(d, d, squares);
   });
   const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / n + epsilon);
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
-    store_part(out + i, (v - mean) * scale * load_part<Floats>(gamma + i, lanes) + load_part<Floats>(beta + i, lanes), lanes);
+    store_part(out + i, fused((v - mean) * scale, load_part<Floats>(gamma + i, lanes), load_part<Floats>(beta + i, lanes)), lanes);
   });
 }
 
@@ -414,23 +411,38 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
 // ---- Threads and memory -------------------------------------------------------------------------------------------
 
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
-// filling them.
-struct Workspace {
-  static constexpr int64_t HUGE_PAGE = 1 << 21;
+// filling them; more than KEPT is given back after the call.
+class Workspace {
+  static constexpr size_t HUGE_PAGE = 1 << 21, KEPT = 128 << 20;
   char* data = nullptr;
   size_t size = 0;
-  ~Workspace() { free(data); }
+
+  void release() {
+    free(data);
+    data = nullptr;
+    size = 0;
+  }
+
+ public:
+  ~Workspace() { release(); }
+
+  // Null if there is no memory.
   char* get(size_t bytes) {
     if (bytes > size) {
-      free(data);
-      size = round_up(bytes + bytes / 4, HUGE_PAGE);
-      data = (char*)aligned_alloc(HUGE_PAGE, size);
-      if (!data) abort();
+      release();
+      const size_t wanted = round_up(bytes + bytes / 4, HUGE_PAGE);
+      data = (char*)aligned_alloc(HUGE_PAGE, wanted);
+      if (!data) return nullptr;
+      size = wanted;
 #ifdef MADV_HUGEPAGE
       madvise(data, size, MADV_HUGEPAGE);  // attention reads rows that are pages apart
 #endif
     }
     return data;
+  }
+
+  void give_back() {
+    if (size > KEPT) release();
   }
 };
 
@@ -510,7 +522,7 @@ static void quantize_block(const float* x, int64_t rows, int64_t n, Quantized& t
 
 // ---- Entry points -------------------------------------------------------------------------------------------------
 
-static void linear(const Weight& w, const float* x, int64_t tokens, float* out, const Threads& threads) {
+static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* out, const Threads& threads) {
   Team team{threads};
   const int64_t number = threads.parallel ? threads.number : 1;
   const int64_t rows = block_rows(tokens, number), blocks = (tokens + rows - 1) / rows, tiles = tiles_of(w);
@@ -518,7 +530,9 @@ static void linear(const Weight& w, const float* x, int64_t tokens, float* out, 
   const int64_t parts = blocks >= number ? 1 : (tiles + 3) / 4 < number ? (tiles + 3) / 4 : number;
   char* size = nullptr;
   scratch_of(size, rows, w.columns, w.rows, 0, 0);
-  char* memory = workspace.get(number * (int64_t)size);
+  const int64_t bytes = number * (int64_t)size;
+  char* memory = workspace.get(bytes);
+  if (!memory) return bytes;
   int64_t counter = 0;
   run(team, [&](int thread, int) {
     char* from = memory + thread * (int64_t)size;
@@ -531,6 +545,8 @@ static void linear(const Weight& w, const float* x, int64_t tokens, float* out, 
       });
     }
   });
+  workspace.give_back();
+  return 0;
 }
 
 // What one layer does after attention, for one block of rows; x: their hidden states, in and out.
@@ -556,7 +572,11 @@ static void feed_forward(const Encoder& e, const Layer& layer, const float* cont
 
 static int64_t widest(const Encoder& e) { return 3 * e.hidden > e.intermediate ? 3 * e.hidden : e.intermediate; }
 
-static void encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
+// Sequences `first` to `last` of a batch. x: hidden states of the whole batch.
+static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64_t last, float* x, const Threads& threads) {
+  const int64_t *offsets = batch.offsets + first, begin = *offsets;
+  const Batch b{last - first, batch.offsets[last] - begin, offsets, batch.words + begin, batch.positions + begin, batch.types + begin};
+  x += begin * e.hidden;
   Team team{threads};
   const int64_t number = threads.parallel ? threads.number : 1, hidden = e.hidden, size = hidden / e.heads;
   const int64_t rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
@@ -567,7 +587,9 @@ static void encoder(const Encoder& e, const Batch& b, float* x, const Threads& t
   scratch_of(share, rows, widest(e), widest(e), hidden, e.intermediate);
   cut(share, attention_floats(longest, size) * 4);
   const int64_t phases = 2 * e.num_layers + 1;
-  char* memory = workspace.get(number * (int64_t)share + b.num_tokens * hidden * 16 + phases * 8 + 256);
+  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + phases * 8 + 256;
+  char* memory = workspace.get(bytes);
+  if (!memory) return bytes;
   float* qkv = (float*)cut(memory, b.num_tokens * hidden * 12);
   float* context = (float*)cut(memory, b.num_tokens * hidden * 4);
   int64_t* counters = (int64_t*)cut(memory, phases * 8);
@@ -593,12 +615,26 @@ static void encoder(const Encoder& e, const Batch& b, float* x, const Threads& t
       if (l == e.num_layers) break;
       team.barrier(count);
       for (int64_t i; (i = take(counters[2 * l + 1])) < b.num_sequences * e.heads;) {
-        const int64_t start = b.offsets[i / e.heads], head = i % e.heads * size;
-        attend(qkv + start * 3 * hidden + head, b.offsets[i / e.heads + 1] - start, hidden, size, attention, context + start * hidden + head);
+        const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
+        attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, attention, context + start * hidden + head);
       }
       team.barrier(count);
     }
   });
+  return 0;
+}
+
+// Large batches are computed in parts of about MAX_TOKENS, which bounds the workspace.
+static int64_t encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
+  constexpr int64_t MAX_TOKENS = 4096;
+  const int64_t parts = (b.num_tokens + MAX_TOKENS - 1) / MAX_TOKENS, part = (b.num_tokens + parts - 1) / parts;
+  int64_t missing = 0;
+  for (int64_t first = 0, last; first < b.num_sequences && !missing; first = last) {
+    for (last = first + 1; last < b.num_sequences && b.offsets[last + 1] - b.offsets[first] <= part;) ++last;
+    missing = encode(e, b, first, last, x, threads);
+  }
+  workspace.give_back();
+  return missing;
 }
 
 }  // namespace VARIANT

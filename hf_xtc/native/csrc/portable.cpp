@@ -17,6 +17,11 @@ static inline void narrow(V q, int8_t* to) {
   for (int i = 0; i < VECTOR_BYTES / 4; ++i) to[i] = q[i];
 }
 
+template <class V>
+static inline V fused(V a, V b, V c) {
+  return a * b + c;
+}
+
 static inline void relax(int spins) {
   if (spins % 64 == 63) sched_yield();
 }

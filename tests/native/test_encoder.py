@@ -1,0 +1,253 @@
+"""The native operator's linear and encoder: what they refuse, what they keep, and how they appear to PyTorch.
+
+Their results are tested in tests/backends and tests/modeling/test_fused.py.
+"""
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hf_xtc.native import encoder as native
+from hf_xtc.native import library as native_library
+from hf_xtc.quantization.activations import ActivationQuantizer
+from hf_xtc.quantization.packing import pack_weight
+from hf_xtc.quantization.quantizers import get_quantizer
+from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
+
+pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+LAYOUTS = [("binary", native.NIBBLES), ("ternary", native.PAIRS), ("int4", native.BYTES)]
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight_of(quantizer="binary", rows=5, columns=21):
+    """A packed weight and what `linear` takes after the input, without the layout."""
+    weight = pack_weight(random(rows, columns), QuantSpec(quantizer))
+    return weight, (weight.packed, weight.scale, random(rows, seed=2), columns, get_quantizer(quantizer).levels)
+
+
+@pytest.mark.parametrize("quantizer, layout", LAYOUTS)
+def test_linear(quantizer, layout):
+    weight, operands = weight_of(quantizer)
+    x = random(2, 3, 21, seed=1)
+    expected = F.linear(ActivationQuantizer(ActivationSpec())(x), weight.decode(), operands[2])
+    torch.testing.assert_close(native.linear(x, *operands, layout), expected, rtol=1e-5, atol=1e-5)
+    assert native.linear(torch.empty(0, 21), *operands, layout).shape == (0, 5)
+
+
+@pytest.mark.parametrize("quantizer, layout", LAYOUTS)
+def test_linear_is_registered_as_pytorch_expects(quantizer, layout):
+    """Schema, fake implementation, and results in compiled code with shapes that vary."""
+    _, operands = weight_of(quantizer)
+    for shape in ((4, 21), (2, 3, 21), (21,)):
+        torch.library.opcheck(native.linear, (random(*shape), *operands, layout))
+    torch.library.opcheck(native.linear, (random(4, 21), *operands[:2], None, *operands[3:], layout))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(2, 20),
+        torch.ones(2, 22),
+        torch.ones(()),
+        torch.ones(2, 21).double(),
+        torch.empty(2, 21, device="meta"),
+    ],
+    ids=["narrow", "wide", "scalar", "dtype", "device"],
+)
+def test_linear_refuses_inputs_of_another_dtype_shape_or_device(x):
+    """In its fake implementation too, which is what an input on the meta device reaches."""
+    _, operands = weight_of()
+    with pytest.raises(RuntimeError, match=r"^The native operator multiplies float32 rows of 21 numbers on the CPU; "):
+        native.linear(x, *operands, native.NIBBLES)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"packed": torch.zeros(5, 4, dtype=torch.uint8)}, id="bytes"),
+        pytest.param({"packed": torch.zeros(5, 3)}, id="dtype"),
+        pytest.param({"packed": torch.zeros(5, 3, dtype=torch.uint8, device="meta")}, id="device"),
+        pytest.param({"scale": torch.ones(4)}, id="scales"),
+        pytest.param({"scale": torch.ones(5, device="meta")}, id="scales-device"),
+        pytest.param({"bias": torch.ones(6)}, id="bias"),
+        pytest.param({"bias": torch.ones(5, device="meta")}, id="bias-device"),
+        pytest.param({"levels": 5}, id="levels"),
+        pytest.param({"columns": 0}, id="columns"),
+    ],
+)
+def test_codes_that_do_not_fit_together_are_refused(changed):
+    packed, scale, bias, columns, levels = weight_of()[1]
+    given = {"packed": packed, "scale": scale, "bias": bias, "columns": columns, "levels": levels, **changed}
+    x = torch.ones(2, given["columns"])
+    with pytest.raises(
+        RuntimeError, match=r"^The native operator cannot read torch\.\w+ codes of shape \(5, \d\) on "
+    ):
+        native.linear(x, *given.values(), native.NIBBLES)
+
+
+@pytest.mark.parametrize("quantizer, layout", [("int4", native.PAIRS), ("ternary", native.NIBBLES), ("binary", 3)])
+def test_layouts_that_cannot_hold_the_levels_are_refused(quantizer, layout):
+    with pytest.raises(RuntimeError, match=r"^Weights of \d+ levels cannot be laid out together in layout \d\.$"):
+        native.linear(torch.ones(2, 21), *weight_of(quantizer)[1], layout)
+
+
+@pytest.mark.parametrize("quantizer, layout", [("binary", native.NIBBLES), ("ternary", native.PAIRS)])
+def test_packed_layouts_keep_codes_packed(quantizer, layout):
+    """1 bit per binary code and 2 bits per ternary code, instead of 8."""
+    codes = native.Codes(*weight_of(quantizer, 128, 192)[1])
+    packed, expanded = (native.NativeWeight([codes], kind) for kind in (layout, native.BYTES))
+    assert packed.nbytes == 128 * 192 * (1 if quantizer == "binary" else 2) // 8
+    assert expanded.nbytes == 128 * 192
+
+
+def test_codes_are_laid_out_once_and_again_when_a_tensor_changes(monkeypatch):
+    made, make = [], native.NativeWeight.__init__
+    monkeypatch.setattr(native.NativeWeight, "__init__", lambda *args: made.append(args[-1]) or make(*args))
+    _, (packed, scale, bias, columns, levels) = weight_of()
+    x = random(2, 21, seed=1)
+
+    def run(layout=native.NIBBLES, bias=bias):
+        return native.linear(x, packed, scale, bias, columns, levels, layout)
+
+    before = run()
+    assert torch.equal(run(), before)
+    assert made == [native.NIBBLES]
+    scale.mul_(2)
+    torch.testing.assert_close(run() - bias, 2 * (before - bias), rtol=1e-5, atol=1e-5)
+    packed.bitwise_not_()
+    torch.testing.assert_close(run() - bias, 2 * (bias - before), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(bias=None), 2 * (bias - before), rtol=1e-5, atol=1e-5)
+    run(native.BYTES)
+    assert made == [native.NIBBLES] * 4 + [native.BYTES]
+
+
+def test_laid_out_codes_are_freed_with_the_packed_codes():
+    operands = weight_of()[1]
+    native.linear(random(2, 21), *operands, native.BYTES)
+    laid_out = weakref.ref(native._LAID_OUT[id(operands[0])].weight)
+    del operands
+    gc.collect()
+    assert laid_out() is None
+
+
+def test_transforms_and_fake_tensors():
+    """vmap computes row by row; a fake tensor gives the shape."""
+    _, operands = weight_of()
+    x = random(3, 4, 21)
+    found = torch.vmap(lambda rows: native.linear(rows, *operands, native.NIBBLES))(x)
+    assert torch.equal(found, native.linear(x, *operands, native.NIBBLES))
+
+
+def encoder(hidden=8, inner=12, positions=50):
+    """A native encoder of one layer, of float tables."""
+
+    def weight(rows, columns):
+        packed = pack_weight(random(rows, columns), QuantSpec("binary"))
+        return native.NativeWeight([native.Codes(packed.packed, packed.scale, None, columns, 2)], native.NIBBLES)
+
+    weights = [weight(3 * hidden, hidden), weight(hidden, hidden), weight(inner, hidden), weight(hidden, inner)]
+    tables = [native.NativeTable(random(rows, hidden), None, 0, hidden) for rows in (11, positions, 2)]
+    norm = [torch.ones(hidden), torch.zeros(hidden)]
+    return native.NativeEncoder([native.NativeLayer(weights, norm * 2)], tables, norm, 2, (1e-12, 1e-12))
+
+
+def ids(*values):
+    return torch.tensor(values)
+
+
+def test_encoder():
+    run = encoder()
+    hidden = run(ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0))
+    assert hidden.shape == (3, 8)
+    assert torch.equal(run(ids(1), ids(5), ids(0), ids(0))[0], hidden[2])
+    assert run(*[torch.empty(0, dtype=torch.int64)] * 4).shape == (0, 8)
+    torch.library.opcheck(native._encode, (ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0), run._number))
+
+
+def test_encoder_refuses_rows_that_a_table_does_not_have():
+    run = encoder()
+    for name, place, wrong, rows in (("token", 0, 11, 11), ("position", 1, -1, 50), ("token type", 2, 2, 2)):
+        given = [ids(1, 1), ids(1, 1), ids(1, 1)]
+        given[place] = ids(0, wrong)
+        message = rf"^index out of range: {name} id {wrong}, but the embedding has {rows} rows\.$"
+        with pytest.raises(IndexError, match=message):
+            run(ids(2), *given)
+
+
+@pytest.mark.parametrize("lengths", [ids(1), ids(3), ids(2, 0), ids(3, -1)], ids=str)
+def test_encoder_refuses_lengths_that_are_not_those_of_the_tokens(lengths):
+    with pytest.raises(
+        RuntimeError, match=r"^The lengths of the sequences must be positive and sum up to 2 tokens\.$"
+    ):
+        encoder()(lengths, ids(1, 1), ids(1, 1), ids(1, 1))
+
+
+@pytest.mark.parametrize(
+    "words", [ids(1), ids(1, 1).int(), ids(1, 1)[None], torch.ones(2, dtype=torch.int64, device="meta")], ids=str
+)
+def test_encoder_refuses_other_tensors(words):
+    run = encoder()
+    with pytest.raises(RuntimeError, match=r"^The native encoder takes int64 vectors on the CPU|meta"):
+        run.run(ids(2), words, ids(1, 1), ids(1, 1))
+
+
+def test_an_encoder_of_shapes_that_do_not_fit_is_refused():
+    good = encoder()
+    (layer,) = good._layers
+    with pytest.raises(RuntimeError, match=r"^An encoder of width 8 with 3 heads cannot have layers "):
+        native.NativeEncoder([layer], good._tables, good._norm, 3, (1e-12, 1e-12))
+    other = native.NativeLayer(layer.weights[::-1], layer.norms)
+    with pytest.raises(RuntimeError, match=r"^An encoder of width "):
+        native.NativeEncoder([other], good._tables, good._norm, 2, (1e-12, 1e-12))
+    with pytest.raises(RuntimeError, match=r"^Rows of shape \(11, 8\) do not hold 9 numbers of 0 levels\.$"):
+        native.NativeTable(random(11, 8), None, 0, 9)
+
+
+def test_a_large_batch_is_computed_in_parts():
+    """Of 4096 tokens; rows do not depend on their part."""
+    run, length = encoder(positions=700), 700
+    lengths = torch.tensor([length, 1, 30] * 8)
+    words = torch.arange(int(lengths.sum())) % 11
+    positions = torch.cat([torch.arange(int(count)) for count in lengths])
+    together = run(lengths, words, positions, words % 2)
+    pieces = zip(*(index.split(lengths.tolist()) for index in (words, positions, words % 2)), strict=True)
+    alone = [run(ids(len(piece[0])), *piece) for piece in pieces]
+    assert torch.equal(together, torch.cat(alone))
+
+
+MEMORY = """
+import resource, torch
+from tests.native.test_encoder import encoder
+run, length = encoder(hidden=1024, inner=64, positions=4000), 4000
+words = torch.zeros(length, dtype=torch.int64)
+def call():
+    return run(torch.tensor([length]), words, words, words)
+out = torch.empty(length, 1024)
+torch.set_num_threads(1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), resource.RLIM_INFINITY))
+try:
+    call()
+except MemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(call().isfinite().all().item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_without_memory_for_intermediate_results():
+    """An error that can be caught, after which the operator works."""
+    found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    message, works = found.stdout.splitlines() or found.stderr
+    assert message.startswith("The native operator needs ")
+    assert message.endswith("such memory. Run fewer or shorter texts at once, or fewer threads.")
+    assert works == "True"
