@@ -1,5 +1,6 @@
 """XTC BERT models: equal outputs of latent, packed and reloaded models, with the features of transformers."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -154,6 +155,12 @@ def test_modules_of_each_scope_are_swapped(packs, tiny_config, tiny_batch):
                 assert type(module) is (embedding if "embeddings" in scope else linear)
                 assert module.spec == recipe.spec(scope)
     assert type(model.classifier) is nn.Linear
+
+
+@heads
+def test_forward_has_the_signature_of_the_teachers_class(head):
+    ours, theirs = (inspect.signature(cls.forward) for cls in (BERT.model_classes[head], getattr(transformers, head)))
+    assert ours == theirs
 
 
 @heads
