@@ -34,7 +34,7 @@ from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.version import __version__
 
 with suppress(ImportError):  # if PEFT is installed, registers the packed layers with it
-    from hf_xtc.modeling import lora as _lora  # noqa: F401
+    from hf_xtc.modeling import tuners as _tuners  # noqa: F401
 
 if TYPE_CHECKING:
     from hf_xtc.data.glue_metric import GlueMetric

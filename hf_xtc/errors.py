@@ -4,6 +4,7 @@ XTCError (ValueError)
 ├── RecipeError      a recipe, spec, layer map or option that is invalid
 ├── DataError        a data set that is empty, unreadable or does not match the model's head
 ├── PackedFileError  a packed checkpoint that is truncated, inconsistent or from another format version
+│                    (also a RuntimeError)
 ├── StateError       the model is in the wrong state (latent where packed is needed, or the reverse)
 ├── HubError         the Hub cannot be reached, or refuses a request
 └── ExtraError       an optional package cannot be imported (also an ImportError)
@@ -27,8 +28,10 @@ class DataError(XTCError):
     """A data set that is empty, unreadable, or does not match the model's head."""
 
 
-class PackedFileError(XTCError):
-    """A packed checkpoint that is truncated, inconsistent, or written by an unknown format version."""
+class PackedFileError(XTCError, RuntimeError):
+    """A packed checkpoint that is truncated, inconsistent, or written by an unknown format version.
+
+    Also a RuntimeError, which is what transformers raises for weights that do not match a model."""
 
 
 class StateError(XTCError):

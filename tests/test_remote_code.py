@@ -435,6 +435,14 @@ def test_tensors_that_config_json_does_not_describe(change, text, module, folder
     both_refuse(module, folder, text)
 
 
+def test_another_number_of_labels_needs_a_new_head(module, folder):
+    with pytest.raises(RuntimeError, match=r"not torch.float32 of shape .*give ignore_mismatched_sizes=True"):
+        module.XTCBertForSequenceClassification.from_pretrained(folder, num_labels=5)
+    options = {"num_labels": 5, "ignore_mismatched_sizes": True}
+    model = module.XTCBertForSequenceClassification.from_pretrained(folder, **options)
+    assert model.classifier.out_features == 5
+
+
 def test_bytes_and_ranges_that_the_format_does_not_have(module, tiny_config, tiny_batch, tmp_path):
     static = XTCRecipe("ternary", activation_calibration="static", activation_symmetric=False)
     for change, text in (

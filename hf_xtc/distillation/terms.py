@@ -204,7 +204,7 @@ class HiddenStatesTerm(DistillationTerm):
             projected = state if self.projection is None else self.projection(state)
             if projected.shape != theirs[index].shape:
                 raise XTCError(
-                    f"Student states are {projected.shape[-1]} wide, the teacher's {theirs[index].shape[-1]}. "
+                    f"Student states are {_size(projected)}, the teacher's {_size(theirs[index])}. "
                     "Give the term 'hidden_states' a projection, or drop it."
                 )
             losses.append(masked_mse(projected, theirs[index], mask))
@@ -235,11 +235,19 @@ class AttentionScoresTerm(DistillationTerm):
         for scores, index in zip(ours, layer_map.attentions, strict=True):
             if scores.shape != theirs[index].shape:
                 raise XTCError(
-                    f"Student layers have {scores.shape[1]} attention heads, the teacher's {theirs[index].shape[1]}. "
+                    f"Student layers have {_heads(scores)}, the teacher's {_heads(theirs[index])}. "
                     "Drop the term 'attention_scores'."
                 )
             losses.append(masked_mse(scores, theirs[index], pairs))
         return torch.stack(losses).sum()
+
+
+def _size(states: Tensor) -> str:
+    return f"{states.shape[-2]} tokens of width {states.shape[-1]}"
+
+
+def _heads(scores: Tensor) -> str:
+    return f"{scores.shape[1]} attention heads over {scores.shape[-1]} keys"
 
 
 @TERMS.register("labels")

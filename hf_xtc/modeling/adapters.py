@@ -20,9 +20,18 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether a model has adapters, from `get_peft_model` or from transformers' `add_adapter`."""
+    """Whether a model has adapters or prompts, from `get_peft_model` or from transformers' `add_adapter`."""
     peft: Any = sys.modules.get("peft.tuners.tuners_utils")  # not imported: no module is a PEFT layer
-    return peft is not None and any(isinstance(module, peft.BaseTunerLayer) for module in model.modules())
+    layers = peft is not None and any(isinstance(module, peft.BaseTunerLayer) for module in model.modules())
+    return layers or prompt_kind(model) is not None
+
+
+def prompt_kind(model: Any) -> str | None:
+    """PEFT's name of the kind of prompts that a model has; `None` if it has none."""
+    if not hasattr(model, "prompt_encoder"):
+        return None
+    kind: str = model.active_peft_config.peft_type.value
+    return kind
 
 
 def merged(model: Model) -> Any:
@@ -31,9 +40,15 @@ def merged(model: Model) -> Any:
 
     Raises:
         StateError: if the weights are packed.
+        XTCError: if the model has prompts, which are inputs and no weights.
     """
     if not has_adapters(model):
         return model
+    if kind := prompt_kind(model):
+        raise XTCError(
+            f"This {type(model).__name__} has prompts ({kind}), which cannot be merged into weights. Give its base "
+            "model (get_base_model()), which computes without them, or adapt it with LoRA instead."
+        )
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -109,8 +124,7 @@ def with_adapter(base: Any, folder: str) -> Any:
 
 def _check_complete(model: Any, folder: str, stored: Container[str]) -> None:
     """Raises `XTCError` for prompts, which cannot be merged, and for missing tensors, which PEFT would initialise."""
-    if not has_adapters(model):
-        kind = model.active_peft_config.peft_type.value
+    if kind := prompt_kind(model):
         raise XTCError(f"The adapter in {folder} is of a kind that cannot be merged into weights: {kind}.")
     from peft import get_peft_model_state_dict
 

@@ -5,6 +5,7 @@ The forward passes are transformers' own; only the linears and embeddings of the
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     BertPreTrainedModel,
+    Cache,
 )
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -42,6 +44,8 @@ from transformers.models.bert.modeling_bert import (
     BertPooler,
     BertPreTrainingHeads,
 )
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from hf_xtc.errors import PackedFileError
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture, architecture_of, swap_module
@@ -176,25 +180,33 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `BertModel.forward`. On an integer backend, if the native operator supports the model, the whole encoder
-        is one call and padding is skipped: hidden states of padding tokens are then zeros."""
-        hidden, plain = None, self.packed and inputs_embeds is None and self._only_last(kwargs)
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor] | BaseModelOutputWithPoolingAndCrossAttentions:
+        """As `BertModel.forward`; PEFT and Trainer read its parameters from this signature.
+
+        On an integer backend, if the native operator supports the model, the whole encoder is one call and padding is
+        skipped: hidden states of padding tokens are then zeros.
+        """
+        unusual = (inputs_embeds, encoder_hidden_states, encoder_attention_mask, past_key_values)
+        plain = self.packed and all(value is None for value in unusual) and self._only_last(kwargs)
+        hidden = None
         if plain and input_ids is not None and (attention_mask is None or attention_mask.shape == input_ids.shape):
             fused = fused_encoder(self)
             if fused is not None:
                 hidden = fused(input_ids, attention_mask, token_type_ids, position_ids)
         if hidden is None:
-            return super().forward(
-                input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds=inputs_embeds, **kwargs
-            )
+            ids = (input_ids, attention_mask, token_type_ids, position_ids)
+            return super().forward(*ids, *unusual, use_cache=use_cache, **kwargs)
         pooled = self.pooler(hidden) if self.pooler is not None else None
         output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
         as_dict = kwargs.get("return_dict", self.config.return_dict) is not False
         return output if as_dict else output.to_tuple()
 
-    def _only_last(self, options: dict[str, Any]) -> bool:
+    def _only_last(self, options: Mapping[str, Any]) -> bool:
         """Whether a call asks for the last hidden state only and passes no option to the layers."""
         for name in ("output_hidden_states", "output_attentions"):
             if options.get(name, getattr(self.config, name, False)):

@@ -115,10 +115,27 @@ def check_tensors(model: Any, header: dict[str, Any], where: str, *, new_head: b
             f"{where} holds packed codes, but config.json says state='latent'. "
             "Config and weights do not belong together; download or write both again."
         )
+    if not new_head:
+        _check_head(model, header, where)
     own = type(model).__name__ in (model.config.architectures or ()) and not new_head
     if own or model.packed:
         header, expected = _comparable(model, header, own=own)
         check_header(header, expected, where, exact=own and model.packed)
+
+
+def _check_head(model: Any, header: dict[str, Any], where: str) -> None:
+    """Raises `PackedFileError` if the head in the file is one of another number of labels."""
+    prefix, labels = f"{model.base_model_prefix}.", model.config.num_labels
+    head = (
+        {} if model is model.base_model else {n: t for n, t in model.state_dict().items() if not n.startswith(prefix)}
+    )
+    for name, tensor in head.items():
+        _, shape = header.get(name, (None, tuple(tensor.shape)))
+        if shape != tuple(tensor.shape) == (labels, *shape[1:]):
+            raise PackedFileError(
+                f"{where}: {name} has shape {list(shape)}, but num_labels={labels} needs {list(tensor.shape)}. "
+                "Load it with its own number of labels, or give ignore_mismatched_sizes=True for a new head."
+            )
 
 
 def _comparable(model: Any, header: dict[str, Any], *, own: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

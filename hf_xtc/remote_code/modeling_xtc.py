@@ -38,7 +38,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:
     )
 
 
-class PackedFileError(ValueError):
+class PackedFileError(ValueError, RuntimeError):
     """config.json or the weights are damaged, of another format, or do not belong together."""
 
 
@@ -69,8 +69,7 @@ SIZES += ["max_position_embeddings", "type_vocab_size"]
 def require(fits: bool, name: str, value: object) -> None:
     """Raises `PackedFileError`, with the value, unless it fits."""
     if not fits:
-        shown = str(value)[:80]
-        raise PackedFileError(f"config.json says {name}={shown}, which no packed model has. Restore the file.")
+        raise PackedFileError(f"config.json says {name}={value!s:.80}, which no packed model has. Restore the file.")
 
 
 def read_recipe(xtc: Any) -> dict[str, Any]:
@@ -119,7 +118,7 @@ class XTCBertConfig(BertConfig):  # type: ignore[misc]
         fits = {
             "num_attention_heads": self.hidden_size % self.num_attention_heads == 0,
             "hidden_act": self.hidden_act in ACT2FN,
-            "layer_norm_eps": 0 < self.layer_norm_eps < 1,
+            "layer_norm_eps": 0 < self.layer_norm_eps <= 1,
             "pad_token_id": self.pad_token_id is None or -self.vocab_size <= self.pad_token_id < self.vocab_size,
             "dtype": self.dtype is None or isinstance(self.dtype, (str, torch.dtype)),
             "architectures": all(isinstance(name, str) for name in self.architectures or ()),
@@ -275,6 +274,7 @@ class TiedDecoder(nn.Module):
 LARGEST = 2.0**18  # no number of a packed model is larger, so that no output overflows
 DAMAGED = "The file is damaged; download or write it again."
 MIXED = "Config and weights do not belong together; download or write both again."
+NEW_HEAD = "Load it with its own number of labels, or give ignore_mismatched_sizes=True for a new head."
 
 
 def check_index(folder: str) -> None:
@@ -312,16 +312,14 @@ def check_files(model: Any, files: list[str], new_head: bool) -> None:
         raise PackedFileError(f"{files[0]} is not a safetensors file; packed models are never read from pickles.")
     found = {name: tensor for file in files for name, tensor in read_header(file).items()}
     where = "/".join(files[0].split(os.sep)[-2:])
-    encoder = model.base_model
+    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
     own = type(model).__name__ in (model.config.architectures or ()) and not new_head
     if not own:
-        model, prefix = encoder, f"{model.base_model_prefix}."
+        model = encoder
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     if model is encoder and not all(any(n.startswith("pooler.") for n in names) for names in (found, expected)):
-        for tensors in (found, expected):
-            for name in [name for name in tensors if name.startswith("pooler.")]:
-                del tensors[name]
+        found, expected = ({n: d[n] for n in d if not n.startswith("pooler.")} for d in (found, expected))
     missing, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing:
         raise PackedFileError(f"{where} lacks {len(missing)} tensors of the model (first: {min(missing)}). {MIXED}")
@@ -333,7 +331,9 @@ def check_files(model: Any, files: list[str], new_head: bool) -> None:
         quantized = name.endswith(("weight_packed", "weight_scale"))
         if shape != list(tensor.shape) or (dtype != tensor.dtype if quantized else dtype not in floats):
             promised = f"{tensor.dtype} of shape {list(tensor.shape)}"
-            raise PackedFileError(f"{where}: {name} is {dtype} of shape {shape}, not {promised}. {MIXED}")
+            head = model is not encoder and not name.startswith(prefix) and shape[1:] == list(tensor.shape[1:])
+            advice = NEW_HEAD if head and shape != list(tensor.shape) else MIXED
+            raise PackedFileError(f"{where}: {name} is {dtype} of shape {shape}, not {promised}. {advice}")
 
 
 def check_values(model: nn.Module) -> None:

@@ -523,7 +523,8 @@ def test_hidden_states_of_other_width():
     case = make_case()
     case.teacher["hidden_states"] = tuple(torch.zeros(4, TOKENS, 8) for _ in range(5))
     with refuses(
-        "Student states are 5 wide, the teacher's 8. Give the term 'hidden_states' a projection, or drop it."
+        f"Student states are {TOKENS} tokens of width 5, the teacher's {TOKENS} tokens of width 8. "
+        "Give the term 'hidden_states' a projection, or drop it."
     ):
         case.loss(TERMS["hidden_states"]())
 
@@ -557,7 +558,11 @@ def test_missing_attentions_are_refused(who):
 def test_attention_heads_that_differ():
     case = make_case()
     case.teacher["attentions"] = tuple(torch.zeros(4, 6, TOKENS, TOKENS) for _ in range(4))
-    with refuses("Student layers have 3 attention heads, the teacher's 6. Drop the term 'attention_scores'."):
+    with refuses(
+        f"Student layers have 3 attention heads over {TOKENS} keys, the teacher's 6 attention heads over {TOKENS} "
+        "keys. "
+        "Drop the term 'attention_scores'."
+    ):
         case.loss(TERMS["attention_scores"]())
 
 

@@ -1,5 +1,6 @@
 """XTC BERT models: equal outputs of latent, packed and reloaded models, with the features of transformers."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -157,6 +158,12 @@ def test_modules_of_each_scope_are_swapped(packs, tiny_config, tiny_batch):
 
 
 @heads
+def test_forward_has_the_signature_of_the_teachers_class(head):
+    ours, theirs = (inspect.signature(cls.forward) for cls in (BERT.model_classes[head], getattr(transformers, head)))
+    assert ours == theirs
+
+
+@heads
 def test_losses_leave_scaling_to_the_trainer(head):
     assert BERT.model_classes[head].accepts_loss_kwargs is False
 
@@ -263,9 +270,22 @@ def test_new_head_on_request_only(packed, folder, tiny_batch):
     model = AutoModelForSequenceClassification.from_pretrained(folder, **kwargs)
     assert run(model, tiny_batch)["logits"].shape == (3, 5)
     assert equal(run(model.bert, tiny_batch), run(packed.bert, tiny_batch))
-    text = "packed/model.safetensors: classifier.weight has shape [3, 36], but config.json promises [5, 36]. "
-    with says(PackedFileError, text + WRONG):
-        AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5)
+
+
+@pytest.mark.parametrize("head", [CLASSIFIER, "BertForTokenClassification"])
+@pytest.mark.parametrize("packs", [False, True], ids=["latent", "packed"])
+def test_another_number_of_labels_needs_a_new_head(head, packs, tiny_config, tiny_batch, tmp_path):
+    student = make_student(tiny_config, tiny_batch)
+    (pack_model(student) if packs else student).save_pretrained(tmp_path / "model")
+    text = (
+        "model/model.safetensors: classifier.weight has shape [3, 36], but num_labels=42 needs [42, 36]. "
+        "Load it with its own number of labels, or give ignore_mismatched_sizes=True for a new head."
+    )
+    for error in (PackedFileError, RuntimeError):  # transformers raises the latter
+        with says(error, text):
+            AUTO[head].from_pretrained(tmp_path / "model", num_labels=42)
+    model = AUTO[head].from_pretrained(tmp_path / "model", num_labels=42, ignore_mismatched_sizes=True)
+    assert model.classifier.out_features == 42
 
 
 # Shards, dtypes, devices
