@@ -252,10 +252,14 @@ class PackedBert:
         return self.linear(f"{path}.output.dense", mixed.swapaxes(1, 2).reshape(x.shape))
 
     def hidden_states(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Array:
-        """The last hidden states, `(batch, tokens, hidden_size)`, of arguments `(batch, tokens)`.
+        """The last hidden states, `(batch, tokens, hidden_size)`, of arguments `(batch, tokens)`; zeros at padding.
 
         The mask is 1 for tokens (the default) and 0 for padding, types are 0 by default.
         """
+        states = self._states(input_ids, attention_mask, token_type_ids)
+        return states if attention_mask is None else np.where(np.asarray(attention_mask)[..., None] != 0, states, 0)
+
+    def _states(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Array:
         ids = np.asarray(input_ids)
         kept = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
         types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids)
@@ -277,7 +281,7 @@ class PackedBert:
         """The logits of a sequence classifier, `(batch, labels)`; arguments and errors as of `hidden_states`."""
         if (architecture := str(self.config.get("architectures")).strip("[']")) != "XTCBertForSequenceClassification":
             raise ReadError(f"Logits are those of a sequence classifier; this is {architecture}. Use hidden_states.")
-        first = self.hidden_states(input_ids, attention_mask, token_type_ids)[:, 0]
+        first = self._states(input_ids, attention_mask, token_type_ids)[:, 0]
         return self.linear("classifier", np.tanh(self.linear(f"{self.prefix}pooler.dense", first)))
 
 

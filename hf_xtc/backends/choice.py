@@ -52,12 +52,13 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
                 "Call set_backend('reference') on the model before training, or run it under torch.no_grad()."
             )
         return "reference"
-    if not backend.supports(product):
-        _warn_fallback(name, _unsupported(product))
-        return "reference"
-    if not torch.compiler.is_compiling():
-        say_choice(name, variant())
-    return name
+    supported = backend.supports(product)
+    if not torch.compiler.is_compiling():  # a log would end the graph
+        if supported:
+            say_choice(name, variant())
+        else:
+            _warn_fallback(name, _unsupported(product))
+    return name if supported else "reference"
 
 
 def _unsupported(product: Product) -> str:

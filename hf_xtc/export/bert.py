@@ -56,7 +56,7 @@ def write_graph(emitter: Emitter, model: Any, inputs: dict[str, Value], position
     mask = _additive_mask(emitter, inputs["attention_mask"])
     for layer in bert.encoder.layer:
         hidden = _layer(emitter, layer, hidden, mask, model.config)
-    return _head(emitter, model, bert, hidden)
+    return _head(emitter, model, bert, hidden, inputs["attention_mask"])
 
 
 def _embeddings(emitter: Emitter, module: Any, inputs: dict[str, Value], positions: Value) -> Value:
@@ -70,9 +70,13 @@ def _embeddings(emitter: Emitter, module: Any, inputs: dict[str, Value], positio
 
 def _additive_mask(emitter: Emitter, attention_mask: Value) -> Value:
     """0 for tokens and the lowest float for padding, `(batch, 1, 1, sequence)`."""
-    kept = emitter.reshape(emitter.cast(attention_mask, "float32"), [0, 1, 1, -1])
-    padding = emitter.node("Subtract", emitter.number(1), kept)
+    padding = emitter.node("Subtract", emitter.number(1), _kept(emitter, attention_mask, [0, 1, 1, -1]))
     return emitter.node("Multiply", padding, emitter.number(torch.finfo(torch.float32).min))
+
+
+def _kept(emitter: Emitter, attention_mask: Value, shape: list[int]) -> Value:
+    """The mask as floats: 1 for tokens, 0 for padding."""
+    return emitter.reshape(emitter.cast(attention_mask, "float32"), shape)
 
 
 def _layer(emitter: Emitter, layer: Any, hidden: Value, mask: Value, config: Any) -> Value:
@@ -99,8 +103,11 @@ def _self_attention(emitter: Emitter, module: Any, hidden: Value, mask: Value) -
     return emitter.reshape(context, [-1, heads * size])
 
 
-def _head(emitter: Emitter, model: Any, bert: Any, hidden: Value) -> dict[str, Output]:
+def _head(emitter: Emitter, model: Any, bert: Any, states: Value, attention_mask: Value) -> dict[str, Output]:
+    """`states` are hidden states of all tokens, `(batch * sequence, hidden)`; those of padding become zeros."""
     name = type(model).__name__.removeprefix("XTC")
+    if name not in ("BertForSequenceClassification", "BertForNextSentencePrediction"):  # they use the first token only
+        hidden = emitter.node("Multiply", states, _kept(emitter, attention_mask, [-1, 1]))
     if name == "BertForMaskedLM":
         return {"logits": _per_token(emitter, _masked_lm(emitter, model, hidden), model.config.vocab_size)}
     if name == "BertForTokenClassification":
@@ -113,11 +120,10 @@ def _head(emitter: Emitter, model: Any, bert: Any, hidden: Value) -> dict[str, O
         }
         return {key: Output(value, ("batch", "sequence")) for key, value in spans.items()}
     width = model.config.hidden_size
-    sequence = _per_token(emitter, hidden, width)
-    outputs = {"last_hidden_state": sequence} if bert is model else {}
+    outputs = {"last_hidden_state": _per_token(emitter, hidden, width)} if bert is model else {}
     if bert.pooler is None:
         return outputs
-    first = emitter.gather(sequence.value, emitter.constant(np.array(0, np.int64)), axis=1)
+    first = emitter.gather(emitter.unflatten(states, width), emitter.constant(np.array(0, np.int64)), axis=1)
     pooled = emitter.node("Tanh", emitter.linear(first, bert.pooler.dense))
     if bert is model:
         return {**outputs, "pooler_output": Output(pooled, ("batch", width))}

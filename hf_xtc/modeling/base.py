@@ -112,7 +112,10 @@ class XTCModel(PreTrainedModel):
         return getattr(self, "_backend", None) or default_backend()
 
     def set_backend(self, name: str) -> None:
-        """Chooses the backend of packed linears.
+        """Chooses the backend of packed linears, and prepares their operands anew at the next forward.
+
+        Operands are also prepared anew when a tensor or a module changes, except for writes through `.data`, which
+        PyTorch does not count: call this after them.
 
         Args:
             name (`str`): "auto" (integers, in the fastest layout measured), "int8" (codes expanded to bytes at the
@@ -132,8 +135,13 @@ class XTCModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, XTCModel):
                 module._backend = name
+                module.forget_prepared()
             elif isinstance(module, PackedLinear):
                 module.backend = name
+                module.forget_prepared()
+
+    def forget_prepared(self) -> None:
+        """Called by `set_backend` for the model and each XTC model in it; drops what a forward has prepared."""
 
     def post_init(self) -> None:
         """Swaps the base model's modules, then initialises as any transformers model.

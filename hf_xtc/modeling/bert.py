@@ -51,7 +51,7 @@ from hf_xtc.errors import PackedFileError
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture, architecture_of, swap_module
 from hf_xtc.modeling.base import XTCConfig, XTCModel
 from hf_xtc.modeling.checks import check_sizes
-from hf_xtc.modeling.fused import fused_encoder
+from hf_xtc.modeling.fused import forget_fused_encoder, fused_encoder
 
 # Runs a packed model where this package is not installed; a copy goes into every packed folder.
 CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc.py"
@@ -186,10 +186,11 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor] | BaseModelOutputWithPoolingAndCrossAttentions:
-        """As `BertModel.forward`; PEFT and Trainer read its parameters from this signature.
+        """As `BertModel.forward`, but `last_hidden_state` is zeros where `attention_mask`, `(batch, tokens)`, is 0.
 
-        On an integer backend, if the native operator supports the model, the whole encoder is one call and padding is
-        skipped: hidden states of padding tokens are then zeros.
+        So it is in both states and on all backends: on an integer backend, if the native operator supports the model,
+        the whole encoder is one call and padding is not computed. `hidden_states`, if asked for, are those of the
+        layers, padding included. PEFT and Trainer read the parameters from this signature.
         """
         unusual = (inputs_embeds, encoder_hidden_states, encoder_attention_mask, past_key_values)
         plain = self.packed and all(value is None for value in unusual) and self._only_last(kwargs)
@@ -200,11 +201,15 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
                 hidden = fused(input_ids, attention_mask, token_type_ids, position_ids)
         if hidden is None:
             ids = (input_ids, attention_mask, token_type_ids, position_ids)
-            return super().forward(*ids, *unusual, use_cache=use_cache, **kwargs)
+            return _without_padding(super().forward(*ids, *unusual, use_cache=use_cache, **kwargs), attention_mask)
         pooled = self.pooler(hidden) if self.pooler is not None else None
         output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden, pooler_output=pooled)
         as_dict = kwargs.get("return_dict", self.config.return_dict) is not False
         return output if as_dict else output.to_tuple()
+
+    def forget_prepared(self) -> None:
+        """As `XTCModel.forget_prepared`: the fused encoder."""
+        forget_fused_encoder(self)
 
     def _only_last(self, options: Mapping[str, Any]) -> bool:
         """Whether a call asks for the last hidden state only and passes no option to the layers."""
@@ -213,6 +218,19 @@ class XTCBertModel(XTCBertPreTrainedModel, BertModel):
                 return False
         known = ("return_dict", "output_hidden_states", "output_attentions")
         return all(value is None for name, value in options.items() if name not in known)
+
+
+def _without_padding(output: Any, attention_mask: torch.Tensor | None) -> Any:
+    """An output of `BertModel` whose last hidden states are zeros where the mask, if it has two axes, is 0."""
+    if attention_mask is None or attention_mask.dim() != 2:
+        return output
+    hidden = output[0]
+    padding = attention_mask[:, -hidden.shape[1] :, None] == 0  # a prefix of PEFT has a mask, but no hidden states
+    hidden = hidden.masked_fill(padding, 0)
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output.last_hidden_state = hidden
+    return output
 
 
 class XTCBertForSequenceClassification(XTCBertPreTrainedModel, BertForSequenceClassification):

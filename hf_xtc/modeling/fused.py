@@ -143,6 +143,11 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
     return fused
 
 
+def forget_fused_encoder(model: Any) -> None:
+    """Builds the fused encoder of a model anew at its next forward."""
+    _FUSED.pop(model, None)
+
+
 def serves(model: Any) -> bool:
     """Whether the native operator computes what the embeddings and the encoder of a packed base model do."""
     modules = _modules(model)

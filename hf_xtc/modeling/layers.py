@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from hf_xtc.backends import BACKENDS, Prepared, Product, choose, default_backend
-from hf_xtc.native.encoder import version_of
+from hf_xtc.native.encoder import forget_laid_out, version_of
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import PackedWeight, pack_weight, packed_width
@@ -215,13 +215,19 @@ class PackedLinear(_Packed):
             output: Tensor = backend.prepare(product)(input)
             return output
         operands = tuple(t for t in (*product.weight[:2], self.bias) if t is not None)
-        key = (name, variant(), input.dtype, *((id(t), version_of(t)) for t in operands))
+        settings = (self.spec, self.columns, self.activation, self.activation and self.activation.spec)
+        key = (name, variant(), input.dtype, *settings, *((id(t), version_of(t)) for t in operands))
         cached = _PREPARED.get(self)
         if cached is None or cached[0] != key:
             # The operands are kept too: while they live, no other tensor has their ids.
             cached = _PREPARED[self] = (key, operands, backend.prepare(product))
         output = cached[2](input)
         return output
+
+    def forget_prepared(self) -> None:
+        """Prepares the operands anew at the next forward, for example after a write that PyTorch does not count."""
+        _PREPARED.pop(self, None)
+        forget_laid_out(self.weight_packed)
 
     def extra_repr(self) -> str:
         return (

@@ -188,6 +188,11 @@ def _laid_out(codes: Codes, layout: int) -> NativeWeight:
     return found.weight
 
 
+def forget_laid_out(packed: Tensor) -> None:
+    """Lays packed codes out again when they are used next."""
+    _LAID_OUT.pop(id(packed), None)
+
+
 def _linear_like(
     x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, columns: int, levels: int, layout: int
 ) -> Tensor:

@@ -7,7 +7,8 @@ read it before you allow that. From top to bottom, it
 2. turns bytes into floating-point weights (`decode`) and rounds activations (`RoundActivations`);
 3. defines the layers that hold such bytes, `PackedLinear` and `PackedEmbedding`;
 4. checks the weight files against config.json before they are loaded, and the loaded values afterwards;
-5. puts these layers in the place of those of transformers. All else, forward passes included, is transformers' own.
+5. puts these layers in the place of those of transformers, and zeros in that of hidden states of padding. All else,
+   forward passes included, is transformers' own.
 
 It imports the standard library, torch, transformers, and an error of huggingface_hub. It opens no connection, starts
 no process, evaluates no text as code, unpickles nothing, and writes no file unless you call `save_pretrained`.
@@ -357,6 +358,18 @@ def check_values(model: nn.Module) -> None:
 # 5. Models -----------------------------------------------------------------------------------------------------------
 
 
+def zero_padding(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """A hook of encoders: hidden states of padding are zeros, as in hf_xtc, which does not compute them."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if mask is None or mask.dim() != 2:
+        return output
+    hidden = output[0].masked_fill(mask[:, -output[0].shape[1] :, None] == 0, 0)
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output.last_hidden_state = hidden
+    return output
+
+
 class XTCModel(PreTrainedModel):  # type: ignore[misc]
     """What packed models of all families share; each derives from this class and from one of transformers."""
 
@@ -384,6 +397,7 @@ class XTCModel(PreTrainedModel):  # type: ignore[misc]
             self.set_submodule(path, TiedDecoder(words, output.bias))
             self._tied_weights_keys = dict(self._tied_weights_keys)  # what transformers ties: the bias alone
             del self._tied_weights_keys[f"{path}.weight"]
+        encoder.register_forward_hook(zero_padding, with_kwargs=True)
         super().post_init()
 
     @torch.no_grad()

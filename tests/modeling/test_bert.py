@@ -400,6 +400,30 @@ def test_fill_mask_pipeline(tiny_config, tiny_batch, tokenizer, tmp_path):
     assert [answer["score"] for answer in answers] == pytest.approx(best.values.tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["latent", "reference", "auto", "int8", "packed"])
+def test_last_hidden_states_of_padding_are_zeros(backend, tiny_config, tiny_batch):
+    """So a mean over all tokens is the same on all backends, and logits of padding are the head's bias."""
+    student = make_student(tiny_config, tiny_batch, "BertForTokenClassification", XTCRecipe(keep_layers=1))
+    model = student if backend == "latent" else pack_model(student)
+    if backend != "latent":
+        model.set_backend(backend)
+    padding = tiny_batch["attention_mask"] == 0
+    embeds = model.bert.embeddings.word_embeddings(tiny_batch["input_ids"])
+    embedded = {"inputs_embeds": embeds, "attention_mask": tiny_batch["attention_mask"]}
+    left = {name: values.flip(1) for name, values in tiny_batch.items()}
+    scores = {**tiny_batch, "attention_mask": tiny_batch["attention_mask"][:, None, None].bool()}
+    with torch.no_grad():
+        for batch in (tiny_batch, embedded, {**tiny_batch, "output_hidden_states": True}):
+            output = model.bert(**batch)
+            assert torch.equal(output.last_hidden_state == 0, padding[..., None].expand_as(output.last_hidden_state))
+            assert torch.equal(model.bert(**batch, return_dict=False)[0], output.last_hidden_state)
+        assert bool((model.bert(**left).last_hidden_state[padding.flip(1)] == 0).all())
+        assert bool((model.bert(**scores).last_hidden_state != 0).all()), "only a mask of tokens names the padding"
+        logits = model(**tiny_batch).logits
+    assert torch.equal(logits[padding], model.classifier.bias.expand_as(logits[padding]))
+    assert bool((model.bert(**{**tiny_batch, "output_hidden_states": True}).hidden_states[-1] != 0).all())
+
+
 # Dynamo itself makes a bare Function to stand for the context of a traced one.
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
 @pytest.mark.usefixtures("reference_backend")
@@ -409,6 +433,9 @@ def test_compiles_without_graph_breaks(tiny_config, tiny_batch):
     packed = pack_model(make_student(tiny_config, tiny_batch, "BertForMaskedLM", recipe))
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
     assert equal(run(compiled, tiny_batch), run(packed, tiny_batch))
+    packed.set_backend("auto")
+    found, expected = run(compiled, tiny_batch), run(packed, tiny_batch)
+    torch.testing.assert_close(found["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
 
 
 # Ties and vocabulary

@@ -7,7 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, set_seed
+from accelerate.hooks import ModelHook, add_hook_to_module
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    set_seed,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
 from hf_xtc.errors import StateError
@@ -15,6 +30,7 @@ from hf_xtc.modeling.fused import FusedEncoder, fused_encoder
 from hf_xtc.modeling.layers import _PREPARED
 from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
+from hf_xtc.quantization.specs import ActivationSpec
 
 pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
 BACKENDS = ["int8", "packed", "auto"]
@@ -287,3 +303,188 @@ def test_a_model_made_in_inference_mode(packed, tiny_batch, backend):
     with torch.inference_mode():
         again = copy.deepcopy(packed)
     assert torch.equal(outputs(again, tiny_batch, backend).logits, expected)
+
+
+def scale_output(module, args, output):
+    return output * 2
+
+
+class Doubled(ModelHook):
+    """A hook of accelerate."""
+
+    def post_forward(self, module, output):
+        return output * 2
+
+
+class Half(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight):
+        return weight / 2
+
+
+def replace_forward(model, layer):
+    forward = layer.attention.forward
+    layer.attention.forward = lambda *args, **kwargs: (forward(*args, **kwargs)[0] / 2, None)
+
+
+def use_function(model, layer):
+    del layer.intermediate.intermediate_act_fn
+    layer.intermediate.intermediate_act_fn = torch.nn.functional.silu
+
+
+def drop_everything(model, layer):
+    layer.output.dropout.p = 1.0
+    layer.output.dropout.train()
+
+
+def widen_heads(model, layer):
+    own = layer.attention.self
+    own.num_attention_heads, own.attention_head_size = own.num_attention_heads // 2, own.attention_head_size * 2
+
+
+def set_(path, value):
+    """Sets an attribute of a layer, or of the model if the path begins with a dot."""
+
+    def change(model, layer):
+        parent, _, name = path.rpartition(".")
+        root = model if path.startswith(".") else layer
+        setattr(root.get_submodule(parent.removeprefix(".")), name, value() if callable(value) else value)
+
+    return change
+
+
+def every_norm(model, layer):
+    for module in model.encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 0.3
+
+
+# Changes of a model's modules, by name; True where the native encoder still computes them.
+CHANGES = {
+    "epsilon of one LayerNorm": (set_("output.LayerNorm.eps", 0.5), False),
+    "epsilon of the layers' LayerNorms": (every_norm, True),
+    "epsilon of the embeddings": (set_(".embeddings.LayerNorm.eps", 0.5), True),
+    "no LayerNorm bias": (set_("output.LayerNorm.bias", None), False),
+    "no LayerNorm": (set_("attention.output.LayerNorm", nn.Identity), False),
+    "RMSNorm": (set_("output.LayerNorm", lambda: nn.RMSNorm(36)), False),
+    "ReLU": (set_("intermediate.intermediate_act_fn", nn.ReLU), False),
+    "tanh GELU": (set_("intermediate.intermediate_act_fn", lambda: nn.GELU(approximate="tanh")), False),
+    "PyTorch's GELU": (set_("intermediate.intermediate_act_fn", lambda: nn.GELU().eval()), True),
+    "an attribute of the activation": (set_("intermediate.intermediate_act_fn.act", lambda: torch.relu), False),
+    "a function as activation": (use_function, False),
+    "forward of an instance": (replace_forward, False),
+    "accelerate's hook": (lambda model, layer: add_hook_to_module(layer.output, Doubled()), False),
+    "hook": (lambda model, layer: layer.output.dense.register_forward_hook(scale_output), False),
+    "parametrization": (
+        lambda model, layer: parametrize.register_parametrization(layer.output.LayerNorm, "weight", Half()),
+        False,
+    ),
+    "dropout": (drop_everything, False),
+    "scaling": (set_("attention.self.scaling", 0.1), False),
+    "heads": (widen_heads, False),
+    "position ids": (lambda model, layer: model.embeddings.position_ids.copy_(torch.arange(40).flip(0)[None]), True),
+    "token types": (set_(".embeddings.token_type_ids", lambda: torch.ones(1, 40, dtype=torch.int64)), True),
+    "fewer layers": (lambda model, layer: model.encoder.layer.pop(0), True),
+    "a layer twice": (lambda model, layer: model.encoder.layer.append(layer), True),
+    "other layers": (lambda model, layer: model.encoder.layer.insert(0, copy.deepcopy(layer)), True),
+    "feed-forward in chunks": (set_("chunk_size_feed_forward", 1), True),
+    "activations in float": (set_("output.dense.activation", None), False),
+    "activations of 4 bits": (set_("output.dense.activation.spec", lambda: ActivationSpec(4)), False),
+    "a linear on the reference": (set_("output.dense.backend", "reference"), False),
+    "codes": (lambda model, layer: layer.output.dense.weight_packed.bitwise_not_(), True),
+    "scales": (lambda model, layer: layer.output.dense.weight_scale.mul_(2), True),
+    "bias": (lambda model, layer: nn.init.ones_(layer.output.dense.bias), True),
+    "no bias": (set_("output.dense.bias", None), True),
+}
+
+
+def strong_model(teacher):
+    """A packed encoder with weights so large that each of its parts matters to its result."""
+    model = pack_model(compress(teacher, XTCRecipe(keep_layers=3))).bert
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.weight_scale.mul_(10)
+        if isinstance(module, PackedLinear | nn.LayerNorm):
+            module.bias.data = torch.randn(module.bias.shape, generator=generator)
+    return model
+
+
+def mean_difference(found, expected):
+    """Compared by their mean, since a rounding tie of an activation may change single values."""
+    return float((found.last_hidden_state - expected.last_hidden_state).abs().mean())
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_module_is_honoured(tiny_teacher, tiny_batch, calls, name):
+    """After the native encoder was built: it computes the change, or the model runs layer by layer."""
+    model, (change, served) = strong_model(tiny_teacher), CHANGES[name]
+    before = outputs(model, tiny_batch, "auto")
+    with torch.no_grad():
+        change(model, model.encoder.layer[1])
+        found = model(**tiny_batch)
+    assert len(calls) == 1 + served
+    assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 2e-4
+    if name not in ("feed-forward in chunks", "PyTorch's GELU", "a linear on the reference"):
+        assert mean_difference(found, before) > 1e-3
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@given(names=st.lists(st.sampled_from(sorted(CHANGES)), unique=True, min_size=2, max_size=4), layer=st.integers(0, 1))
+def test_changes_of_modules_together(tiny_teacher, tiny_batch, names, layer):
+    model = strong_model(tiny_teacher)
+    outputs(model, tiny_batch, "auto")
+    with torch.no_grad():
+        for name in names:
+            try:
+                CHANGES[name][0](model, model.encoder.layer[layer])
+            except AttributeError:  # an earlier change took away what this one changes
+                assume(False)
+        found = model(**tiny_batch)
+    assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_hooks_of_all_modules_are_called(packed, tiny_batch, calls, kind):
+    outputs(packed, tiny_batch, "auto")
+    seen = []
+    handle = getattr(nn.modules.module, kind)(lambda module, *args: seen.append(type(module).__name__))
+    try:
+        outputs(packed, tiny_batch, "auto")
+    finally:
+        handle.remove()
+    assert seen.count("BertLayer") == 3
+    assert len(calls) == 1
+
+
+def test_a_class_with_another_forward_is_honoured(packed, tiny_batch, calls, monkeypatch):
+    outputs(packed, tiny_batch, "auto")
+    monkeypatch.setattr(BertIntermediate, "forward", lambda self, hidden: self.dense(hidden).relu())
+    found = outputs(packed, tiny_batch, "auto").logits
+    torch.testing.assert_close(found, outputs(packed, tiny_batch, "reference").logits, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
+
+
+def test_another_attention_function_is_honoured(packed, tiny_batch, calls):
+    outputs(packed, tiny_batch, "auto")
+    AttentionInterface.register("half", lambda *args, **kwargs: (sdpa_attention_forward(*args, **kwargs)[0] / 2, None))
+    AttentionMaskInterface.register("half", sdpa_mask)
+    packed.set_attn_implementation("half")
+    found = outputs(packed, tiny_batch, "auto").logits
+    torch.testing.assert_close(found, outputs(packed, tiny_batch, "reference").logits, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
+
+
+def test_set_backend_prepares_operands_anew(packed, tiny_batch):
+    """After a write through `.data`, which PyTorch does not count."""
+    outputs(packed, tiny_batch, "auto")
+    layer = packed.bert.encoder.layer[0]
+    layer.output.dense.bias.data.add_(1)
+    layer.output.dense.weight_packed.data.bitwise_not_()
+    found = outputs(packed, tiny_batch, "auto").logits
+    torch.testing.assert_close(found, outputs(packed, tiny_batch, "reference").logits, rtol=1e-4, atol=1e-4)
+    found = layer.output.dense(torch.ones(1, layer.output.dense.in_features))
+    layer.output.dense.weight_packed.data.bitwise_not_()
+    packed.set_backend("auto")
+    assert not torch.equal(layer.output.dense(torch.ones(1, layer.output.dense.in_features)), found)
