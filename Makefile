@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo docs notebooks test test-newest test-oldest stress lint clean
+.PHONY: audit checkpoints coverage demo docs notebooks test test-newest test-oldest stress sanitize lint clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/csrc/*)
 	$(PYTHON) -m venv .venv
@@ -113,6 +113,10 @@ stress: .venv/installed-test
 	$(BIN)/python tests/stress/soak.py --output_file benchmarks/results/soak.json
 	HF_XTC_STRESS=1 $(BIN)/python -m pytest tests/training/test_resume.py
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/training/test_distributed.py
+
+# The native operator under the sanitizers of GCC (Linux), about a quarter of an hour.
+sanitize: .venv/installed-test
+	$(BIN)/python tests/stress/sanitize.py --output_file benchmarks/results/sanitize.json
 
 clean:
 	rm -rf .venv .venv-audit .venv-deepspeed .venv-docs .venv-newest .venv-oldest demo build site *.egg-info hf_xtc/native/_native*

@@ -78,7 +78,7 @@ class Codes(NamedTuple):
     levels: int
 
     def check(self) -> None:
-        """Raises a RuntimeError if the tensors do not have these shapes and dtypes, or are not on the CPU."""
+        """Raises a RuntimeError if the tensors do not have these shapes and dtypes."""
         packed, scale, bias, columns, levels = self
         rows = packed.shape[0] if packed.dim() == 2 else 0
         if (
@@ -88,12 +88,11 @@ class Codes(NamedTuple):
             or packed.shape != (rows, -(-columns // _PER_BYTE[levels]))
             or scale.numel() not in (1, rows)
             or (bias is not None and bias.shape != (rows,))
-            or any(t is not None and t.device.type != "cpu" for t in (packed, scale, bias))
         ):
             raise RuntimeError(
-                f"The native operator cannot read {packed.dtype} codes of shape {tuple(packed.shape)} on "
-                f"{packed.device} as {columns} columns of {levels} levels, with scales of shape {tuple(scale.shape)} "
-                f"on {scale.device} and biases {None if bias is None else (tuple(bias.shape), str(bias.device))}."
+                f"The native operator cannot read {packed.dtype} codes of shape {tuple(packed.shape)} as {columns} "
+                f"columns of {levels} levels, with scales of shape {tuple(scale.shape)} and biases of shape "
+                f"{None if bias is None else tuple(bias.shape)}."
             )
 
 
@@ -114,6 +113,8 @@ class NativeWeight:
             raise RuntimeError("The native operator was not built.")
         for weight in weights:
             weight.check()
+            if any(t is not None and t.device.type != "cpu" for t in weight[:3]):
+                raise RuntimeError("The native operator runs on the CPU, but codes, scales or biases are elsewhere.")
         self.columns, levels = weights[0].columns, weights[0].levels
         if levels not in _LEVELS.get(layout, ()) or {w[3:] for w in weights} != {(self.columns, levels)}:
             raise RuntimeError(f"Weights of {levels} levels cannot be laid out together in layout {layout}.")
@@ -143,10 +144,10 @@ class NativeWeight:
 
 
 def _check_rows(x: Tensor, columns: int) -> None:
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() == 0 or x.shape[-1] != columns:
+    if x.dtype != torch.float32 or x.dim() == 0 or x.shape[-1] != columns:
         raise RuntimeError(
-            f"The native operator multiplies float32 rows of {columns} numbers on the CPU; it got {x.dtype} of shape "
-            f"{tuple(x.shape)} on {x.device}."
+            f"The native operator multiplies float32 rows of {columns} numbers; it got {x.dtype} of shape "
+            f"{tuple(x.shape)}."
         )
 
 
@@ -320,13 +321,10 @@ class NativeEncoder:
 
     def run(self, lengths: Tensor, *indices: Tensor) -> Tensor:
         """What `__call__` computes, of tensors that the PyTorch operator was given."""
-        tensors = (lengths, *indices)
-        tokens = len(indices[0])
-        if any(t.dtype != torch.int64 or t.device.type != "cpu" or t.dim() != 1 for t in tensors) or any(
-            len(index) != tokens for index in indices
-        ):
-            got = ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in tensors)
-            raise RuntimeError(f"The native encoder takes int64 vectors on the CPU, one number a token; it got {got}.")
+        tensors, tokens = (lengths, *indices), len(indices[0])
+        if any(t.dtype != torch.int64 or t.dim() != 1 for t in tensors) or {tokens} != {*map(len, indices)}:
+            got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors)
+            raise RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         if int(offsets[-1]) != tokens or (tokens and int(lengths.min()) < 1):
@@ -352,7 +350,9 @@ _ENCODERS: WeakValueDictionary[int, NativeEncoder] = WeakValueDictionary()
 
 @operator(
     "encoder(Tensor lengths, Tensor words, Tensor positions, Tensor types, int encoder) -> Tensor",
-    fake=lambda lengths, words, positions, types, encoder: torch.empty(len(words), _ENCODERS[encoder].hidden),
+    fake=lambda lengths, words, positions, types, encoder: words.new_empty(
+        len(words), _ENCODERS[encoder].hidden, dtype=torch.float32
+    ),
 )
 def _encode(lengths: Tensor, words: Tensor, positions: Tensor, types: Tensor, encoder: int) -> Tensor:
     return _ENCODERS[encoder].run(lengths, words, positions, types)

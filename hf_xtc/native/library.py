@@ -41,11 +41,18 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         fake (`Callable`): Makes results of the right shapes and dtypes without computing them.
     """
 
+    def fake_on_one_device(*arguments: Any) -> Any:
+        """A tensor on the meta device among others reaches the fake implementation too."""
+        devices = {str(tensor.device) for tensor in arguments if isinstance(tensor, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"Expected all tensors to be on the same device, but they are on {sorted(devices)}.")
+        return fake(*arguments)
+
     def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
         name = schema.partition("(")[0]
         _OPERATORS.define(schema)
         _OPERATORS.impl(name, function, "CPU")
-        torch.library.register_fake(f"hf_xtc::{name}", fake, lib=_OPERATORS)
+        torch.library.register_fake(f"hf_xtc::{name}", fake_on_one_device, lib=_OPERATORS)
         registered: torch._ops.OpOverload = getattr(torch.ops.hf_xtc, name).default
         return registered
 

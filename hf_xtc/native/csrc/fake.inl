@@ -24,9 +24,9 @@ static inline void write(float* to, Floats v, N lanes) {
 // bfloat16, rounded half to even.
 template <class N>
 static inline void write(uint16_t* to, Floats v, N lanes) {
-  const Ints bits = (Ints)v;
-  Ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = v == v ? rounded : Ints{} + 0x7fc0;
+  const Words bits = (Words)v;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = v == v ? rounded : Words{} + 0x7fc0;
   const Halves halves = __builtin_convertvector(rounded, Halves);
   memcpy(to, &halves, lanes * sizeof(uint16_t));
 }

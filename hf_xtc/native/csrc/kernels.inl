@@ -24,6 +24,7 @@ namespace VARIANT {
 constexpr int LANES = VECTOR_BYTES / 4;
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));  // may overflow, as bits of NaN do
 
 static inline Floats splat(float x) { return x - Floats{}; }  // 0 + x would lose the sign of -0
 static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -101,7 +102,7 @@ static inline Floats exponential(Floats x) {
   f = fused(n, splat(2.12194440e-4f), f) * 1.44269504f;
   const Floats p = polynomial(f, {1.53457425767565563e-4f, 1.33999285753816e-3f, 9.618489071726799e-3f, 5.550328642129898e-2f,
                                   2.4022646248340607e-1f, 6.931471824645996e-1f, 1.0f});
-  Ints power = ((Ints)shifted << 23) + 0x3f800000;
+  const Words power = ((Words)shifted << 23) + 0x3f800000;
   return p * (Floats)power;
 }
 
@@ -122,7 +123,7 @@ struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
   int64_t rows, stride;
   int8_t* values;
   float* scale;
-  int32_t* sum;
+  uint32_t* sum;
 };
 
 // Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
@@ -136,18 +137,18 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
   const float scale = largest_of(largest) / 128.0f + sum_of(zero);
   const float step = scale == 0.0f ? 1.0f : scale;
   int8_t* values = to.values + row * to.stride;
-  Ints sum{};
+  Words sum{};
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
-    Ints q = (Ints)(v / step + 12582912.0f) - 0x4b400000;
+    Ints q = (Ints)((Words)(v / step + 12582912.0f) - 0x4b400000);
     q = q > 127 ? Ints{} + 127 : q;
-    sum += q;
+    sum += (Words)q;
     int8_t bytes[LANES];
     narrow(q, bytes);
     memcpy(values + i, bytes, lanes);
   });
   memset(values + n, 0, to.stride - n);
   to.scale[row] = scale;
-  int32_t total = 0;
+  uint32_t total = 0;
   for (int i = 0; i < LANES; ++i) total += sum[i];
   to.sum[row] = total;
 }
@@ -253,12 +254,12 @@ static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, in
 // activation(x) @ weight.T + bias for one block of rows; put(row, column, values, lanes) takes the result.
 template <class F>
 static void linear_block(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F put) {
-  const int32_t alpha = w.levels == 2 ? 2 : 1, beta = w.levels == 2 ? 1 : w.levels / 2;
+  const uint32_t alpha = w.levels == 2 ? 2 : 1, beta = w.levels == 2 ? 1 : w.levels / 2;
   multiply(w, x, first_tile, last_tile, s, [&](int64_t row, int64_t first, const int32_t* sums) {
-    const int32_t offset = beta * x.sum[row];
+    const uint32_t offset = beta * x.sum[row];
     const float scale = x.scale[row];
     for (int64_t j = 0; j < TILE && first + j < w.rows; j += LANES) {
-      Floats exact = __builtin_convertvector(load<Ints>(sums + j) * alpha - offset, Floats);
+      const Floats exact = __builtin_convertvector((Ints)(load<Words>(sums + j) * alpha - offset), Floats);
       Floats y = fused(exact, load<Floats>(w.scale + first + j) * scale, load<Floats>(w.bias + first + j));
       put(row, first + j, y, w.rows - first - j);
     }
@@ -503,7 +504,7 @@ static char* cut(char*& from, int64_t bytes) {
 static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t outputs, int64_t hidden, int64_t inner) {
   Scratch s;
   columns = round_up(columns, COLUMN_STEP);
-  s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (int32_t*)cut(from, rows * 4)};
+  s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (uint32_t*)cut(from, rows * 4)};
   s.tables = (uint8_t*)cut(from, LOOKUP_ROWS * CHUNK * 8);
   s.codes = (uint8_t*)cut(from, TILE * CHUNK);
   const int64_t looked_up = LOOKUP_ROWS * round_up(outputs, TILE), at_once = rows * TILE;

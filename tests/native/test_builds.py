@@ -1,11 +1,16 @@
-"""The native operator's AVX512-VNNI variant on any x86-64 processor: its bits by emulation, and its machine code.
+"""The native operator as other compilers and processors build it.
+
+Clang's library must give the bits of GCC's. The AVX512-VNNI variant is tested on any x86-64 processor: its machine
+code, and its bits by emulation.
 
 SIMDe (Debian: libsimde-dev) writes each AVX512 intrinsic in plain C. The library built so, in a copy of the package,
 must give the bits that the AVX2 variant gives. Where the processor has AVX512-VNNI, test_backends.py runs it as it is.
 """
 
+import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,41 +23,57 @@ from hf_xtc.native import library as native_library
 
 PACKAGE = Path(hf_xtc.__file__).parent
 SIMDE = Path("/usr/include/simde/x86/avx512.h")
-COMPARE = """
-import os, torch
-from hf_xtc.native import encoder as native
-from hf_xtc.quantization.activations import ActivationQuantizer
-from hf_xtc.quantization.packing import pack_weight
-from hf_xtc.quantization.quantizers import fake_quantize, get_quantizer
-from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
-def outputs(variant):
-    os.environ["XTC_NATIVE"] = variant
-    generator = torch.Generator().manual_seed(0)
-    for quantizer, layouts in (("binary", (0, 1, 2)), ("ternary", (0, 1)), ("int4", (0,))):
-        for rows, columns, tokens in ((5, 21, 4), (64, 64, 1), (200, 768, 25), (70, 3072, 13)):
-            weight = pack_weight(torch.randn(rows, columns, generator=generator), QuantSpec(quantizer))
-            x = torch.randn(tokens, columns, generator=generator)
-            x[0] = -128
-            for layout in layouts:
-                levels = get_quantizer(quantizer).levels
-                yield native.linear(x, weight.packed, weight.scale, None, columns, levels, layout)
-    values = torch.randn(9, 77, generator=generator)
-    for name in ("binary", "ternary"):
-        yield fake_quantize(values, QuantSpec(name))
-    for dtype in (torch.float32, torch.bfloat16):
-        yield ActivationQuantizer(ActivationSpec())(values.to(dtype))
 
-assert "emulated" in native.__file__
-print([torch.equal(a, b) for a, b in zip(outputs("avx512_vnni"), outputs("avx2"), strict=True)])
-"""
+def copied(folder: Path) -> Path:
+    """A copy of the package without the operator's library."""
+    package = folder / "hf_xtc"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    return package
+
+
+def digests(package: Path, *variants: str) -> dict[tuple[str, str], str]:
+    """Digests of the outputs of a copy, by variant and kind."""
+    script = Path(__file__).parent / "outputs.py"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    command = [sys.executable, str(script), *variants]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    folder, *lines = found.stdout.splitlines()
+    assert folder == str(package)
+    return {(variant, kind): digest for variant, kind, digest in map(str.split, lines)}
+
+
+@pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs Clang")
+def test_clang_builds_the_same_operator(tmp_path, monkeypatch):
+    """All variants, without a warning, with the flags of setup.py."""
+    package, sources = copied(tmp_path), []
+    monkeypatch.setattr("setuptools.setup", lambda **options: sources.extend(options["ext_modules"]))
+    monkeypatch.chdir(PACKAGE.parent)
+    runpy.run_path("setup.py")
+    (native,) = sources
+    library = package / "native" / native_library.LIBRARY
+    options = [*native.extra_compile_args, "-Werror", "-fPIC", "-shared", "-o", str(library)]
+    subprocess.run(["clang++", *options, *native.sources], check=True)
+    variants = list(native_library.variants())
+    assert digests(package, *variants) == digests(PACKAGE, *variants)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="needs g++ for x86-64")
 def test_sums_of_byte_products_stay_in_registers(tmp_path):
     """Unless the loops over rows are unrolled, g++ writes the sums of several rows to memory at every step."""
     listing = tmp_path / "avx512.s"
-    options = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-w", "-S", "-o", str(listing)]
+    options = [
+        "-std=c++17",
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        "-w",
+        "-S",
+        "-o",
+        str(listing),
+    ]
     subprocess.run(["g++", *options, str(PACKAGE / "native" / "csrc" / "avx512.cpp")], check=True)
     blocks = re.split(r"^(?:[.\w]+:|\tj\w+\t).*$", listing.read_text(), flags=re.M)  # between labels and jumps
     loops = [block for block in blocks if "vpdpbusd" in block]
@@ -76,15 +97,22 @@ def emulated(source: str) -> str:
 @pytest.mark.skipif("avx512_vnni" in native_library.variants(), reason="this processor runs it as it is")
 @pytest.mark.skipif(not (SIMDE.exists() and shutil.which("g++")), reason="needs g++ and SIMDe")
 def test_avx512_vnni_by_emulation(tmp_path):
-    package = tmp_path / "emulated" / "hf_xtc"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    package = copied(tmp_path)
     for path in (package / "native" / "csrc").iterdir():
         path.write_text(emulated(path.read_text(encoding="utf-8")), encoding="utf-8")
     library = package / "native" / native_library.LIBRARY
-    options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fno-math-errno", "-w", "-o", str(library)]
+    options = [
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-w",
+        "-o",
+        str(library),
+    ]
     sources = sorted(map(str, (package / "native" / "csrc").glob("*.cpp")))
     subprocess.run(["g++", *options, *sources], check=True)
-    found = subprocess.run(
-        [sys.executable, "-c", COMPARE], cwd=package.parent, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == str([True] * 28)
+    found = digests(package, "avx512_vnni", "avx2")
+    assert found["avx512_vnni", "exact"] == found["avx2", "exact"]
