@@ -40,16 +40,29 @@ def partly_quantized(weight: Tensor, spec: QuantSpec, part: float | Tensor) -> T
     return quantized if part >= 1 else torch.lerp(weight, quantized, part)
 
 
-def _part(layer: "XTCLinear | XTCEmbedding") -> float | Tensor:
-    """The quantized part of a layer's weight: `quantized_part` in train mode; 1 in eval mode, as when packed."""
-    return layer.quantized_part if layer.training else 1.0
+class _Latent(nn.Module):
+    """What a layer with a latent weight computes: in train mode as the schedule says, in eval mode as when packed."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._scheduled_part: float | Tensor = 1.0
+
+    @property
+    def quantized_part(self) -> float | Tensor:
+        """The part of the weight that is quantized: 1 in eval mode, in train mode what was set; see
+        `partly_quantized`."""
+        return self._scheduled_part if self.training else 1.0
+
+    @quantized_part.setter
+    def quantized_part(self, part: float | Tensor) -> None:
+        self._scheduled_part = part
 
 
-class XTCLinear(nn.Linear):
+class XTCLinear(_Latent, nn.Linear):
     """A linear that multiplies a fake-quantized input by `fake_quantize(weight)`; `weight` is the latent weight.
 
-    `quantized_part` (0 to 1) and `quantize_activation` follow the training schedule (`set_quantization`). They apply
-    in train mode only: in eval mode the layer always computes what its packed form would.
+    In train mode `quantized_part` (0 to 1) and `quantize_activation` follow the schedule (`set_quantization`); in eval
+    mode they are 1 and `True`, and the layer computes what its packed form would.
 
     Args:
         in_features, out_features (`int`), bias (`bool`): As in `nn.Linear`.
@@ -74,17 +87,25 @@ class XTCLinear(nn.Linear):
         spec.scale_shape(out_features, in_features)
         self.spec = spec
         self.activation = None if activation is None else ActivationQuantizer(activation)
-        self.quantized_part: float | Tensor = 1.0
-        self.quantize_activation = True
+        self._scheduled_activation = True
+
+    @property
+    def quantize_activation(self) -> bool:
+        """Whether the input is quantized: always in eval mode, in train mode as it was set."""
+        return self._scheduled_activation or not self.training
+
+    @quantize_activation.setter
+    def quantize_activation(self, quantize: bool) -> None:
+        self._scheduled_activation = quantize
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` to `(..., out_features)`."""
         if self.activation is not None:
-            if self.quantize_activation or not self.training:
+            if self.quantize_activation:
                 input = self.activation(input)
             else:
                 self.activation.observe(input)
-        return F.linear(input, partly_quantized(self.weight, self.spec, _part(self)), self.bias)
+        return F.linear(input, partly_quantized(self.weight, self.spec, self.quantized_part), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} {self.spec.granularity}"
@@ -95,10 +116,10 @@ def _per_row(spec: QuantSpec) -> QuantSpec:
     return replace(spec, granularity="per_channel", group_size=None)
 
 
-class XTCEmbedding(nn.Embedding):
+class XTCEmbedding(_Latent, nn.Embedding):
     """An embedding whose rows are fake-quantized as they are looked up; `weight` is the latent weight.
 
-    `quantized_part` (0 to 1) applies in train mode only; in eval mode rows have their packed values.
+    In train mode `quantized_part` (0 to 1) follows the training schedule; in eval mode rows have their packed values.
 
     Args:
         num_embeddings, embedding_dim, padding_idx (`int`): As in `nn.Embedding`.
@@ -116,12 +137,11 @@ class XTCEmbedding(nn.Embedding):
     ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device)
         self.spec = _per_row(spec)
-        self.quantized_part: float | Tensor = 1.0
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids of any shape to `(*shape, embedding_dim)`."""
         rows: Tensor = super().forward(input)
-        return partly_quantized(rows.reshape(-1, self.embedding_dim), self.spec, _part(self)).view_as(rows)
+        return partly_quantized(rows.reshape(-1, self.embedding_dim), self.spec, self.quantized_part).view_as(rows)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.quantizer} rows"

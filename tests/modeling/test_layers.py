@@ -523,3 +523,15 @@ def test_tangents_of_forward_mode_are_not_dropped(backend):
     layer = latent if backend == "latent" else packed
     with pytest.raises((RuntimeError, StateError), match=r"jvp|have no gradient"):
         torch.func.jvp(layer, (random(3, 21),), (torch.ones(3, 21),))
+
+
+def test_settings_of_the_schedule_hold_in_train_mode_only():
+    """What is read is what the layer computes with: in eval mode, as when packed."""
+    for layer in (linears(QuantSpec("binary"), ACTIVATIONS[1])[0], embeddings(QuantSpec("binary"))[0]):
+        layer.quantized_part = 0.25
+        if isinstance(layer, XTCLinear):
+            layer.quantize_activation = False
+        for training in (False, True):
+            layer.train(training)
+            assert layer.quantized_part == (0.25 if training else 1.0)
+            assert getattr(layer, "quantize_activation", not training) == (not training)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from sanitize import gcc
 
 from hf_xtc.native.library import variants
+from sanitize import gcc
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("g++"), reason="needs GCC on Linux")

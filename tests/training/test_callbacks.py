@@ -24,8 +24,8 @@ from hf_xtc.training.callbacks import (
 
 @pytest.fixture
 def student(tiny_teacher):
-    """Two layers of the teacher, latent."""
-    return compress(tiny_teacher, XTCRecipe(keep_layers=2))
+    """Two layers of the teacher, latent, in train mode."""
+    return compress(tiny_teacher, XTCRecipe(keep_layers=2)).train()
 
 
 def quantized(model):
