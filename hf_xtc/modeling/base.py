@@ -28,10 +28,7 @@ _HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "co
 
 
 def _unusable(error: Exception) -> PackedFileError:
-    return PackedFileError(
-        f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
-        "Restore the config written with the file."
-    )
+    return PackedFileError(f"one value is none that transformers can take ({type(error).__name__}: {error}).")
 
 
 class XTCConfig:
@@ -66,15 +63,19 @@ class XTCConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers.
+        """As in transformers; errors speak of the `config.json` that the values come from.
 
         Raises:
-            PackedFileError: if a value has the wrong type.
+            PackedFileError: if a value has the wrong type or is invalid.
         """
         try:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        except StrictDataclassError as error:
-            raise _unusable(error) from error
+        except (StrictDataclassError, PackedFileError) as error:
+            found = error if isinstance(error, PackedFileError) else _unusable(error)
+            if any(str(found).startswith(f"{name}=") for name in kwargs):  # the caller's value, not the file's
+                raise found from None
+            advice = "If it was changed, restore the config written with the file."
+            raise PackedFileError(f"config.json: {found} {advice}") from error
 
     @property
     def recipe(self) -> XTCRecipe:
