@@ -139,7 +139,8 @@ class XTCModel(PreTrainedModel):
     def post_init(self) -> None:
         """Swaps the base model's modules, then initialises as any transformers model.
 
-        A packed model is frozen except for its head: codes cannot be trained, and biases beside them should not be.
+        A packed model, made or loaded, is frozen except for its head: codes cannot be trained, and biases beside them
+        should not be.
         """
         if not hasattr(self, self.base_model_prefix):
             swap_modules(self, self.scopes, self.config)
@@ -206,7 +207,8 @@ class XTCModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, after checking the index of a local folder's shards.
+        """As in transformers, after checking the index of a local folder's shards. A packed model is frozen except for
+        its head, as `post_init` leaves it.
 
         Raises:
             PackedFileError: if the index names files outside of the folder, or the files do not match the config.
@@ -214,7 +216,11 @@ class XTCModel(PreTrainedModel):
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.packed:  # transformers loads into new parameters, which are all trainable
+            model.base_model.requires_grad_(False)
+        return loaded
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""

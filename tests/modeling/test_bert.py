@@ -238,6 +238,21 @@ def test_auto_model_takes_the_encoder_of_a_classifier(packed, folder, tiny_batch
     assert equal(run(encoder, tiny_batch), run(packed.bert, tiny_batch))
 
 
+@pytest.mark.parametrize("embeddings", ["binary", None])
+@heads
+def test_packed_models_are_frozen_except_their_heads(head, embeddings, tiny_config, tiny_batch, tmp_path):
+    recipe = XTCRecipe(embedding_weights=embeddings, keep_layers=1)
+    packed = pack_model(make_student(tiny_config, tiny_batch, head, recipe))
+    packed.save_pretrained(tmp_path)
+    loaded, _ = AUTO[head].from_pretrained(tmp_path, output_loading_info=True)
+    encoder = AutoModel.from_pretrained(tmp_path)  # of some heads without its pooler
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    for model in (packed, loaded, BERT.model_classes[head](packed.config)):
+        inside = {id(parameter) for parameter in model.base_model.parameters()}
+        assert inside
+        assert all(parameter.requires_grad != (id(parameter) in inside) for parameter in model.parameters())
+
+
 def test_classifier_takes_a_bare_encoder(packed, tiny_batch, tmp_path):
     packed.bert.save_pretrained(tmp_path)
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
