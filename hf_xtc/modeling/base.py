@@ -246,6 +246,10 @@ class XTCModel(PreTrainedModel):
         """
         if files is not None:
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
+        if state_dict is not None and model.packed:
+            # transformers compares tied tensors that are both there, and looks for them among the parameters only
+            copies = {name for name, source in model.all_tied_weights_keys.items() if source in state_dict}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in copies}
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         if model.packed:
             check_values(model)
