@@ -224,6 +224,8 @@ def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -
         raise StateError(f"{what}; {hint}.")
     config = copy.deepcopy(model.config)
     config.state = new_state
+    if new_state == "packed" and config.dtype is None:
+        config.dtype = torch.float32  # else transformers would load it in the dtype of its scales, as `XTCConfig` says
     return config
 
 

@@ -92,14 +92,14 @@ def check_xtc_block(config: Any) -> None:
     version = config.xtc.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedFileError(
-            f"config.json says format_version={version!r}; this version of hf_xtc reads {FORMAT_VERSION}. "
+            f"format_version={version!r}; this version of hf_xtc reads {FORMAT_VERSION}. "
             "Upgrade hf_xtc, or write the checkpoint again."
         )
     layer_map = layer_map_of(config)
     if layer_map is not None and len(layer_map.layers) != config.num_hidden_layers:
         raise PackedFileError(
-            f"config.json says num_hidden_layers={config.num_hidden_layers}, but its layer map keeps "
-            f"{len(layer_map.layers)} layers {list(layer_map.layers)}. Restore the config written with the file."
+            f"num_hidden_layers={config.num_hidden_layers}, but the layer map keeps {len(layer_map.layers)} layers "
+            f"{list(layer_map.layers)}."
         )
     recipe_of(config)
 
@@ -122,8 +122,7 @@ def layer_map_of(config: Any) -> LayerMap | None:
         return LayerMap(tuple(block["layers"]), block["num_teacher_layers"], block["shifted"])
     except (KeyError, TypeError):
         raise PackedFileError(
-            f"config.json holds {block!r} in place of a layer map (layers, num_teacher_layers, shifted). "
-            "Restore the config written with the file."
+            f"{block!r} stands in place of a layer map (layers, num_teacher_layers, shifted)."
         ) from None
 
 

@@ -28,10 +28,7 @@ _HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "co
 
 
 def _unusable(error: Exception) -> PackedFileError:
-    return PackedFileError(
-        f"config.json holds a value that transformers cannot take ({type(error).__name__}: {error}). "
-        "Restore the config written with the file."
-    )
+    return PackedFileError(f"one value is none that transformers can take ({type(error).__name__}: {error}).")
 
 
 class XTCConfig:
@@ -66,15 +63,19 @@ class XTCConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers.
+        """As in transformers; errors speak of the `config.json` that the values come from.
 
         Raises:
-            PackedFileError: if a value has the wrong type.
+            PackedFileError: if a value has the wrong type or is invalid.
         """
         try:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        except StrictDataclassError as error:
-            raise _unusable(error) from error
+        except (StrictDataclassError, PackedFileError) as error:
+            found = error if isinstance(error, PackedFileError) else _unusable(error)
+            if any(str(found).startswith(f"{name}=") for name in kwargs):  # the caller's value, not the file's
+                raise found from None
+            advice = "If it was changed, restore the config written with the file."
+            raise PackedFileError(f"config.json: {found} {advice}") from error
 
     @property
     def recipe(self) -> XTCRecipe:
@@ -146,7 +147,8 @@ class XTCModel(PreTrainedModel):
     def post_init(self) -> None:
         """Swaps the base model's modules, then initialises as any transformers model.
 
-        A packed model is frozen except for its head: codes cannot be trained, and biases beside them should not be.
+        A packed model, made or loaded, is frozen except for its head: codes cannot be trained, and biases beside them
+        should not be.
         """
         if not hasattr(self, self.base_model_prefix):
             swap_modules(self, self.scopes, self.config)
@@ -213,7 +215,8 @@ class XTCModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, after checking the index of a local folder's shards.
+        """As in transformers, after checking the index of a local folder's shards. A packed model is frozen except for
+        its head, as `post_init` leaves it.
 
         Raises:
             PackedFileError: if the index names files outside of the folder, or the files do not match the config.
@@ -221,7 +224,11 @@ class XTCModel(PreTrainedModel):
         """
         if isinstance(pretrained_model_name_or_path, str | os.PathLike):
             check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.packed:  # transformers loads into new parameters, which are all trainable
+            model.base_model.requires_grad_(False)
+        return loaded
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The tensors of the file: parameters in `recipe.rest_dtype`, buffers as they are, ties kept."""
@@ -247,6 +254,10 @@ class XTCModel(PreTrainedModel):
         """
         if files is not None:
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
+        if state_dict is not None and model.packed:
+            # transformers compares tied tensors that are both there, and looks for them among the parameters only
+            copies = {name for name, source in model.all_tied_weights_keys.items() if source in state_dict}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in copies}
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         if model.packed:
             check_values(model)

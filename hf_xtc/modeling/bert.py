@@ -88,22 +88,23 @@ class XTCBertConfig(XTCConfig, BertConfig):
             XTCError: as `XTCConfig`.
         """
         check_sizes(self, SIZES)
-        if self.hidden_size % self.num_attention_heads or self.hidden_act not in ACT2FN:
+        if self.hidden_size % self.num_attention_heads:
             raise PackedFileError(
-                f"config.json says hidden_act={self.hidden_act!r:.80} and hidden_size={self.hidden_size} for "
-                f"{self.num_attention_heads} heads: the activation must be one of transformers', and the heads must "
-                "divide the size. Restore the config written with the file."
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise PackedFileError(
+                f"hidden_act={self.hidden_act!r:.80} is no activation of transformers, such as 'gelu' or 'relu'."
             )
         dropouts = (self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout or 0)
-        if not 0 < self.layer_norm_eps < 1 or not all(0 <= dropout <= 1 for dropout in dropouts):
+        if not 0 < self.layer_norm_eps <= 1 or not all(0 <= dropout <= 1 for dropout in dropouts):
             raise PackedFileError(
-                f"config.json says layer_norm_eps={self.layer_norm_eps!r} and dropouts {dropouts}; they must lie "
-                "between 0 and 1. Restore the config written with the file."
+                f"layer_norm_eps={self.layer_norm_eps!r} must be above 0 and at most 1, and the dropouts {dropouts} "
+                "must lie between 0 and 1."
             )
         if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
             raise PackedFileError(
-                f"config.json says pad_token_id={self.pad_token_id}, which is not one of its {self.vocab_size} "
-                "tokens. Restore the config written with the file."
+                f"pad_token_id={self.pad_token_id} is not one of the {self.vocab_size} tokens of vocab_size."
             )
         super().__post_init__(**kwargs)
 

@@ -31,9 +31,7 @@ def check_foreign(values: dict[str, Any]) -> None:
     labels, attentions = values.get("num_labels"), [values.get(f"{name}attn_implementation") for name in ("", "_")]
     dtype, classes, names = (values.get(name) for name in ("dtype", "architectures", "id2label"))
     if values.get("quantization_config") is not None:
-        raise PackedFileError(
-            "config.json has a quantization_config, but XTC models are quantized by their recipe. Remove it."
-        )
+        raise PackedFileError("quantization_config is given, but XTC models are quantized by their recipe. Remove it.")
     for attention in attentions:  # transformers reads either key
         if attention is not None and (not isinstance(attention, str) or "/" in attention):
             raise PackedFileError(
@@ -43,13 +41,13 @@ def check_foreign(values: dict[str, Any]) -> None:
     if labels is not None and (type(labels) is not int or not 0 < labels <= MOST["labels"]):
         raise PackedFileError(f"num_labels={labels!r:.80} must be a whole number from 1 to {MOST['labels']}.")
     if dtype is not None and not isinstance(dtype, str | torch.dtype):
-        raise PackedFileError(f"config.json says dtype={dtype!r:.80}; it must be a dtype's name, such as float32.")
+        raise PackedFileError(f"dtype={dtype!r:.80} must be a dtype's name, such as float32.")
     if classes is not None and not (
         isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
     ):
-        raise PackedFileError(f"config.json says architectures={str(classes)[:80]}; they must be names of classes.")
+        raise PackedFileError(f"architectures={classes!s:.80} must be names of classes.")
     if isinstance(names, dict) and not all(isinstance(name, str | int) for name in names.values()):
-        raise PackedFileError("config.json has labels in id2label that are not text. Give each label a name.")
+        raise PackedFileError("id2label has labels that are not text. Give each label a name.")
 
 
 def check_sizes(config: Any, names: tuple[str, ...]) -> None:
@@ -61,10 +59,7 @@ def check_sizes(config: Any, names: tuple[str, ...]) -> None:
     for name in names:
         value, most = getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"]
         if type(value) is not int or not 0 < value <= most:
-            raise PackedFileError(
-                f"config.json says {name}={value!r:.80}; it must be a whole number from 1 to {most}. "
-                "Restore the config written with the file."
-            )
+            raise PackedFileError(f"{name}={value!r:.80} must be a whole number from 1 to {most}.")
 
 
 def check_index(folder: str) -> None:

@@ -67,13 +67,12 @@ class XTCTrainer(Trainer):
     Raises:
         StateError: if the student is packed; when training starts, if the teacher cache was made for another
             training or the disk is too small for it.
-        XTCError: if a teacher is missing, or student and teacher do not fit each other; when training starts, if the
-            rows or the teacher cannot be cached.
+        XTCError: if a teacher is missing, or student and teacher do not fit each other, or if `compute_loss_func` or
+            `label_smoothing_factor` is given with another term than "labels"; when training starts, if the rows or
+            the teacher cannot be cached.
         RecipeError: if a stage of distillation would have no term.
     """
 
-    # Terms are batch means; Trainer divides by the accumulation steps itself.
-    loss_is_scaled_for_ga = False
     args: XTCTrainingArguments
     push_in_progress: Any
     train_dataset: Any
@@ -94,12 +93,8 @@ class XTCTrainer(Trainer):
         args = XTCTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if not isinstance(args, XTCTrainingArguments):
             raise XTCError(f"args is a {type(args).__name__}; XTCTrainer needs XTCTrainingArguments, its subclass.")
-        if kwargs.get("compute_loss_func") is not None or args.label_smoothing_factor:
-            raise XTCError(
-                "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
-                "Register a DistillationTerm of your own instead."
-            )
         self.teacher = teacher_model
+        self.compute_loss_func = kwargs.get("compute_loss_func")
         self._schedule = QuantizationCallback()
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
@@ -121,6 +116,16 @@ class XTCTrainer(Trainer):
         Called when the trainer is made, so that errors come early, and again when a training starts: a search of
         hyper-parameters sets fields of `args` in between.
         """
+        if (self.compute_loss_func is not None or args.label_smoothing_factor) and list(args.term_weights) != [
+            "labels"
+        ]:
+            raise XTCError(
+                "compute_loss_func and label_smoothing_factor change the loss on labels, and can be used with "
+                f"terms={{'labels': 1.0}} alone, but the terms are {', '.join(args.term_weights)}. Drop them, or "
+                "register a DistillationTerm of your own."
+            )
+        # Terms are batch means, which Trainer divides by the accumulation steps; such a function divides by itself.
+        self.loss_is_scaled_for_ga = self.compute_loss_func is not None
         self._schedule.weight_start = args.weight_quantization_start
         self._schedule.activation_start = args.activation_quantization_start
         self._schedule.weight_annealing = args.weight_annealing
@@ -247,19 +252,30 @@ class XTCTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Returns the weighted sum of the terms in train mode, the loss of the head in eval mode."""
+        """Returns the weighted sum of the terms in train mode, the loss of the head in eval mode.
+
+        Where the only term is "labels", Trainer's `label_smoothing_factor` and `compute_loss_func` apply to it.
+        """
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = self.term_weights()
-        cached = inputs.get(TARGETS)
-        inputs = {key: value for key, value in inputs.items() if key != TARGETS}
-        student, teacher = self._run_models(model, inputs, list(weights), cached)
-        losses = {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in weights}
+        losses, student = self._term_losses(model, dict(inputs), list(weights), num_items_in_batch)
         step, rate = self.state.global_step + 1, self.args.learning_rate
         require_finite_losses(losses, step, rate, self.args.output_dir)
         self._record(losses)
         loss = torch.stack([weights[name] * losses[name] for name in weights]).sum()
         return (loss, student) if return_outputs else loss
+
+    def _term_losses(
+        self, model: nn.Module, inputs: dict[str, Any], names: list[str], num_items_in_batch: Tensor | int | None
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Returns the losses of the active terms, and the student's outputs."""
+        if self.compute_loss_func is not None or self.label_smoother is not None:  # "labels" is the only term
+            loss, student = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return {"labels": loss.float()}, student
+        cached = inputs.pop(TARGETS, None)
+        student, teacher = self._run_models(model, inputs, names, cached)
+        return {name: self.terms[name](student, teacher, inputs, self._layer_map) for name in names}, student
 
     def _run_models(
         self, model: nn.Module, inputs: Mapping[str, Any], names: list[str], cached: Any

@@ -273,6 +273,9 @@ def test_packed_config_with_latent_file(folder, latent):
         load(folder)
 
 
+CHANGED = "If it was changed, restore the config written with the file."
+
+
 def fewer_layers(config):
     config.update(num_hidden_layers=3)
 
@@ -292,8 +295,7 @@ def more_layers_without_map(config):
     [
         (
             fewer_layers,
-            "config.json says num_hidden_layers=3, but its layer map keeps 4 layers [0, 1, 2, 3]. "
-            "Restore the config written with the file.",
+            f"config.json: num_hidden_layers=3, but the layer map keeps 4 layers [0, 1, 2, 3]. {CHANGED}",
         ),
         (
             fewer_layers_and_map,
@@ -327,8 +329,8 @@ def more_layers_without_map(config):
         ),
         (
             lambda config: config["xtc"].update(format_version=99),
-            "config.json says format_version=99; this version of hf_xtc reads 1. "
-            "Upgrade hf_xtc, or write the checkpoint again.",
+            "config.json: format_version=99; this version of hf_xtc reads 1. "
+            f"Upgrade hf_xtc, or write the checkpoint again. {CHANGED}",
         ),
     ],
     ids=[
@@ -346,6 +348,11 @@ def test_config(change, text, folder):
     edit_config(folder, change)
     with refuses(text):
         load(folder)
+
+
+def test_a_value_of_the_caller_is_not_blamed_on_the_file(folder):
+    with refuses("num_labels=0 must be a whole number from 1 to 1000000."):
+        load(folder, num_labels=0)
 
 
 def test_unknown_state(folder):

@@ -238,6 +238,21 @@ def test_auto_model_takes_the_encoder_of_a_classifier(packed, folder, tiny_batch
     assert equal(run(encoder, tiny_batch), run(packed.bert, tiny_batch))
 
 
+@pytest.mark.parametrize("embeddings", ["binary", None])
+@heads
+def test_packed_models_are_frozen_except_their_heads(head, embeddings, tiny_config, tiny_batch, tmp_path):
+    recipe = XTCRecipe(embedding_weights=embeddings, keep_layers=1)
+    packed = pack_model(make_student(tiny_config, tiny_batch, head, recipe))
+    packed.save_pretrained(tmp_path)
+    loaded, _ = AUTO[head].from_pretrained(tmp_path, output_loading_info=True)
+    encoder = AutoModel.from_pretrained(tmp_path)  # of some heads without its pooler
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    for model in (packed, loaded, BERT.model_classes[head](packed.config)):
+        inside = {id(parameter) for parameter in model.base_model.parameters()}
+        assert inside
+        assert all(parameter.requires_grad != (id(parameter) in inside) for parameter in model.parameters())
+
+
 def test_classifier_takes_a_bare_encoder(packed, tiny_batch, tmp_path):
     packed.bert.save_pretrained(tmp_path)
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
@@ -565,32 +580,27 @@ MAP = {"layers": [0, 2], "num_teacher_layers": 4, "shifted": False}
         (
             {"xtc": block(format_version=2)},
             PackedFileError,
-            "config.json says format_version=2; this version of hf_xtc reads 1. "
-            "Upgrade hf_xtc, or write the checkpoint again.",
+            "format_version=2; this version of hf_xtc reads 1. Upgrade hf_xtc, or write the checkpoint again.",
         ),
         (
             {"xtc": {}},
             PackedFileError,
-            "config.json says format_version=None; this version of hf_xtc reads 1. "
-            "Upgrade hf_xtc, or write the checkpoint again.",
+            "format_version=None; this version of hf_xtc reads 1. Upgrade hf_xtc, or write the checkpoint again.",
         ),
         (
             {"xtc": block(layer_map=MAP), "num_hidden_layers": 3},
             PackedFileError,
-            "config.json says num_hidden_layers=3, but its layer map keeps 2 layers [0, 2]. "
-            "Restore the config written with the file.",
+            "num_hidden_layers=3, but the layer map keeps 2 layers [0, 2].",
         ),
         (
             {"xtc": block(layer_map=[0, 2])},
             PackedFileError,
-            "config.json holds [0, 2] in place of a layer map (layers, num_teacher_layers, shifted). "
-            "Restore the config written with the file.",
+            "[0, 2] stands in place of a layer map (layers, num_teacher_layers, shifted).",
         ),
         (
             {"xtc": block(layer_map={"layers": [0, 2]})},
             PackedFileError,
-            "config.json holds {'layers': [0, 2]} in place of a layer map (layers, num_teacher_layers, shifted). "
-            "Restore the config written with the file.",
+            "{'layers': [0, 2]} stands in place of a layer map (layers, num_teacher_layers, shifted).",
         ),
         (
             {"xtc": block(layer_map={**MAP, "layers": [0, 4]}), "num_hidden_layers": 2},
@@ -629,6 +639,40 @@ MAP = {"layers": [0, 2], "num_teacher_layers": 4, "shifted": False}
 def test_config_with_bad_values(values, error, text):
     with says(error, text):
         XTCBertConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        ({"hidden_act": "x"}, "hidden_act='x' is no activation of transformers, such as 'gelu' or 'relu'."),
+        ({"num_attention_heads": 5}, "num_attention_heads=5 does not divide hidden_size=768."),
+        ({"hidden_size": 0}, "hidden_size=0 must be a whole number from 1 to 2147483647."),
+        ({"pad_token_id": 30522}, "pad_token_id=30522 is not one of the 30522 tokens of vocab_size."),
+        (
+            {"layer_norm_eps": 1.5},
+            "layer_norm_eps=1.5 must be above 0 and at most 1, and the dropouts (0.1, 0.1, 0) must lie between 0 "
+            "and 1.",
+        ),
+        (
+            {"quantization_config": {}},
+            "quantization_config is given, but XTC models are quantized by their recipe. Remove it.",
+        ),
+        ({"architectures": [1]}, "architectures=[1] must be names of classes."),
+        ({"id2label": {0: None}}, "id2label has labels that are not text. Give each label a name."),
+    ],
+)
+def test_a_config_made_in_code_is_not_told_of_files(values, text, tmp_path):
+    with says(PackedFileError, text):
+        XTCBertConfig(**values)
+    XTCBertConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with says(PackedFileError, f"config.json: {text} If it was changed, restore the config written with the file."):
+        XTCBertConfig.from_pretrained(tmp_path)
+
+
+def test_the_largest_epsilon_is_one():
+    assert XTCBertConfig(layer_norm_eps=1.0).layer_norm_eps == 1
 
 
 def test_config_error_reaches_from_pretrained(folder):

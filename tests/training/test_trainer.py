@@ -28,6 +28,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -863,18 +864,52 @@ def test_student_is_trained_in_place(tmp_path):
     assert [name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"label_smoothing_factor": 0.1}, {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs[0]}],
-    ids=["label_smoothing_factor", "compute_loss_func"],
-)
-def test_a_loss_that_would_be_ignored_is_refused(tmp_path, changes):
-    keywords = {key: changes.pop(key) for key in ("compute_loss_func",) if key in changes}
+def summed_loss(outputs, labels, num_items_in_batch):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("terms", [None, {"logits": 1.0, "labels": 1.0}], ids=["default terms", "labels and logits"])
+@pytest.mark.parametrize("change", ["label_smoothing_factor", "compute_loss_func"])
+def test_a_loss_on_labels_is_refused_beside_other_terms(tmp_path, change, terms):
+    changes = {"label_smoothing_factor": 0.1} if change == "label_smoothing_factor" else {}
+    keywords = {} if changes else {"compute_loss_func": summed_loss}
     with refuses(
-        "compute_loss_func and label_smoothing_factor would be ignored: XTCTrainer trains on its terms. "
-        "Register a DistillationTerm of your own instead."
+        "compute_loss_func and label_smoothing_factor change the loss on labels, and can be used with "
+        f"terms={{'labels': 1.0}} alone, but the terms are {', '.join(terms or DEFAULT)}. Drop them, or register a "
+        "DistillationTerm of your own."
     ):
-        XTCTrainer(compress(make_teacher()), make_args(tmp_path, **changes), teacher_model=make_teacher(), **keywords)
+        student, arguments = compress(make_teacher()), make_args(tmp_path, terms=terms, **changes)
+        XTCTrainer(student, arguments, teacher_model=make_teacher(), **keywords)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("change", ["label_smoothing_factor", "compute_loss_func"])
+def test_a_loss_on_labels_is_that_of_trainer(tmp_path, change, accumulation):
+    smoothing = 0.3 if change == "label_smoothing_factor" else 0.0
+    keywords = {} if smoothing else {"compute_loss_func": summed_loss}
+    stock = ("max_steps", "per_device_train_batch_size", "learning_rate", "warmup_steps", "logging_steps", "seed")
+    stock += ("use_cpu", "disable_tqdm", "save_strategy", "label_smoothing_factor", "gradient_accumulation_steps")
+    stock += ("train_sampling_strategy",)
+    ours = make_args(
+        tmp_path,
+        terms={"labels": 1.0},
+        label_smoothing_factor=smoothing,
+        gradient_accumulation_steps=accumulation,
+        weight_annealing=0,
+        per_device_train_batch_size=4 // accumulation,
+    )
+    theirs = TrainingArguments(str(tmp_path), **{name: getattr(ours, name) for name in stock})
+    losses = []
+    for cls, arguments in ((XTCTrainer, ours), (Trainer, theirs)):
+        student = compress(make_teacher(), XTCRecipe(keep_layers=2))
+        trainer = cls(student, arguments, train_dataset=DATA, data_collator=collate, **keywords)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    plain = make_trainer(tmp_path, terms={"labels": 1.0}, weight_annealing=0)
+    plain.train()
+    smoothed = abs(losses[0][0] - logged(plain, "loss")[0]["loss"]) > 1e-3
+    assert smoothed == bool(smoothing)
 
 
 def test_multi_label_heads_are_refused_by_the_term_logits(tmp_path):
