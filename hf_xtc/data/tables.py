@@ -64,7 +64,7 @@ def read_file(path: str) -> Dataset:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
     """
     builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
-    if not builder:
+    if Path(path).is_file() and not builder:
         raise DataError(f"{path} has an extension that is not supported. Use one of: {', '.join(FORMATS)}.")
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist, or is not a file.")

@@ -69,6 +69,8 @@ def run_inspect(args: InspectArguments) -> Inspection:
         XTCError: if it is not a packed model.
         HubError: if the repository cannot be read.
     """
+    if Path(args.model).is_file():
+        raise XTCError(f"{args.model} is a file. Give the folder of the model, or its Hub id.")
     local = Path(args.model).is_dir()
     folder = Path(args.model) if local else _download_config(args)
     values = read_config(folder)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from hf_xtc.compression.origin import hub_license, origin
 from hf_xtc.errors import XTCError
+from hf_xtc.hub.upload import hub_errors
 from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
 from hf_xtc.runs.model_checks import check_weights
 
@@ -22,8 +23,8 @@ def load_config(teacher: str, revision: str | None = None) -> Any:
     """A teacher's configuration, with as many labels as its head has.
 
     Raises:
-        XTCError: if an absolute path, or an adapter's base, cannot be found.
-        OSError: if there is no such model.
+        XTCError: if a folder, or an adapter's base, cannot be found or read.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
     config = _loaded(AutoConfig, teacher, revision)
     labels = head_labels(teacher)
@@ -36,8 +37,8 @@ def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
     """A teacher's tokenizer: for an adapter the one in its folder, or else that of its base.
 
     Raises:
-        XTCError: if an absolute path, or an adapter's base, cannot be found.
-        OSError: if there is no such model.
+        XTCError: if a folder, or an adapter's base, cannot be found or read.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
     if os.path.isfile(os.path.join(teacher, "tokenizer_config.json")):
         return AutoTokenizer.from_pretrained(teacher)
@@ -58,7 +59,7 @@ def load_model(
     Raises:
         XTCError: if weights are missing, an adapter's base cannot be found, or the adapter does not fit it.
         StateError: if an adapter's base is packed.
-        OSError: if there is no such model.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": fresh_head, **_PLAIN_OUTPUTS, **head}
     model, info = _loaded(auto_class, teacher, revision, output_loading_info=True, **options)
@@ -72,12 +73,17 @@ def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> An
     adapter = adapter_base(teacher)
     if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
         raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
+    if os.path.isfile(teacher):
+        raise XTCError(f"{teacher} is a file. Give the folder of the model, or its Hub id.")
     if adapter is None:
         try:
             return auto.from_pretrained(teacher, revision=revision, **options)
         except XTCError:
             raise
-        except (ValueError, RuntimeError, KeyError, ImportError) as error:
+        except Exception as error:  # of many types: the files are read by several libraries
+            if isinstance(error, OSError) and isinstance(error.__cause__, Exception) and not os.path.isdir(teacher):
+                with hub_errors(teacher, revision):
+                    raise error.__cause__ from error
             raise XTCError(f"{_PARTS.get(auto, 'The model')} {teacher} cannot be loaded: {_reason(error)}") from error
     base, base_revision = adapter
     try:
