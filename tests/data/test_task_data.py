@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import gzip
 import hashlib
 import json
 import logging
 import os
 import socket
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -353,15 +355,50 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.jsonl",
             '{"text": "a", "label": 1}\n'.encode("utf-16"),
-            "a.jsonl is not UTF-8: byte 0xff at offset 0. Convert it, for example from Latin-1: "
-            "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
+            "a.jsonl is not UTF-8: byte 0xff at offset 0. Convert it, for example from UTF-16: "
+            "iconv -f utf-16 -t utf-8 a.jsonl > utf8-a.jsonl",
         ),
         (
             "a.csv",
             "sentence,target\na,1\n",
             "a.csv has no column text, label; its columns are sentence, target. For your files pass --text_column, "
-            "--text_pair_column and --label_column.",
+            "--text_pair_column and --label_column. The first line must name the columns.",
         ),
+        (
+            "a.csv",
+            "text;label\na;1\n",
+            "a.csv has no column text, label; its columns are text;label. It seems to be separated by ';'; save it "
+            "with ',', as .csv files are.",
+        ),
+        (
+            "a.tsv",
+            "text,label\na,1\n",
+            "a.tsv has no column text, label; its columns are text,label. It seems to be separated by ','; save it "
+            "with '\\t', as .tsv files are.",
+        ),
+        (
+            "a.csv",
+            "text, Label\na,1\n",
+            "a.csv has no column label; its columns are text,  Label. Names must agree in blanks and case: ' Label'.",
+        ),
+        (
+            "a.csv",
+            "text,label,label\na,1,2\n",
+            "a.csv has more than one column called label. Rename or remove one.",
+        ),
+        (
+            "a.csv",
+            "text,label\na\0b,1\n",
+            "a.csv is not text: byte 0x00 at offset 12. If it is UTF-16, convert it with iconv.",
+        ),
+        (
+            "a.csv.gz",
+            gzip.compress(b"text,label\na,1\n"),
+            "a.csv.gz is compressed, or a spreadsheet. Unpack or save it as one of: .csv, .tsv, .json, .jsonl, "
+            ".parquet.",
+        ),
+        ("https://a.org/b.csv", None, "https://a.org/b.csv is a URL. Download it, and give the file."),
+        (".", None, ". is a folder. Give a file in it. Use one of: .csv, .tsv, .json, .jsonl, .parquet."),
     ],
 )
 def test_file_refused(name, content, message):
@@ -369,6 +406,22 @@ def test_file_refused(name, content, message):
     bad = name if content is None else write(name, content)
     assert refusal(load_task, DataArguments(train_file=bad, validation_file=good)) == message
     assert refusal(load_task, DataArguments(train_file=good, validation_file=bad)) == message
+
+
+def test_a_text_column_is_no_column_of_labels():
+    rows = {"text": [f"t{i}" for i in range(200)], "label": [f"a sentence {i}" for i in range(200)]}
+    assert refusal(load_task, own(rows)) == (
+        "train.jsonl: the labels have 200 different values in 200 rows, such as 'a sentence 0': texts or ids, not "
+        "classes. Name another column with --label_column."
+    )
+    rows |= {"label": [f"class {i % 100}" for i in range(200)]}
+    assert len(load_task(own(rows, rows)).label_names) == 100
+
+
+def test_decimal_labels_are_numbers():
+    labels = pa.array([Decimal("1.0"), Decimal("0.0"), Decimal("1.0")])
+    path = write("a.parquet", {"text": pa.array(["a", "b", "c"]), "label": labels})
+    assert load_task(DataArguments(train_file=path, validation_file=path)).train["label"][:] == [1, 0, 1]
 
 
 NOT_UTF8 = pa.StringArray.from_buffers(1, *pa.array([b"\xff\xfe"]).buffers()[1:])
