@@ -4,7 +4,7 @@ Inspecting reads `config.json` and the header of the weights (from the Hub by ra
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,9 @@ def _check_metrics(args: VerifyArguments, data_args: EvaluationDataArguments, fo
     """Compares each measured metric with the card's."""
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
+    recorded_label = read_config(folder)["xtc"].get("provenance", {}).get("positive_label")
+    if data_args.positive_label is None and data_args.task_name is None:
+        data_args = replace(data_args, positive_label=recorded_label)
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
     on_card = _card_metrics(read_card(folder))
     checks = []

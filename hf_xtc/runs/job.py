@@ -115,8 +115,13 @@ class Job:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that determines the result of the run."""
+        positive = self.data_args.positive_label
         shared = {
-            "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "max_length": self.data_args.max_length,
+                **({} if positive is None else {"positive_label": positive}),
+            },
             "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _EXCLUDED},

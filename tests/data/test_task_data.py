@@ -763,6 +763,44 @@ def task_data(names, labels=None, extra=None):
 REGRESSION = dataclasses.replace(task_data(("x",)), label_names=None)
 
 
+def test_the_positive_class_is_the_models_class_1_or_the_one_chosen():
+    data = load_task(own())
+    assert data.positive_class == "pos"
+    assert align_labels(data, {"pos": 0, "neg": 1}, "t").positive_class == "neg"
+    chosen = load_task(own(positive_label="pos"))
+    assert chosen.positive_class == "pos"
+    assert align_labels(chosen, {"POS": 0, "NEG": 1}, "t").positive_class == "POS"
+    three = ROWS | {"label": ["a", "b", "c"]}
+    assert load_task(own(three, three)).positive_class is None
+    assert REGRESSION.positive_class is None
+
+
+def test_the_positive_class_of_glue_is_its_class_1(monkeypatch):
+    write_glue("mrpc", "glue/mrpc")
+    data = load_task(DataArguments(task_name="mrpc", data_dir="glue"))
+    assert data.positive_class == "equivalent"
+    assert align_labels(data, {"equivalent": 0, "not_equivalent": 1}, "t").positive_class == "equivalent"
+    write_glue("sst2", "glue/sst2")
+    assert load_task(DataArguments(task_name="sst2", data_dir="glue")).positive_class is None
+
+
+def test_a_positive_label_that_cannot_be_is_refused():
+    assert refusal(load_task, own(positive_label="spam")) == (
+        "--positive_label=spam is to be a class of train.jsonl, which it does not have. Its classes are neg, pos."
+    )
+    three = ROWS | {"label": ["a", "b", "c"]}
+    assert refusal(load_task, own(three, three, positive_label="a")) == (
+        "--positive_label=a is to be a class of train.jsonl, which has an F1 for two classes only. Its classes are "
+        "a, b, c."
+    )
+    assert refusal(own, regression=True, positive_label="a") == (
+        "--positive_label=a is for own files with two classes; a regression has none."
+    )
+    assert refusal(DataArguments, task_name="sst2", positive_label="a") == (
+        "--positive_label=a is for own files with two classes; GLUE's sst2 has metrics of its own."
+    )
+
+
 def test_align_by_name_ignoring_case(caplog):
     data = align_labels(task_data(("neg", "neu", "pos"), extra=True), {"POS": 0, "NEG": 1, "NEU": 2}, "bert-toys")
     assert data.label_names == ("POS", "NEG", "NEU")
