@@ -14,7 +14,7 @@ from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, class_counts, load_task
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.distillation.cache.format import check_cache_folder
-from hf_xtc.errors import RecipeError, XTCError, needs_extra
+from hf_xtc.errors import RecipeError, StateError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.files.writing import clear_unfinished, require_empty
 from hf_xtc.hub.results import Row
@@ -236,6 +236,10 @@ def prepare(
         _check_single_rates(args, schedule)
     config = load_config(args.teacher, args.teacher_revision)
     check_config(config, args.teacher, fresh_head=args.fine_tune)
+    if getattr(config, "state", None) == "packed":
+        raise StateError(
+            f"{args.teacher} holds a packed model, which cannot teach. Name the float model it was made of."
+        )
     for stage_recipe in [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
@@ -253,6 +257,7 @@ def prepare(
     if args.start_from and students:
         layers = len(schedule.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
         check_start(args.start_from, config, layers, tokenizer)
+        load_model(args.start_from, task.auto_class, fresh_head=True)  # refuses damaged weights
     training_args = dataclasses.replace(training_args, **recipe_args.quantization_starts())
     augmentation = augmentation or AugmentationArguments()
     if augmentation.augment:
