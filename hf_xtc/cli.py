@@ -6,6 +6,7 @@ dataclasses of a command are imported when it is named, so that `hf-xtc --help` 
 
 import argparse
 import difflib
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
+from hf_xtc.checks import check_given
 from hf_xtc.errors import XTCError
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.version import __version__
@@ -116,6 +118,7 @@ class _Parser(HfArgumentParser):
                 elif getattr(found, name) is None:
                     self.error(f"the following arguments are required: {name.upper()}")
             values = vars(found)
+            self._require_given(values)
             return tuple(
                 kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
                 for kind in self.dataclass_types
@@ -124,6 +127,11 @@ class _Parser(HfArgumentParser):
             raise
         except ValueError as error:  # transformers' own checks of TrainingArguments
             raise XTCError(str(error)) from error
+
+    def _require_given(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if value != self._option(name).default:
+                check_given(name, value)
 
     def _require_known(self, arguments: list[str]) -> None:
         """Names mistyped options first: argparse would only say which required ones are missing."""
@@ -143,7 +151,27 @@ class _Parser(HfArgumentParser):
         ]
         if not isinstance(values, dict) or not all(name in values for name in needed):
             raise XTCError(f"{file} must be a JSON object of options, with at least: {', '.join(needed)}.")
+        known = {entry.name for kind in self.dataclass_types for entry in fields(kind) if entry.init}
+        if unknown := [name + _suggestion(name, known) for name in values if name not in known]:
+            raise XTCError(f"{file} has options that do not exist: {', '.join(unknown)}.")
+        try:
+            values = {name: self._parsed(self._option(name), value) for name, value in values.items()}
+        except argparse.ArgumentError as error:
+            raise XTCError(f"{file}: {error}.") from error
+        self._require_given(values)
         return tuple(self.parse_dict(values))
+
+    def _parsed(self, action: argparse.Action, value: Any) -> Any:
+        """A value of a JSON file, as it would be if it stood on the command line."""
+        if isinstance(value, list) and action.nargs != "+":
+            raise argparse.ArgumentError(action, f"expected one value, not {value}")
+        if isinstance(value, list):
+            return [self._parsed(action, entry) for entry in value]
+        if value is None:
+            return None
+        parsed = self._get_value(action, value if isinstance(value, str) else json.dumps(value))
+        self._check_value(action, parsed)
+        return parsed
 
     def _with_suggestion(self, word: str) -> str:
         return word + _suggestion(word.partition("=")[0], self._option_string_actions)
@@ -209,12 +237,13 @@ def _export(options: tuple[Any, ...]) -> None:
 
 def _push(options: tuple[Any, ...]) -> None:
     from hf_xtc.hub.publish import write_model_card
-    from hf_xtc.hub.upload import push_folder
+    from hf_xtc.hub.upload import open_repository, push_folder
     from hf_xtc.runs.arguments import InspectArguments
     from hf_xtc.runs.inspection import run_inspect
 
     (args,) = options
     inspected = run_inspect(InspectArguments(args.folder))  # raises for a damaged or latent file
+    open_repository(args.repo_id, private=args.private or None)  # before a card is written
     if not Path(args.folder, "README.md").exists():
         write_model_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
     more = {"revision": args.revision, "commit_message": args.commit_message}

@@ -76,14 +76,18 @@ class MaskedLM:
         """The model in a folder or on the Hub, on `device`.
 
         Raises:
-            RecipeError: if it has no head trained for masked language modelling.
+            RecipeError: if it cannot be loaded, or has no head trained for masked language modelling.
         """
-        model, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
+        try:
+            model, report = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:  # of many types: the files are read by several libraries
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise RecipeError(f"The masked language model {source} cannot be loaded: {why}") from error
         if missing := sorted(report["missing_keys"]):
             lacks = f"it lacks {missing[0]}. Use a pre-trained one."
             raise RecipeError(f"{source} is not a masked language model: {lacks}")
-        tokenizer, name = AutoTokenizer.from_pretrained(source), f"masked language model {source}"
-        return cls(model.to(device).eval(), tokenizer, table, together, name=name)
+        return cls(model.to(device).eval(), tokenizer, table, together, name=f"masked language model {source}")
 
     def candidates(self, texts: Sequence[str], count: int) -> Candidates:
         """The `count` likeliest pieces at each replaceable word, without non-words and the word itself."""

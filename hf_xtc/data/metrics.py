@@ -106,16 +106,19 @@ def main_metric(task: str | None, regression: bool) -> str:
     return {"cola": "matthews_correlation", "mrpc": "f1", "qqp": "f1"}.get(task or "", "accuracy")
 
 
-def build_compute_metrics(task: str | None, *, regression: bool) -> Callable[[EvalPrediction], Scores]:
+def build_compute_metrics(
+    task: str | None, *, regression: bool, positive: int = 1
+) -> Callable[[EvalPrediction], Scores]:
     """A `compute_metrics` for the Trainer.
 
     GLUE tasks give the keys and values of `GlueMetric`. Own data (`task=None`) gives `accuracy` and `f1` (two labels:
-    F1 of class 1) or `f1_macro` (more labels: unweighted mean over the classes that occur); regression gives
+    F1 of class `positive`) or `f1_macro` (more labels: unweighted mean over the classes that occur); regression gives
     `pearson`, `spearmanr` and `mse`. Undefined scores are 0.0; predictions that contain nan give nan for every key.
 
     Args:
         task (`str` or `None`): GLUE task, or `None` for own data.
         regression (`bool`): Whether own data is a regression; stsb always is.
+        positive (`int`): Class id whose F1 is reported where there are two classes, 0 or 1.
 
     Returns:
         `Callable[[EvalPrediction], dict[str, float]]`. It reads the first entry of a tuple of predictions: logits
@@ -136,7 +139,10 @@ def build_compute_metrics(task: str | None, *, regression: bool) -> Callable[[Ev
         outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
         score = _own_score(outputs, regression) if task is None else GLUE_SCORES[task]
         values = _regression_values(outputs) if regression else _class_ids(outputs)
-        scores = score(values, np.asarray(prediction.label_ids))
+        labels = np.asarray(prediction.label_ids)
+        if positive == 0 and not regression and outputs.shape[-1] == 2:  # the scores take class 1 for the positive one
+            values, labels = 1 - values, 1 - labels
+        scores = score(values, labels)
         return dict.fromkeys(scores, float("nan")) if np.isnan(outputs).any() else scores
 
     return compute_metrics

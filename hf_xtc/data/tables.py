@@ -10,6 +10,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,20 +65,20 @@ def read_file(path: str) -> Dataset:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
     """
     builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
-    if not builder:
-        raise DataError(f"{path} has an extension that is not supported. Use one of: {', '.join(FORMATS)}.")
-    if not Path(path).is_file():
-        raise DataError(f"{path} does not exist, or is not a file.")
+    _check_file(path, known=bool(builder))
     if builder != "parquet":
         _check_text_file(path)
     try:
         with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
             if builder == "csv":
-                options = options | {"converters": dict.fromkeys(pd.read_csv(path, nrows=0, **options), str)}
+                names = _column_names(path, options)
+                options = options | {"converters": dict.fromkeys(names, str)}
             options = options | {"split": "train", "cache_dir": cache, "keep_in_memory": True}
             table = load_dataset(builder, data_files=glob.escape(path), **options)  # brackets would be a pattern
             table.data.table.validate(full=True)  # finds parquet strings that are not UTF-8
+    except DataError:
+        raise
     except (DatasetGenerationError, ValueError, StopIteration, pd.errors.ParserWarning) as error:
         reason = str(error.__cause__ or error).strip()
         if "corresponds to no data" in reason or "BatchSize must be greater" in reason:
@@ -86,17 +87,54 @@ def read_file(path: str) -> Dataset:
     return table
 
 
+def _column_names(path: str, options: dict[str, Any]) -> list[str]:
+    """The first line of a csv or tsv file.
+
+    Raises:
+        DataError: if two columns have one name, of which pandas would silently rename the second.
+    """
+    first = pd.read_csv(path, nrows=1, header=None, dtype=str, encoding="utf-8-sig", **options)
+    names = [str(name) for name in first.iloc[0] if str(name).strip()] if len(first) else []  # the nameless ones fill
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path} has more than one column called {', '.join(twice)}. Rename or remove one.")
+    return list(pd.read_csv(path, nrows=0, **options))
+
+
+def _check_file(path: str, *, known: bool) -> None:
+    """Raises `DataError` unless there is a file, of a `known` format."""
+    formats = f"Use one of: {', '.join(FORMATS)}."
+    if re.match(r"\w+://", path):
+        raise DataError(f"{path} is a URL. Download it, and give the file.")
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder. Give a file in it. {formats}")
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist, or is not a file.")
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if not start.startswith(b"PAR1") and start.startswith(tuple(COMPRESSED)):
+        raise DataError(f"{path} is compressed, or a spreadsheet. Unpack or save it as one of: {', '.join(FORMATS)}.")
+    if not known:
+        raise DataError(f"{path} has an extension that is not supported. {formats}")
+
+
+# The first bytes of zip (and xlsx), gzip, bzip2, xz and zstd.
+COMPRESSED = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
 def _check_text_file(path: str) -> None:
+    content = Path(path).read_bytes()
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    convert = f"iconv -f {'utf-16' if utf16 else 'latin1'} -t utf-8 {path} > utf8-{Path(path).name}"
     try:
-        blank = not Path(path).read_bytes().decode("utf-8").strip()
+        blank = not content.decode("utf-8").strip()
     except UnicodeDecodeError as error:
         where = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise DataError(
-            f"{path} is not UTF-8: {where}. Convert it, for example from Latin-1: "
-            f"iconv -f latin1 -t utf-8 {path} > utf8-{Path(path).name}"
-        ) from None
+        kind = "UTF-16" if utf16 else "Latin-1"
+        raise DataError(f"{path} is not UTF-8: {where}. Convert it, for example from {kind}: {convert}") from None
     if blank:
         raise DataError(f"{path} has no rows.")
+    if (nul := content.find(0)) >= 0:
+        raise DataError(f"{path} is not text: byte 0x00 at offset {nul}. If it is UTF-16, convert it with iconv.")
 
 
 def select(source: str, dataset: Dataset, names: Columns) -> Table:
@@ -115,10 +153,12 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
         )
     if missing := [old for old in used.values() if old not in dataset.column_names]:
         raise DataError(
-            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. For "
-            f"your files pass --text_column, --text_pair_column and --label_column."
+            f"{source} has no column {', '.join(missing)}; its columns are {', '.join(dataset.column_names)}. "
+            f"{_column_advice(source, missing, dataset.column_names)}"
         )
     values = {new: dataset[old][:] for new, old in used.items()}
+    if "label" in values:
+        values["label"] = [float(value) if isinstance(value, Decimal) else value for value in values["label"]]
     if names.label is None:
         return Table(source, values, None)
     feature = dataset.features[names.label]
@@ -126,6 +166,20 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
     if known:
         values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
     return Table(source, values, known)
+
+
+def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) -> str:
+    """What to do about missing columns: the likeliest cause first."""
+    folded = {name.strip().casefold(): name for name in columns}
+    if alike := [folded[name.casefold()] for name in missing if name.casefold() in folded]:
+        return f"Names must agree in blanks and case: {', '.join(map(repr, alike))}."
+    separators = {".csv": ",", ".tsv": "\t"}
+    own = separators.get(Path(source).suffix.lower())
+    other = next((mark for mark in ";|\t, " if len(columns) == 1 and mark != own and mark in columns[0]), None)
+    if own and other:
+        return f"It seems to be separated by {other!r}; save it with {own!r}, as {Path(source).suffix} files are."
+    advice = "For your files pass --text_column, --text_pair_column and --label_column."
+    return f"{advice} The first line must name the columns." if own else advice
 
 
 def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
@@ -153,20 +207,25 @@ def class_names(train: Table) -> tuple[str, ...]:
     """Label names by class id: the known ones, else those found, in alphabetical order or, if integers, by value.
 
     Raises:
-        DataError: if the labels are fractional numbers.
+        DataError: if the labels are fractional numbers, or most rows have a label of their own.
     """
     if train.label_names:
         return train.label_names
     found = {_label_text(value) for value in train.columns["label"]}
     if all(_whole(name) for name in found):
         found = {_whole(name) for name in found}
-    if all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found):
-        return tuple(sorted(found, key=int))
     numbers = [_number(name) for name in found]
     if None not in numbers and any(number % 1 for number in numbers if number is not None):
         what = f"the labels are fractional numbers ({len(found)} different ones), not classes"
         raise DataError(f"{train.source}: {what}. Pass --regression to fit them.")
-    return tuple(sorted(found))
+    if len(found) > max(50, len(train.columns["label"]) // 2):
+        rows = len(train.columns["label"])
+        raise DataError(
+            f"{train.source}: the labels have {len(found):,} different values in {rows:,} rows, such as "
+            f"{min(found)!r:.80}: texts or ids, not classes. Name another column with --label_column."
+        )
+    whole = all(re.fullmatch(r"0|-?[1-9]\d*", name) for name in found)
+    return tuple(sorted(found, key=int if whole else None))
 
 
 def numbered(table: Table, names: tuple[str, ...] | None, rows: int | None) -> Dataset:

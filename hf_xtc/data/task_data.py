@@ -46,6 +46,10 @@ class DataArguments:
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})
     label_column: str = field(default="label", metadata={"help": "Column of own files with the class or number."})
     regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers, not classes."})
+    positive_label: str | None = field(
+        default=None,
+        metadata={"help": "Of two classes in own files, the one whose F1 is reported; default: class 1 of the model."},
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are truncated."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
@@ -74,6 +78,11 @@ class DataArguments:
             raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
         if self.regression and self.task_name not in (None, "stsb"):
             raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        if self.positive_label is not None and (self.regression or self.task_name is not None):
+            raise DataError(
+                f"--positive_label={self.positive_label} is for own files with two classes; "
+                + (f"GLUE's {self.task_name} has metrics of its own." if self.task_name else "a regression has none.")
+            )
         if not 0 <= self.selection_share < 1:
             raise DataError(f"--selection_share must be at least 0 and below 1, but is {self.selection_share}.")
         columns = [self.text_column, self.text_pair_column, self.label_column]
@@ -104,6 +113,7 @@ class TaskData:
         fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
             it): equal for equal contents, whatever the file, process or cache.
         selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to select learning rates and checkpoints.
+        positive (`int`, *optional*): Of two classes, the id of the one whose F1 is reported; default: the model's 1.
     """
 
     name: str
@@ -114,6 +124,14 @@ class TaskData:
     label_names: tuple[str, ...] | None
     fingerprint: str
     selection: Dataset | None = None
+    positive: int | None = None
+
+    @property
+    def positive_class(self) -> str | None:
+        """Name of the class whose F1 is reported; `None` if no such score is."""
+        if self.label_names is None or len(self.label_names) != 2 or self.task not in (None, "mrpc", "qqp"):
+            return None
+        return self.label_names[1 if self.positive is None else self.positive]
 
     @property
     def regression(self) -> bool:
@@ -153,6 +171,7 @@ def load_task(args: DataArguments) -> TaskData:
     if names and len(set(train["label"])) == 1:
         only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
         raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
+    positive = _positive(args, names or (), tables["train"].source)
     if names:
         _log_classes(tables["train"].source, names, train)
     contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
@@ -160,7 +179,20 @@ def load_task(args: DataArguments) -> TaskData:
     path = Path(args.train_file or "").resolve()
     name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
     train, selection = hold_out(train, args.selection_share)
-    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection)
+    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection, positive)
+
+
+def _positive(args: DataArguments, names: tuple[str, ...], source: str) -> int | None:
+    """Class id of the positive label: in GLUE always 1; `None` if none is given."""
+    label = args.positive_label
+    if label is None:
+        return None if args.task_name is None else 1
+    if label not in names or len(names) != 2:
+        what = "which has an F1 for two classes only" if label in names else "which it does not have"
+        raise DataError(
+            f"--positive_label={label} is to be a class of {source}, {what}. Its classes are {listed(names)}."
+        )
+    return names.index(label)
 
 
 # What tables write where a label is missing.
@@ -284,7 +316,9 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
     moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
     train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
     held = None if data.selection is None else _relabel(data.selection, ids)
-    moved_splits = {"train": train, "validation": validation, "extra_validation": moved, "selection": held}
+    positive = None if data.positive is None else ids[data.positive]
+    moved_splits: dict[str, Any] = {"train": train, "validation": validation, "extra_validation": moved}
+    moved_splits |= {"selection": held, "positive": positive}
     return replace(data, label_names=names, **moved_splits)
 
 

@@ -158,7 +158,7 @@ class WordTable:
             first = {word: i for i, word in reversed(list(enumerate(words))) if word.isalpha() and len(word) > 1}
             if not first:
                 raise ValueError("no word has two letters or more")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise DataError(f"Cannot read word vectors from {source}: {error}.") from error
         chosen = sorted(first, key=first.__getitem__)
         return cls(tuple(chosen), vectors[[first[word] for word in chosen]], f"nearest neighbours in {path.name}")

@@ -21,7 +21,7 @@ from hf_xtc.compression.origin import is_license_id
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.distillation.terms import XTC
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.results import Run, metric_text, results_table
+from hf_xtc.hub.results import Run, metric_text, metric_title, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
@@ -76,7 +76,7 @@ def run_card(run: Run) -> str:
         citations=run.citations or ["none"],
         run={
             "task": html.escape(run.task),
-            "metric": html.escape(run.metric),
+            "metric": _title(run.metric, run),
             "teacher_depth": teacher.layers,
             "score": _score(run),
             "table": results_table(run),
@@ -201,6 +201,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
             dataset_name=html.escape(run.task),
             dataset_split="validation",
             metric_type=metric,
+            metric_name=title if (title := _title(metric, run)) != metric else None,
             metric_value=round(value, 6),
         )
         for metric, value in run.rows[-1].metrics.items()
@@ -211,10 +212,14 @@ def _eval_results(run: Run) -> list[EvalResult]:
 def _score(run: Run) -> str:
     """The packed file's main metric: as a share of the teacher's or, where that is undefined, by itself."""
     packed, teacher = (row.metrics.get(run.metric, math.nan) for row in (run.rows[-1], run.rows[0]))
-    metric = html.escape(run.metric)
+    metric = _title(run.metric, run)
     if math.isfinite(packed) and teacher > 0:
         return f"{packed / teacher:.1%} of the teacher's {metric}"
     return f"{metric} {metric_text(packed)}"
+
+
+def _title(metric: str, run: Run) -> str:
+    return html.escape(metric_title(metric, run.positive_class), quote=False)
 
 
 def _seeds(run: Run) -> str:
@@ -223,7 +228,7 @@ def _seeds(run: Run) -> str:
     scores = list(run.seeds.values())
     names = ", ".join(str(seed) for seed in run.seeds)
     return (
-        f"Over the seeds {names} the packed file's {html.escape(run.metric)} is {statistics.mean(scores):.4f} on "
+        f"Over the seeds {names} the packed file's {_title(run.metric, run)} is {statistics.mean(scores):.4f} on "
         f"average, with a standard deviation of {statistics.stdev(scores):.4f}; this file is the one of seed "
         f"{run.provenance['training']['seed']}, the best of them on the train rows held out."
     )

@@ -31,6 +31,7 @@ class Run:
     The rows are the teacher, the student after each stage, and the packed file. `seeds` maps each seed to the main
     metric of its packed file, where several runs differ in the seed alone; this run is one of them. `command` is the
     command that reproduces the file, `sha256` the hash of its weights, and `model_class` the name of its class.
+    `positive_class` is the class of the metric `f1`, where there is one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Run:
     sha256: str | None = None
     log: list[dict[str, float]] = field(default_factory=list)
     model_class: str = "XTCBertForSequenceClassification"
+    positive_class: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The run as a JSON object."""
@@ -54,6 +56,7 @@ class Run:
             "name": self.name,
             "task": self.task,
             "metric": self.metric,
+            "positive_class": self.positive_class,
             "rows": [asdict(row) for row in self.rows],
             "ledger": self.ledger.to_dict(),
             "recipe": self.recipe.to_dict(),
@@ -69,11 +72,15 @@ class Run:
 def results_table(run: Run) -> str:
     """The rows of a run as a Markdown table with aligned columns; names are HTML-escaped."""
     teacher = run.rows[0]
-    header = ["model", f"{html.escape(run.metric)}, validation", "bytes on disk", "ratio", "layers", "stored as"]
+    metrics = [run.metric, *(["f1"] if run.positive_class is not None and run.metric != "f1" else [])]
+    titles = [
+        f"{html.escape(metric_title(metric, run.positive_class), quote=False)}, validation" for metric in metrics
+    ]
+    header = ["model", *titles, "bytes on disk", "ratio", "layers", "stored as"]
     body = [
         [
             html.escape(row.model),
-            metric_text(row.metrics.get(run.metric)),
+            *(metric_text(row.metrics.get(metric)) for metric in metrics),
             f"{row.bytes:,}",
             f"{teacher.bytes / row.bytes:.1f}x",
             str(row.layers),
@@ -86,6 +93,16 @@ def results_table(run: Run) -> str:
     return "\n".join(
         "| " + " | ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def metric_title(metric: str, positive_class: str | None) -> str:
+    """A metric's name for readers: an F1 names the class it is of.
+
+    Example:
+        >>> metric_title("f1", "spam")
+        "F1 of class 'spam'"
+    """
+    return f"F1 of class {positive_class!r}" if metric == "f1" and positive_class is not None else metric
 
 
 def metric_text(metric: float | None) -> str:

@@ -1,10 +1,12 @@
 """The options of the command line, as dataclasses for `HfArgumentParser`; data and training have their own modules."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from hf_xtc.checks import check_choice, check_count
+from hf_xtc.checks import check_choice, check_count, check_range
 from hf_xtc.compression.origin import check_license
 from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation
 from hf_xtc.data.masked_lm import MaskedLM, candidate_source
@@ -59,10 +61,17 @@ class JobArguments:
 
     def __post_init__(self) -> None:
         for name in ("fine_tune_epochs", "fine_tune_adversarial", "reduction_epochs", "reduction_learning_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name}={getattr(self, name)} must be finite and at least 0.")
+            check_range(name, getattr(self, name), 0, 1e6)
         if self.teacher_license is not None:
             check_license(self.teacher_license)
+        for name in ("fine_tune_learning_rates", "learning_rates"):
+            if any(not 0 < rate < math.inf for rate in getattr(self, name)):
+                raise RecipeError(f"{name}={getattr(self, name)} must be positive numbers.")
+        if self.teacher_revision is not None and os.path.isdir(self.teacher):
+            raise RecipeError(
+                f"--teacher_revision={self.teacher_revision} is for a teacher on the Hub, but {self.teacher} is a "
+                "folder. Leave the revision out."
+            )
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 
@@ -187,8 +196,11 @@ class AugmentationArguments:
     )
 
     def __post_init__(self) -> None:
-        self.settings(None)
-        check_count("augmentation_together", self.augmentation_together)
+        for name in ("augmentation_copies", "augmentation_candidates", "augmentation_together"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if not 0 <= self.augmentation_probability <= 1:
+            raise RecipeError(f"augmentation_probability={self.augmentation_probability} must be from 0 to 1.")
         for option in fields(self):
             if not self.augment and getattr(self, option.name) != option.default:
                 raise RecipeError(f"--{option.name} has no effect without --augment. Give both or neither.")
@@ -215,6 +227,15 @@ class AugmentationArguments:
         )
 
 
+def _check_output_file(file: str | None) -> None:
+    """Raises `RecipeError` if a file cannot be written because of what is there, before it has cost any time."""
+    path = Path(file or "new")
+    if path.is_dir():
+        raise RecipeError(f"--output_file={file} is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise RecipeError(f"--output_file={file}: there is no folder {path.parent}. Make it first.")
+
+
 @dataclass
 class EvaluateArguments:
     """What to measure."""
@@ -222,6 +243,10 @@ class EvaluateArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a packed or float sequence classifier."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the metrics to."})
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
+
+    def __post_init__(self) -> None:
+        check_count("batch_size", self.batch_size)
+        _check_output_file(self.output_file)
 
 
 @dataclass
@@ -242,6 +267,12 @@ class InspectArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a packed model; also as positional argument."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
 
+    def __post_init__(self) -> None:
+        if self.revision is not None and os.path.isdir(self.model):
+            raise RecipeError(
+                f"--revision={self.revision} is for a model on the Hub, but {self.model} is a folder. Leave it out."
+            )
+
 
 @dataclass
 class VerifyArguments(InspectArguments):
@@ -254,7 +285,9 @@ class VerifyArguments(InspectArguments):
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("batch_size", self.batch_size)
+        check_range("tolerance", self.tolerance, 0)
 
 
 @dataclass
@@ -263,6 +296,9 @@ class ReportArguments:
 
     folder: str = field(metadata={"help": "Output folder of hf-xtc compress; also as positional argument."})
     output_file: str | None = field(default=None, metadata={"help": "HTML file; default: report.html in the folder."})
+
+    def __post_init__(self) -> None:
+        _check_output_file(self.output_file)
 
 
 @dataclass

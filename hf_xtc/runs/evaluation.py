@@ -1,5 +1,6 @@
 """Evaluates a model, loaded from disk with `from_pretrained`, on the validation split."""
 
+import logging
 import tempfile
 from typing import Any
 
@@ -13,6 +14,8 @@ from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
 from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
 from hf_xtc.tasks import task_of
+
+logger = logging.getLogger(__name__)
 
 
 def measure(trainer: Trainer, extra: dict[str, Any]) -> dict[str, float]:
@@ -45,6 +48,8 @@ def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) ->
     tokenizer = load_tokenizer(args.model)
     check_tokenizer(tokenizer, config, args.model, data_args.max_length)
     data = task.align_labels(data, config, args.model)
+    if data.positive_class is not None:
+        logger.info("f1 is that of class %r.", data.positive_class)
     model = load_model(args.model, task.auto_class, dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BertConfig
+from transformers import AutoTokenizer, BertConfig
 
 from hf_xtc.data.task_data import load_task
 from hf_xtc.errors import DataError, StateError
@@ -18,6 +18,7 @@ from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
+from hf_xtc.runs.teacher import load_config
 from hf_xtc.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def load_packed(name: str) -> Any:
     Raises:
         StateError: if it is not packed, or its class is not of this package.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = load_config(name)
     if getattr(config, "state", None) != "packed":
         raise StateError(f"{name} holds no packed model. Export one that hf-xtc compress or pack_model made.")
     classes: dict[str, Any] = {cls.__name__: cls for cls in architecture_of(config).model_classes.values()}

@@ -59,6 +59,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
         sha256=weights_sha256(job.out),
         log=receipts[-1].log,
         model_class=type(student).__name__,
+        positive_class=job.data.positive_class,
     )
     write_json(job.out / "metrics.json", run.to_dict())
     write_card(run, job.out / "README.md")
@@ -105,12 +106,18 @@ def _provenance(job: Job, receipts: list[Receipt]) -> dict[str, Any]:
         **_fine_tuning(job),
         "data": job.data.name,
         "data_fingerprint": job.data.fingerprint,
+        **_positive_label(job),
         **job.sizes(),
         "job": {name: value for name, value in options.items() if value not in (None, [], False)},
         "training": {name: getattr(job.training_args, name) for name in shown},
         "stages": [{name: getattr(receipt, name) for name in recorded} for receipt in receipts],
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _positive_label(job: Job) -> dict[str, str]:
+    label = job.data_args.positive_label
+    return {} if label is None else {"positive_label": label}
 
 
 def teacher_name(job: Job) -> str:

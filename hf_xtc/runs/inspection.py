@@ -4,7 +4,7 @@ Inspecting reads `config.json` and the header of the weights (from the Hub by ra
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def run_inspect(args: InspectArguments) -> Inspection:
         XTCError: if it is not a packed model.
         HubError: if the repository cannot be read.
     """
+    if Path(args.model).is_file():
+        raise XTCError(f"{args.model} is a file. Give the folder of the model, or its Hub id.")
     local = Path(args.model).is_dir()
     folder = Path(args.model) if local else _download_config(args)
     values = read_config(folder)
@@ -192,6 +194,9 @@ def _check_metrics(args: VerifyArguments, data_args: EvaluationDataArguments, fo
     """Compares each measured metric with the card's."""
     if not data_args.given:
         return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
+    recorded_label = read_config(folder)["xtc"].get("provenance", {}).get("positive_label")
+    if data_args.positive_label is None and data_args.task_name is None:
+        data_args = replace(data_args, positive_label=recorded_label)
     measured = run_evaluate(EvaluateArguments(str(folder), batch_size=args.batch_size), data_args)
     on_card = _card_metrics(read_card(folder))
     checks = []

@@ -13,7 +13,8 @@ from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, class_counts, load_task
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
-from hf_xtc.errors import RecipeError, XTCError, needs_extra
+from hf_xtc.distillation.cache.format import check_cache_folder
+from hf_xtc.errors import RecipeError, StateError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.files.writing import clear_unfinished, require_empty
 from hf_xtc.hub.results import Row
@@ -35,6 +36,8 @@ with needs_extra("cli"):
 # Options of TrainingArguments that would be ignored here, or would do something else -> what to do instead.
 UNSUPPORTED = {
     "resume_from_checkpoint": "a run that is started again with the same options resumes by itself.",
+    "label_names": "rows have one label, in --label_column.",
+    "length_column_name": "it takes the length of each row from its tokens.",
 }
 
 
@@ -112,8 +115,13 @@ class Job:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that determines the result of the run."""
+        positive = self.data_args.positive_label
         shared = {
-            "data": {"fingerprint": self.data.fingerprint, "max_length": self.data_args.max_length},
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "max_length": self.data_args.max_length,
+                **({} if positive is None else {"positive_label": positive}),
+            },
             "rows": [len(self.data.train), len(self.data.validation)],
             "teacher": model_digest(self.args.teacher),
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _EXCLUDED},
@@ -215,9 +223,11 @@ def prepare(
     training = Path(training_args.output_dir) / "training"
     if read_run(training) is None:
         require_empty(training_args.output_dir, overwrite=args.overwrite)
-    for option, instead in UNSUPPORTED.items():
-        if getattr(training_args, option):
-            raise XTCError(f"hf-xtc compress does not support --{option}: {instead}")
+    for entry in dataclasses.fields(training_args):
+        if entry.name in UNSUPPORTED and getattr(training_args, entry.name) != entry.default:
+            raise XTCError(f"hf-xtc compress does not support --{entry.name}: {UNSUPPORTED[entry.name]}")
+    if training_args.teacher_cache is not None:
+        check_cache_folder(training_args.teacher_cache)
     recipe, schedule = recipe_args.recipe(), args.stages()
     if args.budget is not None:
         changes: dict[str, Any] = {"num_train_epochs": budget_epochs(args.budget, data_args.task_name)}
@@ -226,10 +236,17 @@ def prepare(
         _check_single_rates(args, schedule)
     config = load_config(args.teacher, args.teacher_revision)
     check_config(config, args.teacher, fresh_head=args.fine_tune)
+    if getattr(config, "state", None) == "packed":
+        raise StateError(
+            f"{args.teacher} holds a packed model, which cannot teach. Name the float model it was made of."
+        )
     for stage_recipe in [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     task = task_of(data)
+    best, known = training_args.metric_for_best_model, ("loss", *task.metric_names(data))
+    if best is not None and best.removeprefix("eval_") not in known:
+        raise XTCError(f"--metric_for_best_model={best} is not measured. Use one of: {', '.join(known)}.")
     if not args.fine_tune:
         data = task.align_labels(data, config, args.teacher)
     unlabelled = load_unlabelled(data_args, data) if students else None
@@ -240,8 +257,11 @@ def prepare(
     if args.start_from and students:
         layers = len(schedule.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
         check_start(args.start_from, config, layers, tokenizer)
+        load_model(args.start_from, task.auto_class, fresh_head=True)  # refuses damaged weights
     training_args = dataclasses.replace(training_args, **recipe_args.quantization_starts())
     augmentation = augmentation or AugmentationArguments()
+    if augmentation.augment:
+        augmentation.source(teacher, tokenizer)  # refuses what cannot be read
     if training_args.push_to_hub:
         name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}

@@ -14,6 +14,7 @@ from typing import Any
 from hf_xtc.errors import XTCError, needs_extra
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.files.writing import write_text
+from hf_xtc.hub.results import metric_title
 
 Entries = Sequence[Mapping[str, Any]]
 # Logged keys of a training step that are not terms of the loss.
@@ -76,9 +77,10 @@ def report_html(run: Mapping[str, Any]) -> str:
         ("Recipe", f"<pre>{html.escape(json.dumps(run['recipe'], indent=2))}</pre>"),
     ]
     packed, teacher = run["rows"][-1], run["rows"][0]
+    metric = metric_title(run["metric"], run.get("positive_class"))
     summary = (
         f"{packed['bytes']:,} bytes, {teacher['bytes'] / packed['bytes']:.1f} times smaller than the teacher; "
-        f"{run['metric']} on {run['task']} {packed['metrics'][run['metric']]:.4f}, the teacher's "
+        f"{metric} on {run['task']} {packed['metrics'][run['metric']]:.4f}, the teacher's "
         f"{teacher['metrics'][run['metric']]:.4f}. Checkpoint: {run['selection']}."
     )
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
@@ -93,7 +95,8 @@ ERROR_CAPTION = "Squared error of the fake-quantized weights, relative to the sq
 
 def _results(run: Mapping[str, Any]) -> str:
     teacher, metric = run["rows"][0], run["metric"]
-    lines = [f"<tr><th>model</th><th>{html.escape(metric)}</th><th>bytes</th><th>ratio</th><th>stored as</th></tr>"]
+    title = html.escape(metric_title(metric, run.get("positive_class")), quote=False)
+    lines = [f"<tr><th>model</th><th>{title}</th><th>bytes</th><th>ratio</th><th>stored as</th></tr>"]
     for row in run["rows"]:
         numbers = [f"{row['metrics'][metric]:.4f}", f"{row['bytes']:,}", f"{teacher['bytes'] / row['bytes']:.1f}"]
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)

@@ -4,6 +4,7 @@ An adapter is merged into its base in memory; the rest of the run works with a p
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from hf_xtc.compression.origin import hub_license, origin
 from hf_xtc.errors import XTCError
+from hf_xtc.hub.upload import hub_errors, read_config
 from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
-from hf_xtc.runs.model_checks import check_weights
+from hf_xtc.runs.model_checks import check_finite, check_weights
 
 # What a forward returns is decided here, not by switches that a config.json happens to have.
 _PLAIN_OUTPUTS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
@@ -22,9 +24,11 @@ def load_config(teacher: str, revision: str | None = None) -> Any:
     """A teacher's configuration, with as many labels as its head has.
 
     Raises:
-        XTCError: if an absolute path, or an adapter's base, cannot be found.
-        OSError: if there is no such model.
+        XTCError: if a folder, or an adapter's base, cannot be found or read.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
+    if os.path.isdir(teacher) and adapter_base(teacher) is None:
+        read_config(teacher)
     config = _loaded(AutoConfig, teacher, revision)
     labels = head_labels(teacher)
     if labels is not None and labels != config.num_labels:
@@ -36,11 +40,11 @@ def load_tokenizer(teacher: str, revision: str | None = None) -> Any:
     """A teacher's tokenizer: for an adapter the one in its folder, or else that of its base.
 
     Raises:
-        XTCError: if an absolute path, or an adapter's base, cannot be found.
-        OSError: if there is no such model.
+        XTCError: if a folder, or an adapter's base, cannot be found or read.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
     if os.path.isfile(os.path.join(teacher, "tokenizer_config.json")):
-        return AutoTokenizer.from_pretrained(teacher)
+        return _from_pretrained(AutoTokenizer, teacher, None)
     return _loaded(AutoTokenizer, teacher, revision)
 
 
@@ -58,27 +62,22 @@ def load_model(
     Raises:
         XTCError: if weights are missing, an adapter's base cannot be found, or the adapter does not fit it.
         StateError: if an adapter's base is packed.
-        OSError: if there is no such model.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
-    options = {"dtype": torch.float32, "ignore_mismatched_sizes": fresh_head, **_PLAIN_OUTPUTS, **head}
+    # `check_weights` says which sizes differ
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **_PLAIN_OUTPUTS, **head}
     model, info = _loaded(auto_class, teacher, revision, output_loading_info=True, **options)
     whole: PreTrainedModel = model if adapter_base(teacher) is None else with_adapter(model, teacher)
     check_weights(model, info, teacher, fresh_head=fresh_head, own_head=head_labels(teacher) is not None)
+    check_finite(whole, teacher)
     return whole
 
 
 def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:
     """What an Auto class loads from a teacher, or from the base that an adapter names."""
     adapter = adapter_base(teacher)
-    if adapter is None and not os.path.exists(teacher) and os.path.isabs(teacher):
-        raise XTCError(f"There is no folder {teacher}. Give the folder or the Hub id of the teacher.")
     if adapter is None:
-        try:
-            return auto.from_pretrained(teacher, revision=revision, **options)
-        except XTCError:
-            raise
-        except (ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise XTCError(f"{_PARTS.get(auto, 'The model')} {teacher} cannot be loaded: {_reason(error)}") from error
+        return _from_pretrained(auto, teacher, revision, **options)
     base, base_revision = adapter
     try:
         return auto.from_pretrained(base, revision=base_revision, **options)
@@ -90,12 +89,39 @@ def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> An
         ) from error
 
 
+def _from_pretrained(auto: Any, name: str, revision: str | None, **options: Any) -> Any:
+    """What an Auto class loads; every error is an `XTCError` of one sentence."""
+    if not os.path.exists(name) and os.path.isabs(name):
+        raise XTCError(f"There is no folder {name}. Give the folder or the Hub id of the teacher.")
+    if os.path.isfile(name):
+        raise XTCError(f"{name} is a file. Give the folder of the model, or its Hub id.")
+    try:
+        return auto.from_pretrained(name, revision=revision, **options)
+    except XTCError:
+        raise
+    except Exception as error:  # of many types: the files are read by several libraries
+        if isinstance(error, OSError) and isinstance(error.__cause__, Exception) and not os.path.isdir(name):
+            with hub_errors(name, revision):
+                raise error.__cause__ from error
+        why = _pointer(name) or _reason(error)
+        raise XTCError(f"{_PARTS.get(auto, 'The model')} {name} cannot be loaded: {why}") from error
+
+
 _PARTS = {AutoConfig: "The configuration of", AutoTokenizer: "The tokenizer of"}
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error's message, with the second if it only introduces that; or its type if it has none."""
+    first, _, rest = str(error).strip().partition("\n")
+    return (f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first) or type(error).__name__
+
+
+def _pointer(teacher: str) -> str:
+    """What to do about a file of a folder that only points to its content; empty if there is none."""
+    for file in sorted(Path(teacher).glob("*")):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            return f"{file.name} is a pointer of Git LFS, not its content. Run git lfs pull in the folder."
+    return ""
 
 
 def teacher_origin(teacher: str, revision: str | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def check_start(name: str, teacher_config: Any, layers: int, tokenizer: Any) -> 
 
     Raises:
         XTCError: if there is no such folder, or its architecture, shape or vocabulary differs.
-        OSError: if there is no such model.
+        HubError: if there is no such model on the Hub, or it cannot be reached.
     """
     wanted = {**_shape(teacher_config), "num_hidden_layers": layers}
     found = _shape(load_config(name))

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import DataCollatorWithPadding
+import numpy as np
+from transformers import DataCollatorWithPadding, EvalPrediction
 
 from hf_xtc.errors import DataError
 from hf_xtc.registry import Registry
@@ -50,6 +51,11 @@ class Task(ABC):
     @abstractmethod
     def compute_metrics(self, data: "TaskData") -> Callable[..., dict[str, float]]:
         """A `compute_metrics` for the Trainer."""
+
+    def metric_names(self, data: "TaskData") -> tuple[str, ...]:
+        """The keys of the scores that `compute_metrics` gives."""
+        outputs = np.zeros((2, self.head_config(data)["num_labels"]), dtype=np.float32)
+        return tuple(self.compute_metrics(data)(EvalPrediction(outputs, np.zeros(2))))
 
     @abstractmethod
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":

@@ -40,7 +40,8 @@ class SequenceClassification(Task):
     def compute_metrics(self, data: "TaskData") -> Callable[..., dict[str, float]]:
         from hf_xtc.data.metrics import build_compute_metrics
 
-        return build_compute_metrics(data.task, regression=data.regression)
+        positive = 1 if data.positive is None else data.positive
+        return build_compute_metrics(data.task, regression=data.regression, positive=positive)
 
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":
         from hf_xtc.data.task_data import align_labels

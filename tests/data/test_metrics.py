@@ -190,6 +190,17 @@ def test_main_metric_is_a_key_of_compute_metrics(task, regression):
     assert math.isfinite(scores[main_metric(task, regression)])
 
 
+@pytest.mark.parametrize("task", [None, "mrpc"])
+@pytest.mark.parametrize("positive", [0, 1])
+def test_the_f1_is_that_of_the_positive_class(task, positive):
+    predictions, references = [0, 0, 0, 1, 1], [0, 1, 0, 1, 0]
+    compute = build_compute_metrics(task, regression=False, positive=positive)
+    assert compute(EvalPrediction(logits_of(predictions, 2), np.array(references))) == {
+        "accuracy": 0.6,
+        "f1": f1_score(references, predictions, pos_label=positive),
+    }
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_own_classification_equals_sklearn(pairs):

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import gzip
 import hashlib
 import json
 import logging
 import os
 import socket
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -353,15 +355,50 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.jsonl",
             '{"text": "a", "label": 1}\n'.encode("utf-16"),
-            "a.jsonl is not UTF-8: byte 0xff at offset 0. Convert it, for example from Latin-1: "
-            "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl",
+            "a.jsonl is not UTF-8: byte 0xff at offset 0. Convert it, for example from UTF-16: "
+            "iconv -f utf-16 -t utf-8 a.jsonl > utf8-a.jsonl",
         ),
         (
             "a.csv",
             "sentence,target\na,1\n",
             "a.csv has no column text, label; its columns are sentence, target. For your files pass --text_column, "
-            "--text_pair_column and --label_column.",
+            "--text_pair_column and --label_column. The first line must name the columns.",
         ),
+        (
+            "a.csv",
+            "text;label\na;1\n",
+            "a.csv has no column text, label; its columns are text;label. It seems to be separated by ';'; save it "
+            "with ',', as .csv files are.",
+        ),
+        (
+            "a.tsv",
+            "text,label\na,1\n",
+            "a.tsv has no column text, label; its columns are text,label. It seems to be separated by ','; save it "
+            "with '\\t', as .tsv files are.",
+        ),
+        (
+            "a.csv",
+            "text, Label\na,1\n",
+            "a.csv has no column label; its columns are text,  Label. Names must agree in blanks and case: ' Label'.",
+        ),
+        (
+            "a.csv",
+            "text,label,label\na,1,2\n",
+            "a.csv has more than one column called label. Rename or remove one.",
+        ),
+        (
+            "a.csv",
+            "text,label\na\0b,1\n",
+            "a.csv is not text: byte 0x00 at offset 12. If it is UTF-16, convert it with iconv.",
+        ),
+        (
+            "a.csv.gz",
+            gzip.compress(b"text,label\na,1\n"),
+            "a.csv.gz is compressed, or a spreadsheet. Unpack or save it as one of: .csv, .tsv, .json, .jsonl, "
+            ".parquet.",
+        ),
+        ("https://a.org/b.csv", None, "https://a.org/b.csv is a URL. Download it, and give the file."),
+        (".", None, ". is a folder. Give a file in it. Use one of: .csv, .tsv, .json, .jsonl, .parquet."),
     ],
 )
 def test_file_refused(name, content, message):
@@ -369,6 +406,22 @@ def test_file_refused(name, content, message):
     bad = name if content is None else write(name, content)
     assert refusal(load_task, DataArguments(train_file=bad, validation_file=good)) == message
     assert refusal(load_task, DataArguments(train_file=good, validation_file=bad)) == message
+
+
+def test_a_text_column_is_no_column_of_labels():
+    rows = {"text": [f"t{i}" for i in range(200)], "label": [f"a sentence {i}" for i in range(200)]}
+    assert refusal(load_task, own(rows)) == (
+        "train.jsonl: the labels have 200 different values in 200 rows, such as 'a sentence 0': texts or ids, not "
+        "classes. Name another column with --label_column."
+    )
+    rows |= {"label": [f"class {i % 100}" for i in range(200)]}
+    assert len(load_task(own(rows, rows)).label_names) == 100
+
+
+def test_decimal_labels_are_numbers():
+    labels = pa.array([Decimal("1.0"), Decimal("0.0"), Decimal("1.0")])
+    path = write("a.parquet", {"text": pa.array(["a", "b", "c"]), "label": labels})
+    assert load_task(DataArguments(train_file=path, validation_file=path)).train["label"][:] == [1, 0, 1]
 
 
 NOT_UTF8 = pa.StringArray.from_buffers(1, *pa.array([b"\xff\xfe"]).buffers()[1:])
@@ -708,6 +761,44 @@ def task_data(names, labels=None, extra=None):
 
 
 REGRESSION = dataclasses.replace(task_data(("x",)), label_names=None)
+
+
+def test_the_positive_class_is_the_models_class_1_or_the_one_chosen():
+    data = load_task(own())
+    assert data.positive_class == "pos"
+    assert align_labels(data, {"pos": 0, "neg": 1}, "t").positive_class == "neg"
+    chosen = load_task(own(positive_label="pos"))
+    assert chosen.positive_class == "pos"
+    assert align_labels(chosen, {"POS": 0, "NEG": 1}, "t").positive_class == "POS"
+    three = ROWS | {"label": ["a", "b", "c"]}
+    assert load_task(own(three, three)).positive_class is None
+    assert REGRESSION.positive_class is None
+
+
+def test_the_positive_class_of_glue_is_its_class_1(monkeypatch):
+    write_glue("mrpc", "glue/mrpc")
+    data = load_task(DataArguments(task_name="mrpc", data_dir="glue"))
+    assert data.positive_class == "equivalent"
+    assert align_labels(data, {"equivalent": 0, "not_equivalent": 1}, "t").positive_class == "equivalent"
+    write_glue("sst2", "glue/sst2")
+    assert load_task(DataArguments(task_name="sst2", data_dir="glue")).positive_class is None
+
+
+def test_a_positive_label_that_cannot_be_is_refused():
+    assert refusal(load_task, own(positive_label="spam")) == (
+        "--positive_label=spam is to be a class of train.jsonl, which it does not have. Its classes are neg, pos."
+    )
+    three = ROWS | {"label": ["a", "b", "c"]}
+    assert refusal(load_task, own(three, three, positive_label="a")) == (
+        "--positive_label=a is to be a class of train.jsonl, which has an F1 for two classes only. Its classes are "
+        "a, b, c."
+    )
+    assert refusal(own, regression=True, positive_label="a") == (
+        "--positive_label=a is for own files with two classes; a regression has none."
+    )
+    assert refusal(DataArguments, task_name="sst2", positive_label="a") == (
+        "--positive_label=a is for own files with two classes; GLUE's sst2 has metrics of its own."
+    )
 
 
 def test_align_by_name_ignoring_case(caplog):

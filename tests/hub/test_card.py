@@ -42,6 +42,20 @@ def test_table_has_the_rows_and_the_ratio_of_files(run):
     assert cells == ["packed file, reloaded", "0.8750", "20,000", "50.0x", "2", "binary, packed"]
 
 
+def test_an_f1_names_its_class_in_table_card_metadata_and_record(run):
+    run = dataclasses.replace(run, positive_class="<spam>")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in results_table(run).splitlines()]
+    title = "F1 of class '&lt;spam&gt;'"
+    assert table[0][1:3] == ["accuracy, validation", f"{title}, validation"]
+    assert [line[2] for line in table[2:]] == ["0.9100", "not measured", "not measured", "0.8800"]
+    assert run.to_dict()["positive_class"] == "<spam>"
+    f1 = dataclasses.replace(run, metric="f1")
+    assert f"with 96.7% of the teacher's {title}." in run_card(f1)
+    assert len(results_table(f1).splitlines()[0]) < len(results_table(run).splitlines()[0])
+    (result,) = ModelCard(run_card(run)).data.to_dict()["model-index"][0]["results"]
+    assert [(m["type"], m.get("name")) for m in result["metrics"]] == [("accuracy", None), ("f1", title)]
+
+
 def test_metadata_is_valid_and_holds_the_packed_files_metrics(run):
     data = ModelCard(run_card(run)).data.to_dict()
     assert data["pipeline_tag"] == "text-classification"

@@ -108,10 +108,10 @@ def test_unreadable_recipe_file_names_the_file(tmp_path):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must be finite and at least 0."),
-        ("fine_tune_adversarial", math.inf, "fine_tune_adversarial=inf must be finite and at least 0."),
-        ("fine_tune_epochs", math.nan, "fine_tune_epochs=nan must be finite and at least 0."),
-        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must be finite and at least 0."),
+        ("reduction_epochs", -1.0, "reduction_epochs=-1.0 must be at least 0 and below 1,000,000."),
+        ("fine_tune_adversarial", math.inf, "fine_tune_adversarial=inf must be at least 0 and below 1,000,000."),
+        ("fine_tune_epochs", math.nan, "fine_tune_epochs=nan must be at least 0 and below 1,000,000."),
+        ("reduction_learning_rate", -0.1, "reduction_learning_rate=-0.1 must be at least 0 and below 1,000,000."),
         ("student_dropout", 1.0, "student_dropout=1.0 must be at least 0 and below 1."),
     ],
 )
@@ -145,9 +145,9 @@ def test_options_of_augmentation(options, task, settings):
             {"augmentation_glove": "glove.txt"},
             "--augmentation_glove has no effect without --augment. Give both or neither.",
         ),
-        ({"augment": True, "augmentation_copies": 0}, "copies=0 must be a positive whole number."),
+        ({"augment": True, "augmentation_copies": 0}, "augmentation_copies=0 must be a positive whole number."),
         ({"augmentation_together": 0}, "augmentation_together=0 must be a positive whole number."),
-        ({"augmentation_probability": 2.0}, "probability=2.0 must be a number from 0 to 1."),
+        ({"augmentation_probability": 2.0}, "augmentation_probability=2.0 must be from 0 to 1."),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from compress_options import folder as folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from hf_xtc import XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import XTCError
 from hf_xtc.runs.model_checks import check_config, check_tokenizer, check_weights
@@ -62,7 +63,60 @@ def without_padding(model):
     file.write_text(json.dumps(values))
 
 
+def edit_weight(model, change):
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.weight"] = change(weights["classifier.weight"])
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_unknown(model):
+    values = json.loads((model / "tokenizer.json").read_text())
+    values["model"]["vocab"].pop("[UNK]")
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != "[UNK]"]
+    (model / "tokenizer.json").write_text(json.dumps(values))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
 REFUSED = {
+    "list": (lambda model: (model / "config.json").write_text("[]"), "model/config.json is not a JSON object;"),
+    "no config": (lambda model: (model / "config.json").unlink(), "model holds no model: config.json cannot be read"),
+    "truncated": (
+        lambda model: (model / "model.safetensors").write_bytes(b"x"),
+        "The model model cannot be loaded: Error while deserializing header: header too small",
+    ),
+    "pointer": (
+        lambda model: (model / "model.safetensors").write_text(POINTER),
+        "The model model cannot be loaded: model.safetensors is a pointer of Git LFS, not its content. Run git lfs",
+    ),
+    "tokenizer file": (
+        lambda model: (model / "tokenizer.json").write_text("{"),
+        "The tokenizer of model cannot be loaded: Expecting property name",
+    ),
+    "unknown words": (
+        without_unknown,
+        "The tokenizer of model fails on a word that it does not know: WordPiece error",
+    ),
+    "NaN": (
+        lambda model: edit_weight(model, lambda weight: weight / 0),
+        "The weights of model hold NaN or infinite values (in classifier.weight).",
+    ),
+    "shape": (
+        lambda model: edit_weight(model, lambda weight: weight[:, :30].clone()),
+        "The weights of model do not fit its config.json: classifier.weight has the shape (2, 30), and is to have "
+        "(2, 36).",
+    ),
+    "depth": (
+        lambda model: edit_config(model, num_hidden_layers=0),
+        "The config.json of model says num_hidden_layers=0.",
+    ),
+    "label numbers": (
+        lambda model: edit_config(model, id2label={"0": 5, "1": 7}),
+        "The config.json of model has id2label={0: 5, 1: 7}, which does not map numbers to names.",
+    ),
+    "label words": (
+        lambda model: edit_config(model, label2id={"positive": "zero", "negative": "one"}),
+        "The config.json of model has label2id={'positive': 'zero', 'negative': 'one'}, which does not map names to",
+    ),
     "head": (without_head, "model has no trained head: classifier.bias, classifier.weight are not in its weights."),
     "layer": (without_a_layer, "The weights of model lack 4 tensors of BertForSequenceClassification (first: bert."),
     "vocabulary": (without_vocabulary, "model has no vocabulary: its tokenizer knows 5 special tokens and no word"),
@@ -92,6 +146,15 @@ def test_a_model_that_cannot_be_used_is_refused_and_nothing_is_written(folder, m
     assert not (model.parent / "out").exists()
     assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 1
     assert f"hf-xtc: {message}" in capsys.readouterr().err
+
+
+def test_a_packed_model_is_no_teacher(folder, model, capsys):
+    teacher = BertForSequenceClassification.from_pretrained(model)
+    pack_model(compress(teacher, XTCRecipe(keep_layers=1))).save_pretrained(model)
+    assert main(["compress", "--teacher=model", "--output_dir=out", *data_options(folder), *QUICK]) == 1
+    text = "hf-xtc: model holds a packed model, which cannot teach. Name the float model it was made of.\n"
+    assert capsys.readouterr().err.endswith(text)
+    assert not (model.parent / "out").exists()
 
 
 def test_rows_longer_than_the_positions_are_refused(folder, model, capsys):
@@ -178,7 +241,7 @@ def test_an_adapters_own_head_is_no_missing_one():
         check_weights(model, info, "m", fresh_head=False)
     info["mismatched_keys"] = [("bert.embeddings.word_embeddings.weight", torch.Size([3, 4]), torch.Size([5, 4]))]
     for options in ({"fresh_head": True}, {"fresh_head": False, "own_head": True}):
-        with pytest.raises(XTCError, match=r"^The weights of m lack 1 tensors .*\(first: bert.embeddings"):
+        with pytest.raises(XTCError, match=r"^The weights of m do not fit its config.json: bert.embeddings"):
             check_weights(model, info, "m", **options)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, BertTokenizerFast, set_seed
 
 from hf_xtc import XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
-from hf_xtc.errors import StateError, XTCError
+from hf_xtc.errors import HubError, StateError, XTCError
 from hf_xtc.runs.fingerprint import model_digest
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer, teacher_origin, teacher_title
 
@@ -187,3 +188,26 @@ def test_a_configuration_that_peft_cannot_take_is_one_error(folders, changes):
     adapter_config(**changes)
     with pytest.raises(XTCError):
         load_classifier("adapter", num_labels=3)
+
+
+@pytest.mark.parametrize("load", [load_config, load_tokenizer])
+def test_a_repository_or_revision_that_does_not_exist_is_one_sentence(hub, load):
+    with pytest.raises(HubError, match=r"^There is no repository user/none, or it is private"):
+        load("user/none")
+    hub_api = HfApi()
+    hub_api.create_repo("user/empty")
+    with pytest.raises(HubError, match=r"^user/empty has no revision 'no-such'\. Name a branch, a tag or a commit"):
+        load("user/empty", "no-such")
+
+
+@pytest.mark.parametrize("load", [load_config, load_tokenizer])
+def test_a_name_that_is_neither_folder_nor_repository_is_one_sentence(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"^'no/such/folder' is neither a folder nor a valid repository name\."):
+        load("no/such/folder")
+    with pytest.raises(HubError, match=r"^user/name cannot be reached, and is not in the cache\."):
+        load("user/name")
+    Path("file").touch()
+    with pytest.raises(XTCError, match=r"^file is a file\. Give the folder of the model"):
+        load("file")

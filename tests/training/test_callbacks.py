@@ -24,22 +24,23 @@ from hf_xtc.training.callbacks import (
 
 @pytest.fixture
 def student(tiny_teacher):
-    """Two layers of the teacher, latent, in train mode."""
-    return compress(tiny_teacher, XTCRecipe(keep_layers=2)).train()
-
-
-def quantized(model):
-    """Whether weights and whether activations are quantized, which must be the same in all layers."""
-    weights = {m.quantized_part for m in model.modules() if isinstance(m, XTCLinear | XTCEmbedding)}
-    activations = {m.quantize_activation for m in model.modules() if isinstance(m, XTCLinear)}
-    assert len(weights) == len(activations) == 1
-    return weights.pop(), activations.pop()
+    """Two layers of the teacher, latent."""
+    return compress(tiny_teacher, XTCRecipe(keep_layers=2))
 
 
 def train_layers(model):
     """Puts latent layers in train mode and everything else, including dropout, in eval mode."""
     for module in model.modules():
         module.training = isinstance(module, XTCLinear | XTCEmbedding)
+
+
+def quantized(model):
+    """Whether weights and whether activations are quantized in training, which must be the same in all layers."""
+    train_layers(model)
+    weights = {m.quantized_part for m in model.modules() if isinstance(m, XTCLinear | XTCEmbedding)}
+    activations = {m.quantize_activation for m in model.modules() if isinstance(m, XTCLinear)}
+    assert len(weights) == len(activations) == 1
+    return weights.pop(), activations.pop()
 
 
 def fire(callback, event, model, step, max_steps=10):

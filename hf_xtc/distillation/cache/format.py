@@ -234,6 +234,16 @@ def plan_shards(outputs: Mapping[str, Shape], dtype: str, lengths: Sequence[int]
     return (*shards, Shard(rows, tokens, pairs))
 
 
+def check_cache_folder(folder: str) -> None:
+    """Raises `StateError` if a folder for a cache is a file, or holds other files than a cache."""
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise StateError(f"teacher_cache={folder} is a file, but a cache is a folder. Give it another name.")
+    others = [] if not path.is_dir() else [file.name for file in path.iterdir() if not file.name.startswith(".")]
+    if others and CACHE_FILE not in others:
+        raise StateError(f"teacher_cache={folder} holds other files, such as {min(others)}. Give it another folder.")
+
+
 def shard_file(folder: Path, index: int) -> Path:
     """Path of a shard."""
     return folder / f"shard-{index:05d}.safetensors"
