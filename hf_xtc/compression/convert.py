@@ -224,6 +224,7 @@ def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -
         raise StateError(f"{what}; {hint}.")
     config = copy.deepcopy(model.config)
     config.state = new_state
+    config.dtype = torch.float32  # that of the model to be made, whatever this one was loaded with
     return config
 
 
