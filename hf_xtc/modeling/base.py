@@ -184,6 +184,16 @@ class XTCModel(PreTrainedModel):
             missing_keys.add(name)  # tied again, as if it had not been given
         super().tie_weights(missing_keys, **options)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "XTCModel":
+        """As in PyTorch; tied codes that were loaded once only, as accelerate does, are tied again first."""
+        for name, source in getattr(self, "all_tied_weights_keys", {}).items():
+            path, _, key = name.rpartition(".")
+            module, value = self.get_submodule(path), self.get_parameter_or_buffer(source)
+            if key in module._buffers and module._buffers[key].is_meta and not value.is_meta:
+                module._buffers[key] = value
+        applied: XTCModel = super()._apply(fn, recurse)
+        return applied
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As in transformers for a latent model.
 
