@@ -43,12 +43,13 @@ def compress(
             licence in its folder's model card.
 
     Returns:
-        `PreTrainedModel`: of the teacher's class in XTC, state "latent", in float32.
+        `PreTrainedModel`: of the teacher's class in XTC, state "latent", in float32, on the device of the
+            weights it starts from.
 
     Raises:
         XTCError: if the teacher's architecture or class is unknown.
         RecipeError: if the recipe's layers do not fit the teacher.
-        StateError: if the teacher, or the model to start from, is packed.
+        StateError: if the teacher, or the model to start from, is packed, or not on one device.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -110,7 +111,23 @@ def _latent_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
             "the teacher and call compress before XTCTrainingArguments(deepspeed=...) is made: with ZeRO-3, models "
             "that are loaded after it are sharded."
         )
+    _device(model)
     return {name: tensor for name, tensor in model.state_dict().items() if "activation.range" not in name}
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    """The device that all tensors of a model are on.
+
+    Raises:
+        StateError: if they are on several, or have no values (the meta device, or offloaded).
+    """
+    devices: set[torch.device] = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        raise StateError(
+            f"The tensors of {type(model).__name__} are on {' and '.join(sorted(map(str, devices)))}; they must be on "
+            "one device, with their values (those on meta have none). Load the model without device_map, or move it."
+        )
+    return devices.pop()
 
 
 def with_weights(student: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
@@ -134,17 +151,17 @@ def _kept_layers(state_dict: dict[str, torch.Tensor], layers: str, layer_map: La
     return kept
 
 
-def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """A model in eval mode with uninitialised weights."""
-    with no_init_weights():
+def _empty(model_class: type[PreTrainedModel], config: Any, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A model in eval mode with uninitialised weights, on `device`."""
+    with no_init_weights(), torch.device(device):
         model: PreTrainedModel = model_class(config).eval()
     model.tie_weights()
     return model
 
 
 def _build(model_class: type[PreTrainedModel], config: Any, state_dict: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A model with exactly these weights, on the CPU, in float32 and eval mode."""
-    model = _empty(model_class, config)
+    """A model with exactly these weights, on their device, in float32 and eval mode."""
+    model = _empty(model_class, config, next(iter(state_dict.values())).device)
     ranges = {key: value for key, value in model.state_dict().items() if key.endswith("activation.range")}
     missing, unexpected = model.load_state_dict({**ranges, **state_dict}, strict=False)
     if missing or unexpected:
@@ -162,18 +179,19 @@ def pack_model(student: PreTrainedModel, *, rest_dtype: str | None = None) -> Pr
             outputs bitwise equal to the latent model's.
 
     Returns:
-        `PreTrainedModel`: of the same class, state "packed", on the CPU; saving and loading it gives the
+        `PreTrainedModel`: of the same class, state "packed", on the same device; saving and loading it gives the
         same values.
 
     Raises:
-        StateError: if the model is not a latent XTC model, or holds NaN or infinite weights (names the tensor).
+        StateError: if the model is not a latent XTC model, is not on one device, or holds NaN or infinite weights
+            (names the tensor).
     """
     config = _with_state(student, "latent", "packed", "pack_model packs a latent XTC model; compress makes one")
     if rest_dtype is not None:
         recipe = XTCRecipe.from_dict({**config.recipe.to_dict(), "rest_dtype": rest_dtype})
         config.xtc = {**config.xtc, "recipe": recipe.to_dict()}
     stored = getattr(torch, config.recipe.rest_dtype)
-    packed = _empty(type(student), config)
+    packed = _empty(type(student), config, _device(student))
     _fill_rest(student, packed, stored)
     for name, layer in packed.named_modules():
         if isinstance(layer, PackedLinear | PackedEmbedding) and name not in _tied_modules(packed):
@@ -196,13 +214,14 @@ def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
         packed (`PreTrainedModel`): A packed XTC model; left untouched.
 
     Returns:
-        `PreTrainedModel`: of the same class, state "latent". Packing it again gives the same binary and ternary codes.
+        `PreTrainedModel`: of the same class, state "latent", on the same device. Packing it again gives the same
+        binary and ternary codes.
 
     Raises:
-        StateError: if the model is not a packed XTC model.
+        StateError: if the model is not a packed XTC model, or not on one device.
     """
     config = _with_state(packed, "packed", "latent", "unpack_model unpacks a packed XTC model; pack_model makes one")
-    latent = _empty(type(packed), config)
+    latent = _empty(type(packed), config, _device(packed))
     _fill_rest(packed, latent, torch.float32)
     for name, layer in latent.named_modules():
         if isinstance(layer, XTCLinear | XTCEmbedding) and name not in _tied_modules(packed):
@@ -224,8 +243,7 @@ def _with_state(model: PreTrainedModel, state: str, new_state: str, hint: str) -
         raise StateError(f"{what}; {hint}.")
     config = copy.deepcopy(model.config)
     config.state = new_state
-    if new_state == "packed" and config.dtype is None:
-        config.dtype = torch.float32  # else transformers would load it in the dtype of its scales, as `XTCConfig` says
+    config.dtype = torch.float32  # that of the model to be made, whatever this one was loaded with
     return config
 
 

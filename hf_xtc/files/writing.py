@@ -1,5 +1,6 @@
 """Writes files, folders and checkpoints whole or not at all, and cleans up after interrupted writes."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -54,9 +55,11 @@ def _free_space(target: str | os.PathLike[str], cause: str) -> str:
 def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields an empty folder inside `folder`; on success its files move into `folder`, on failure nothing is left.
 
-    Every file is renamed into place, so a reader sees the old file or the new one, never a part. `config.json` moves
-    last, and where weights are replaced an old one that differs is removed first: `from_pretrained` refuses a folder
-    without it. Inside a folder that another `whole_folder` yielded, files are written there directly.
+    Every file is renamed into place, so a reader sees the old file or the new one, never a part. If a file cannot be
+    moved, or the user interrupts, the files that were there come back. `config.json` moves last; an old one is removed
+    first if it differs or if several files of weights change, so that a process that is killed in between leaves a
+    folder that `from_pretrained` refuses. Inside a folder that another `whole_folder` yielded, files are written there
+    directly.
 
     Args:
         folder (`str` or `os.PathLike`): Destination; created if missing.
@@ -64,7 +67,8 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
             written, those of an earlier save are removed.
 
     Raises:
-        StateError: if the files cannot be written (disk full, read-only folder); names the cause.
+        StateError: if the files cannot be written (disk full, read-only folder, a file in use); names the cause, and
+            what is in the folder if the earlier files could not be put back.
     """
     target = Path(folder)
     if target.name.startswith(SCRATCH):
@@ -86,21 +90,88 @@ def whole_folder(folder: str | os.PathLike[str], *, replaces: tuple[str, ...] = 
 
 
 def _move(scratch: Path, target: Path, replaces: tuple[str, ...]) -> None:
-    """Moves the files of `scratch` into `target`, `config.json` last; see `whole_folder`."""
+    """Moves the files of `scratch` into `target`, all or none; see `whole_folder`."""
     mode = _default_mode(scratch)
     files = sorted((f for f in scratch.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
-    if any(any(scratch.glob(pattern)) for pattern in replaces):  # otherwise earlier weights stay valid
-        old, new = target / "config.json", scratch / "config.json"
-        if new.exists() and old.exists() and old.read_bytes() != new.read_bytes():
-            old.unlink()
-        for stale in {file for pattern in replaces for file in target.glob(pattern)}:
-            if not (scratch / stale.name).exists():
-                stale.unlink()
-    for file in files:
-        place = target / file.relative_to(scratch)
+    earlier = _Earlier(target, scratch / f"{SCRATCH}earlier")
+    try:
+        for stale in _stale(scratch, target, replaces):
+            earlier.keep(stale)
+            stale.unlink()
+        for file in files:
+            place = target / file.relative_to(scratch)
+            file.chmod(mode)  # safetensors writes files that other users cannot read
+            earlier.keep(place)
+            os.replace(file, place)
+    except BaseException as error:
+        if lost := earlier.restore():
+            saved = target / scratch.name.replace(SCRATCH, "earlier-", 1)
+            with suppress(OSError):
+                (target / "config.json").unlink()
+            with suppress(OSError):
+                earlier.folder.rename(saved)
+            raise StateError(
+                f"Could not write {target}: {str(error) or type(error).__name__}. Nor could {', '.join(lost)} be put "
+                f"back: the folder holds files of two saves, and no model that loads. The earlier ones are in {saved}."
+            ) from error
+        raise
+
+
+def _stale(scratch: Path, target: Path, replaces: tuple[str, ...]) -> list[Path]:
+    """The files to remove before those of `scratch` move into `target`; see `whole_folder`."""
+    written = {file.name for pattern in replaces for file in scratch.glob(pattern)}
+    if not written:  # earlier weights stay valid
+        return []
+    earlier = {file for pattern in replaces for file in target.glob(pattern)}
+    stale = sorted(file for file in earlier if file.name not in written)
+    old, new = target / "config.json", scratch / "config.json"
+    together = len(written) + len(stale) > 1
+    if new.exists() and old.exists() and (together or old.read_bytes() != new.read_bytes()):
+        stale.insert(0, old)
+    return stale
+
+
+class _Earlier:
+    """The files that others are about to replace in `target`: kept in `folder`, to be put back after a failure."""
+
+    def __init__(self, target: Path, folder: Path):
+        self.target = target
+        self.folder = folder
+        self.kept: dict[Path, Path | None] = {}  # place -> its earlier file, or None if there was none
+        self.made: list[Path] = []
+        folder.mkdir()
+
+    def keep(self, place: Path) -> None:
+        """Keeps the file at `place`, if there is one, and makes the folder it is in."""
+        if place in self.kept:
+            return
+        self.made += reversed([folder for folder in place.parents if not folder.exists()])
         place.parent.mkdir(parents=True, exist_ok=True)
-        file.chmod(mode)  # safetensors writes files that other users cannot read
-        os.replace(file, place)
+        copy = self.folder / place.relative_to(self.target) if place.is_file() else None
+        if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(place.resolve(), copy)  # the file stays in its place too
+            except OSError:  # a file system without links
+                shutil.copy2(place, copy)
+        self.kept[place] = copy
+
+    def restore(self) -> list[str]:
+        """Puts everything back; returns the paths, relative to the target, for which that failed."""
+        lost = []
+        for place, copy in self.kept.items():
+            try:
+                if copy is None:
+                    if place.is_file():
+                        place.unlink()
+                elif not place.is_file() or not filecmp.cmp(place, copy, shallow=False):
+                    os.replace(copy, place)
+            except OSError:
+                lost.append(str(place.relative_to(self.target)))
+        for folder in reversed(self.made):
+            with suppress(OSError):
+                folder.rmdir()
+        return sorted(lost)
 
 
 def _default_mode(folder: Path) -> int:

@@ -12,23 +12,25 @@ from transformers import PreTrainedModel
 from hf_xtc.compression.convert import is_packed, pack_model
 from hf_xtc.compression.origin import hub_license
 from hf_xtc.files.headers import weights_sha256
-from hf_xtc.files.writing import write_text
+from hf_xtc.files.writing import OLD_CODE, WEIGHT_FILES, whole_folder, write_text
 from hf_xtc.hub.card import model_card
 from hf_xtc.hub.upload import open_repository, push_folder
 from hf_xtc.modeling.base import XTCModel
 
 
 def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any = None, **options: Any) -> None:
-    """Writes the packed form of an XTC model, latent or packed, and a tokenizer if there is one.
+    """Writes the packed form of an XTC model, latent or packed, and a tokenizer if there is one: both or neither.
 
     `options` are those of `save_pretrained`.
 
     Raises:
         StateError: if a latent weight is NaN or infinite, or the folder cannot be written.
     """
-    (model if is_packed(model) else pack_model(model)).save_pretrained(folder, **options)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    packed = model if is_packed(model) else pack_model(model)
+    with whole_folder(folder, replaces=(*WEIGHT_FILES, OLD_CODE)) as scratch:
+        packed.save_pretrained(scratch, **options)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
 
 
 def write_model_card(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_xtc.checks import check_choice
@@ -169,6 +170,8 @@ def _replacement(old: nn.Module, spec: QuantSpec, activation: ActivationSpec | N
         embedding = PackedEmbedding if packed else XTCEmbedding
         device = old.weight.device if packed else "meta"
         new = embedding(old.num_embeddings, old.embedding_dim, old.padding_idx, spec=spec, device=device)
+        if packed:  # no file has it: accelerate's init_empty_weights leaves such buffers where they are made
+            new.output = torch.empty(0)
     else:
         raise XTCError(f"a {type(old).__name__} cannot be quantized; only linears and embeddings can.")
     if not packed:

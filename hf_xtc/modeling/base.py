@@ -18,7 +18,7 @@ from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.files.writing import OLD_CODE, whole_folder
 from hf_xtc.modeling.architecture import check_xtc_block, layer_map_of, recipe_of, swap_modules, xtc_block
-from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_values
+from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_tensors, check_values
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.recipe.layer_map import LayerMap
@@ -176,6 +176,34 @@ class XTCModel(PreTrainedModel):
         for name in self.all_tied_weights_keys:
             self.get_parameter_or_buffer(name)._is_hf_initialized = True
 
+    def tie_weights(self, missing_keys: set[str] | None = None, **options: Any) -> None:
+        """As in transformers, which compares tied tensors that were both given (`state_dict=`) as parameters only.
+
+        Raises:
+            PackedFileError: if tied codes or scales were given twice, with different values.
+        """
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        for name, source in self.all_tied_weights_keys.items():
+            if missing_keys is None or name not in buffers or {name, source} & missing_keys:
+                continue
+            if not torch.equal(buffers[name], buffers[source]):
+                raise PackedFileError(
+                    f"{name} and {source} are one tensor in {type(self).__name__}, but have different values. "
+                    "Load the weights without the first."
+                )
+            missing_keys.add(name)  # tied again, as if it had not been given
+        super().tie_weights(missing_keys, **options)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "XTCModel":
+        """As in PyTorch; tied codes that were loaded once only, as accelerate does, are tied again first."""
+        for name, source in getattr(self, "all_tied_weights_keys", {}).items():
+            path, _, key = name.rpartition(".")
+            module, value = self.get_submodule(path), self.get_parameter_or_buffer(source)
+            if key in module._buffers and module._buffers[key].is_meta and not value.is_meta:
+                module._buffers[key] = value
+        applied: XTCModel = super()._apply(fn, recurse)
+        return applied
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As in transformers for a latent model.
 
@@ -247,17 +275,17 @@ class XTCModel(PreTrainedModel):
     def _load_pretrained_model(
         model: Any, state_dict: dict[str, Any] | None, files: list[str] | None, load_config: Any, *args: Any
     ) -> Any:
-        """As in transformers, after checking that the files match the config.
+        """As in transformers, after checking that the files, or the tensors of `state_dict`, match the config.
 
         Raises:
             PackedFileError: if they do not, or hold invalid values.
         """
         if files is not None:
             check_files(model, files, new_head=load_config.ignore_mismatched_sizes)
-        if state_dict is not None and model.packed:
-            # transformers compares tied tensors that are both there, and looks for them among the parameters only
-            copies = {name for name, source in model.all_tied_weights_keys.items() if source in state_dict}
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in copies}
+        elif state_dict is not None:
+            given = {name: tensor for name, tensor in state_dict.items() if name not in model.all_tied_weights_keys}
+            header = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in given.items()}
+            check_tensors(model, header, "state_dict", new_head=load_config.ignore_mismatched_sizes)
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, files, load_config, *args)
         if model.packed:
             check_values(model)

@@ -16,7 +16,7 @@ from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.distillation.terms import TERMS
 from hf_xtc.errors import StateError
 from hf_xtc.files.headers import weights_sha256
-from hf_xtc.files.writing import WEIGHT_FILES, whole_folder, write_json
+from hf_xtc.files.writing import write_json
 from hf_xtc.hub.card import quantizer_citations, write_card
 from hf_xtc.hub.publish import write_packed
 from hf_xtc.hub.results import Row, Run
@@ -44,8 +44,7 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
     """
     config: Any = student.config
     config.xtc = {**config.xtc, "provenance": {**config.xtc["provenance"], **_provenance(job, receipts)}}
-    with whole_folder(job.out, replaces=WEIGHT_FILES) as scratch:
-        write_packed(student, scratch, tokenizer=job.tokenizer)
+    write_packed(student, job.out, tokenizer=job.tokenizer)
     run = Run(
         name=job.name,
         task=job.data.name,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,21 @@ from hf_xtc.hub.results import Row
 from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
-from hf_xtc.runs.fingerprint import deciding, digest, model_digest, open_run, read_run, remove_run
+from hf_xtc.runs.fingerprint import (
+    candidates_digest,
+    deciding,
+    digest,
+    model_digest,
+    open_run,
+    quantizer_digests,
+    read_run,
+    remove_run,
+    tokenizer_digest,
+    versions,
+)
 from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.schedule import Schedule, budget_epochs
-from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
+from hf_xtc.runs.teacher import load_config, load_reported, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
 from hf_xtc.tasks import task_of
 from hf_xtc.training.arguments import XTCTrainingArguments
@@ -46,6 +57,7 @@ class Job:
     """Everything the stages share; the data are tokenized once.
 
     Without `students` only the teacher is trained. `teacher` is the one that was loaded, unless it is fine-tuned here.
+    `sources` describes the models and word tables that were loaded.
     """
 
     args: JobArguments
@@ -59,6 +71,7 @@ class Job:
     unlabelled: Dataset | None = None
     students: bool = True
     teacher: PreTrainedModel | None = None
+    sources: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
@@ -115,26 +128,32 @@ class Job:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that determines the result of the run."""
-        positive = self.data_args.positive_label
+        validations = {name: split.to_dict() for name, split in self.data.extra_validation.items()}
+        arguments, positive = self.training_args, self.data_args.positive_label
+        best = any(stage.training.get("load_best_model_at_end") for stage in self.schedule.stages)
         shared = {
             "data": {
                 "fingerprint": self.data.fingerprint,
                 "max_length": self.data_args.max_length,
                 **({} if positive is None else {"positive_label": positive}),
             },
+            "task": self.data.task,
             "rows": [len(self.data.train), len(self.data.validation)],
-            "teacher": model_digest(self.args.teacher),
+            **({"more_validation": digest(validations)} if validations else {}),
+            **self.sources,
             "job": {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _EXCLUDED},
-            "training": deciding(self.training_args, distils=self.students),
+            "training": deciding(arguments, distils=self.students, best=best),
+            "rows_per_step": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+            "versions": versions(),
         }
         if not self.students:
             return shared
         more = {} if self.unlabelled is None else {"unlabelled": digest(self.unlabelled.to_dict())}
-        more |= {"start": model_digest(self.args.start_from)} if self.args.start_from else {}
+        augmentation = dataclasses.asdict(self.augmentation)
         return {
             **shared,
             **more,
-            "augmentation": dataclasses.asdict(self.augmentation),
+            "augmentation": {name: value for name, value in augmentation.items() if name not in _EXCLUDED},
             "recipe": self.recipe.to_dict(),
             "schedule": self.schedule.to_dict(),
         }
@@ -185,7 +204,10 @@ class Job:
 
 
 # Not in the description by name: it has the weights and stages that they lead to; others do not affect the result.
-_EXCLUDED = ("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from")
+_EXCLUDED = (
+    *("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from"),
+    *("augmentation_masked_lm", "augmentation_glove"),
+)
 
 
 def _check_single_rates(args: JobArguments, schedule: Schedule) -> None:
@@ -240,7 +262,8 @@ def prepare(
         raise StateError(
             f"{args.teacher} holds a packed model, which cannot teach. Name the float model it was made of."
         )
-    for stage_recipe in [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]:
+    recipes = [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]
+    for stage_recipe in recipes:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     data = load_task(data_args)
     task = task_of(data)
@@ -252,16 +275,27 @@ def prepare(
     unlabelled = load_unlabelled(data_args, data) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     check_tokenizer(tokenizer, config, args.teacher, data_args.max_length)
-    head = task.head_config(data)
-    teacher = load_model(args.teacher, task.auto_class, args.teacher_revision, fresh_head=args.fine_tune, **head)
-    if args.start_from and students:
-        layers = len(schedule.recipes(recipe, config.num_hidden_layers)[0].layer_map(config.num_hidden_layers).layers)
-        check_start(args.start_from, config, layers, tokenizer)
-        load_model(args.start_from, task.auto_class, fresh_head=True)  # refuses damaged weights
-    training_args = dataclasses.replace(training_args, **recipe_args.quantization_starts())
+    labels = task.head_config(data)
+    teacher, new = load_reported(
+        args.teacher, task.auto_class, args.teacher_revision, fresh_head=args.fine_tune, **labels
+    )
     augmentation = augmentation or AugmentationArguments()
-    if augmentation.augment:
-        augmentation.source(teacher, tokenizer)  # refuses what cannot be read
+    sources: dict[str, Any] = {
+        "teacher": {**model_digest(config, teacher, new), "tokenizer": tokenizer_digest(tokenizer)}
+    }
+    if students:
+        sources["quantizers"] = quantizer_digests(recipes)
+        if args.start_from:
+            layers = len(recipes[1].layer_map(config.num_hidden_layers).layers)
+            check_start(args.start_from, config, layers, tokenizer)
+            start, new = load_reported(args.start_from, task.auto_class, fresh_head=True)
+            head = {name for name in start.state_dict() if not name.startswith(f"{start.base_model_prefix}.")}
+            sources["start_from"] = model_digest(load_config(args.start_from), start, new | head)
+        if augmentation.augment:
+            candidates = augmentation.source(teacher, tokenizer)  # refuses what cannot be read
+            if augmentation.augmentation_masked_lm or augmentation.augmentation_glove:
+                sources["augmentation_source"] = candidates_digest(candidates)
+    training_args = dataclasses.replace(training_args, **recipe_args.quantization_starts())
     if training_args.push_to_hub:
         name = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
         access: dict[str, Any] = {"private": training_args.hub_private_repo, "token": training_args.hub_token}
@@ -279,6 +313,7 @@ def prepare(
         unlabelled=unlabelled,
         students=students,
         teacher=None if args.fine_tune else teacher,
+        sources=sources,
     )
     lock.take()
     clear_unfinished(job.out, training)

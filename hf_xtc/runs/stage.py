@@ -110,7 +110,7 @@ def run_stage(stage: Stage, run: StageRun) -> tuple[PreTrainedModel, Receipt]:
         logger.info("Stage %s is already finished.", stage.name)
         return run.load(), receipt
     if len(stage.learning_rates) > 1:
-        rates = {rate: run.folder / f"lr-{rate:g}" for rate in stage.learning_rates}
+        rates = {rate: run.folder / f"lr-{float(rate)}" for rate in stage.learning_rates}
         receipts = {rate: _train(stage, run, rate, folder) for rate, folder in rates.items()}
         scores = {rate: (receipt.selection or {})[run.metric] for rate, receipt in receipts.items()}
         best = max(scores, key=scores.__getitem__)

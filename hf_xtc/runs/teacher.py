@@ -64,13 +64,22 @@ def load_model(
         StateError: if an adapter's base is packed.
         HubError: if there is no such model on the Hub, or it cannot be reached.
     """
+    return load_reported(teacher, auto_class, revision, fresh_head=fresh_head, **head)[0]
+
+
+def load_reported(
+    teacher: str, auto_class: Any, revision: str | None = None, *, fresh_head: bool = False, **head: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """As `load_model`; also returns the names of the tensors that no file holds, which were drawn at random."""
     # `check_weights` says which sizes differ
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **_PLAIN_OUTPUTS, **head}
     model, info = _loaded(auto_class, teacher, revision, output_loading_info=True, **options)
     whole: PreTrainedModel = model if adapter_base(teacher) is None else with_adapter(model, teacher)
-    check_weights(model, info, teacher, fresh_head=fresh_head, own_head=head_labels(teacher) is not None)
+    own_head = head_labels(teacher) is not None
+    check_weights(model, info, teacher, fresh_head=fresh_head, own_head=own_head)
     check_finite(whole, teacher)
-    return whole
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return whole, set() if own_head else new
 
 
 def _loaded(auto: Any, teacher: str, revision: str | None, **options: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Prepares the teacher for training on several processes; the Trainer prepares the student."""
+"""Prepares the teacher for training, also on several processes; the Trainer prepares the student."""
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,9 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     ZeRO-1 and ZeRO-2 shard gradients and optimizer states, which a teacher does not have: with them, as without
     DeepSpeed, each process holds the whole teacher. ZeRO-3 shards its weights like those of the student.
 
+    accelerate replaces the `forward` of a model by one in the precision of the trainer. So what it gets is a shallow
+    copy, with the same weights: the caller's teacher stays as it is, and each trainer has its own precision.
+
     Args:
         teacher (`nn.Module`): On its device, in eval mode.
         accelerator (`Accelerator`): The trainer's.
@@ -21,6 +25,8 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     Returns:
         `nn.Module`: the teacher, or a DeepSpeed engine around it.
     """
+    teacher = copy.copy(teacher)
+    restore_forward(teacher)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3 or not shard:
         return accelerator.prepare_model(teacher, evaluation_mode=True)
@@ -33,3 +39,10 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     engine, *_ = deepspeed.initialize(model=teacher, config={"train_micro_batch_size_per_gpu": 1, **config})
     engine.eval()  # returns None
     return engine
+
+
+def restore_forward(model: nn.Module) -> None:
+    """Removes the `forward` that an earlier trainer's accelerator left on a model, which computes in its precision."""
+    if "_original_forward" in vars(model):
+        del model._original_forward
+        del model.forward

@@ -39,7 +39,7 @@ from hf_xtc.training.callbacks import BestCheckpointCallback, QuantizationCallba
 from hf_xtc.training.finite_checks import require_finite_losses, require_finite_weights
 from hf_xtc.training.length_batches import LengthGroupedBatches, row_lengths
 from hf_xtc.training.saving import FAILED, latent_student, log_failed_push, require_student, write_student_card
-from hf_xtc.training.sharding import prepared_teacher
+from hf_xtc.training.sharding import prepared_teacher, restore_forward
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class XTCTrainer(Trainer):
             adapters (`PeftModel`), of which only the adapters are trained and saved; or give `model_init`.
         args (`XTCTrainingArguments`, *optional*): Terms, stages and all arguments of the Trainer.
         teacher_model (`PreTrainedModel`, *optional*): Fine-tuned teacher, in any float dtype, with or without
-            adapters; frozen and put in eval mode. Not needed if the only term is "labels", or if
-            `args.teacher_cache` is complete.
+            adapters; frozen, put in eval mode and moved to the device of the training. Not needed if the only term is
+            "labels", or if `args.teacher_cache` is complete.
         kwargs: As in `transformers.Trainer`.
 
     Raises:
@@ -100,6 +100,8 @@ class XTCTrainer(Trainer):
         self._term_steps = 0
         self._original_attention: list[tuple[Any, str]] = []
         self._read_arguments(args)
+        if model is not None:
+            restore_forward(model)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = False
         if kwargs.get("model_init") is None:

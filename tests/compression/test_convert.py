@@ -413,3 +413,40 @@ def test_teacher_may_be_named_by_its_compressed_class(teacher):
     student = compress(compress(teacher))
     assert type(student) is XTCBertForSequenceClassification
     assert type(teacher) is BertForSequenceClassification
+
+
+# Devices
+
+
+def tensors(model):
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("calibration", ["dynamic", "static"])
+@pytest.mark.parametrize("weights", ["binary", "ternary", "int4", "int8"])
+def test_every_tensor_is_on_the_device_of_the_input(tiny_teacher, device, weights, calibration):
+    """The default device is another one here, so that a tensor that is made without naming a device shows."""
+    teacher = tiny_teacher.to(device)
+    recipe = XTCRecipe(weights, embedding_weights=weights, activation_calibration=calibration)
+    with torch.device("meta"):
+        student = compress(teacher, recipe)
+        packed = pack_model(student)
+        unpacked = unpack_model(packed)
+    for model in (student, packed, unpacked):
+        assert {tensor.device.type for tensor in tensors(model).values()} == {device.type}
+    for found, expected in ((packed, pack_model(student)), (unpacked, unpack_model(packed))):
+        assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+def test_models_without_values_or_on_several_devices_are_refused(tiny_teacher):
+    latent = compress(tiny_teacher)
+    packed = pack_model(latent)
+    for convert, model in ((compress, tiny_teacher), (pack_model, latent), (unpack_model, packed)):
+        name = type(model).__name__
+        model.classifier.to("meta")
+        with pytest.raises(
+            StateError, match=rf"^The tensors of {name} are on cpu and meta; they must be on one device"
+        ):
+            convert(model)
+        with pytest.raises(StateError, match=rf"^The tensors of {name} are on meta; they must be on one device, with"):
+            convert(model.to("meta"))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from hf_xtc.errors import PackedFileError, StateError, XTCError
 from hf_xtc.files.headers import check_header, read_header
 from hf_xtc.files.writing import (
+    WEIGHT_FILES,
     clear_unfinished,
     last_checkpoint,
     require_empty,
@@ -248,6 +249,177 @@ def test_a_config_of_other_weights_is_removed_before_they_are_written(earlier, m
     assert seen == [False, False]
     save(earlier, TENSORS)
     assert seen[2:] == [True, True], "the same config stays"
+
+
+ONE = {"config.json": "{}", "model.safetensors": "one", "tokenizer.json": "t"}
+SHARDS = {f"model-0000{i}-of-00003.safetensors": f"shard {i}" for i in (1, 2, 3)}
+SHARDED = {"config.json": "{}", "model.safetensors.index.json": "i", "onnx/graph": "g", **SHARDS}
+FAILURES = [PermissionError(13, "in use"), KeyboardInterrupt()]
+
+
+def fill(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def replace_with(folder, files):
+    with whole_folder(folder, replaces=WEIGHT_FILES) as scratch:
+        fill(scratch, files)
+
+
+def fail_at(monkeypatch, calls, error, owner=os, name="replace"):
+    """Makes these calls of `os.replace`, counted from 1, fail; returns the list of calls."""
+    made, real = [], getattr(owner, name)
+
+    def counted(*args):
+        made.append(args)
+        if len(made) in calls:
+            raise error
+        real(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return made
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("config", ["{}", "another"])
+@pytest.mark.parametrize("new", [ONE, SHARDED], ids=["to one", "to shards"])
+@pytest.mark.parametrize("old", [ONE, SHARDED, {}], ids=["from one", "from shards", "from none"])
+def test_a_replacement_that_fails_at_any_file_keeps_the_earlier_ones(tmp_path, monkeypatch, old, new, config, error):
+    new = {**new, "config.json": config}
+    for call in range(1, len(new) + 1):
+        folder = tmp_path / str(call)
+        fill(folder, old)
+        with monkeypatch.context() as patch:
+            fail_at(patch, [call], error)
+            with pytest.raises((StateError, KeyboardInterrupt)) as caught:
+                replace_with(folder, new)
+        if isinstance(error, OSError):
+            assert str(caught.value).endswith("in use. Nothing half-written was left there.")
+        assert (contents(folder) if folder.exists() else {}) == old
+        assert folder.exists() == bool(old)
+        assert not list(folder.glob("**/.incomplete-*"))
+        assert (folder / "onnx").exists() == ("onnx/graph" in old)
+    replace_with(folder, new)
+    expected = {**{name: text for name, text in old.items() if not name.startswith("model")}, **new}
+    assert contents(folder) == expected
+
+
+def test_a_replacement_interrupted_while_it_removes_files_keeps_them(tmp_path, monkeypatch):
+    fill(tmp_path, SHARDED)
+    unlinked = []
+    unlink = Path.unlink
+
+    def interrupt(path, *args, **options):
+        unlink(path, *args, **options)
+        unlinked.append(path.name)
+        if path.name == "model-00002-of-00003.safetensors":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replace_with(tmp_path, ONE)
+    assert unlinked[-3:] == ["config.json", *sorted(SHARDS)[:2]]
+    assert contents(tmp_path) == SHARDED
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "model.safetensors", "config.json", "model-00002-of-00003.safetensors"]
+)
+def test_a_folder_in_the_way_keeps_the_earlier_files(tmp_path, name):
+    fill(tmp_path, {**ONE, **SHARDED})
+    (tmp_path / name).unlink()
+    fill(tmp_path / name, {"x": "mine"})
+    before = contents(tmp_path)
+    with pytest.raises(StateError, match=r"Is a directory.*Nothing half-written was left there\.$"):
+        replace_with(
+            tmp_path, {**ONE, "config.json": "new"} if "of" not in name else {**SHARDED, "config.json": "new"}
+        )
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".incomplete-*"))
+
+
+@pytest.fixture
+def immutable():
+    """Makes a file that can be neither replaced nor removed; needs the right to."""
+    made = []
+
+    def make(file):
+        try:
+            done = subprocess.run(["chattr", "+i", str(file)], capture_output=True).returncode == 0
+        except OSError:
+            done = False
+        if not done:
+            pytest.skip("needs the right to make a file immutable")
+        made.append(file)
+
+    yield make
+    for file in made:
+        subprocess.run(["chattr", "-i", str(file)], check=True)
+
+
+@pytest.mark.parametrize("new", [ONE, SHARDED], ids=["to one", "to shards"])
+@pytest.mark.parametrize("name", sorted(SHARDED))
+def test_an_immutable_file_keeps_the_earlier_ones(tmp_path, immutable, name, new):
+    fill(tmp_path, SHARDED)
+    immutable(tmp_path / name)
+    new = {**new, "config.json": "new"}
+    if name in new or name.startswith("model"):
+        with pytest.raises(StateError, match=r"Operation not permitted.*Nothing half-written was left there\.$"):
+            replace_with(tmp_path, new)
+        assert contents(tmp_path) == SHARDED
+    else:
+        replace_with(tmp_path, new)
+        assert contents(tmp_path) == {**new, "onnx/graph": "g"}
+
+
+def test_earlier_files_are_kept_where_there_are_no_links(tmp_path, monkeypatch):
+    fill(tmp_path, SHARDED)
+    fail_at(monkeypatch, range(1, 99), OSError(95, "Operation not supported"), name="link")
+    fail_at(monkeypatch, [2], FAILURES[0])
+    with pytest.raises(StateError, match="in use"):
+        replace_with(tmp_path, ONE)
+    assert contents(tmp_path) == SHARDED
+
+
+def test_links_of_the_hubs_cache_come_back_as_files(tmp_path, monkeypatch):
+    fill(tmp_path / "blobs", ONE)
+    (tmp_path / "model").mkdir()
+    for name in ONE:
+        (tmp_path / "model" / name).symlink_to(Path("..") / "blobs" / name)
+    fail_at(monkeypatch, [3], FAILURES[0])
+    with pytest.raises(StateError, match="in use"):
+        replace_with(tmp_path / "model", {name: "new" for name in ONE})
+    assert contents(tmp_path / "model") == ONE
+    assert contents(tmp_path / "blobs") == ONE
+
+
+def test_files_that_cannot_be_put_back_are_named_and_kept(tmp_path, monkeypatch):
+    """The third file cannot be moved, nor the config put back: nothing that loads is left, and the message says so."""
+    fill(tmp_path, SHARDED)
+    made = fail_at(monkeypatch, [3, 4], FAILURES[0])
+    with pytest.raises(StateError) as caught:
+        replace_with(tmp_path, {name: f"new {text}" for name, text in SHARDED.items()})
+    moved = [Path(target).name for _, target in made]
+    assert moved[:4] == [*sorted(SHARDS), "config.json"]
+    (kept,) = tmp_path.glob("earlier-*")
+    assert str(caught.value) == (
+        f"Could not write {tmp_path}: [Errno 13] in use. Nor could config.json be put back: the folder holds files of "
+        f"two saves, and no model that loads. The earlier ones are in {kept}."
+    )
+    assert contents(kept)["config.json"] == "{}"
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_several_files_of_weights_are_replaced_without_a_config_even_if_it_is_the_same(tmp_path, monkeypatch):
+    """A process that is killed in between must not leave shards of two saves that load together."""
+    fill(tmp_path, SHARDED)
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: seen.append((tmp_path / "config.json").exists()) or replace(*a))
+    replace_with(tmp_path, SHARDED)
+    assert not any(seen)
+    assert contents(tmp_path) == SHARDED
 
 
 def test_a_checkpoint_without_its_last_file_is_ignored(tmp_path):

@@ -6,10 +6,14 @@ import pytest
 import torch
 from commands import blocks
 from huggingface_hub import ModelCard
-from trainers import make_trainer
+from trainers import make_teacher, make_trainer
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaModel,
@@ -128,3 +132,65 @@ def test_a_new_architecture_is_distilled_by_all_terms_and_published(hub, teacher
     assert "A 2-layer roberta with binary weights" in card.text
     assert main(["inspect", "user/out"]) == 0
     assert "XTCRobertaForSequenceClassification, packed" in capsys.readouterr().out
+
+
+TIED = "cls.predictions.decoder.weight_packed"
+WORDS = "bert.embeddings.word_embeddings.weight_packed"
+LAYER = "bert.encoder.layer.0.output.dense.weight_packed"
+
+
+def from_tensors(model, state_dict):
+    return type(model).from_pretrained(None, config=model.config, state_dict=state_dict)
+
+
+@pytest.mark.usefixtures("reference_backend")
+@pytest.mark.parametrize("copies", [True, False], ids=["with copies", "without copies"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "latent"])
+@pytest.mark.parametrize("embedding", ["binary", None])
+@pytest.mark.parametrize("head", [BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel])
+def test_a_model_is_made_of_its_tensors(tiny_batch, head, embedding, packed, copies):
+    """Tensors that are one may be given once or twice; they are one afterwards, and float32 as before."""
+    model = compress(make_teacher(cls=head), XTCRecipe(keep_layers=1, embedding_weights=embedding))
+    model = pack_model(model) if packed else model
+    tensors = {k: v for k, v in model.state_dict().items() if copies or k not in model.all_tied_weights_keys}
+    made = from_tensors(model, tensors)
+    for name, source in model.all_tied_weights_keys.items():
+        assert made.get_parameter_or_buffer(name) is made.get_parameter_or_buffer(source)
+    with torch.no_grad():
+        assert torch.equal(made(**tiny_batch)[0], model(**tiny_batch)[0])
+    assert made.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {LAYER: None},
+            r"state_dict does not hold 1 of the 30 tensors .* \(first: encoder\.layer\.0\.output\.dense\.",
+        ),
+        (
+            {LAYER: torch.zeros(36, 7)},
+            r"state_dict: .* has dtype torch\.float32, but config\.json promises torch\.uint8",
+        ),
+        (
+            {TIED: torch.ones(101, 5, dtype=torch.uint8)},
+            rf"{TIED} and {WORDS} are one tensor in XTCBertForMaskedLM, but",
+        ),
+        ({WORDS: None}, r"state_dict does not hold 1 of"),
+    ],
+    ids=["missing", "dtype", "tied", "source"],
+)
+def test_tensors_that_do_not_fit_are_refused(change, message):
+    model = pack_model(compress(make_teacher(cls=BertForMaskedLM), XTCRecipe(keep_layers=1)))
+    tensors = {name: tensor for name, tensor in {**model.state_dict(), **change}.items() if tensor is not None}
+    with pytest.raises(PackedFileError, match=f"^{message}"):
+        from_tensors(model, tensors)
+
+
+def test_a_converted_model_says_that_it_is_float32():
+    """Also if the one it was made from was loaded in half precision."""
+    packed = pack_model(compress(make_teacher(), XTCRecipe(keep_layers=1)))
+    half = type(packed).from_pretrained(None, config=packed.config, state_dict=packed.state_dict(), dtype="float16")
+    assert half.dtype == half.config.dtype == torch.float16
+    for model in (packed, unpack_model(half)):
+        assert model.dtype == model.config.dtype == from_tensors(model, model.state_dict()).dtype == torch.float32

@@ -330,6 +330,40 @@ def test_teacher_in_bfloat16_gives_nearly_the_same_losses(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.parametrize("first, second", [(True, False), (False, True), (True, True)], ids=str)
+def test_each_trainer_runs_the_teacher_in_its_own_precision(tmp_path, first, second):
+    """Whatever an earlier trainer ran it in; its own forward, and the first trainer's, stay as they were."""
+    shared, student = make_teacher(), compress(make_teacher(), XTCRecipe(keep_layers=2))
+
+    def losses(teacher, bf16):
+        trainer = make_trainer(tmp_path, teacher, copy.deepcopy(student), bf16=bf16, max_steps=2)
+        trainer.train()
+        return trainer, logged(trainer, "loss", *DEFAULT)
+
+    earlier = losses(shared, first)[0]
+    assert losses(shared, second)[1] == losses(make_teacher(), second)[1]
+    assert "forward" not in vars(shared)
+    with torch.no_grad():
+        plain = shared(**BATCH).logits
+        assert torch.equal(plain, make_teacher()(**BATCH).logits)
+        assert torch.equal(earlier.teacher(**BATCH).logits, plain) is not first
+
+
+def test_a_teacher_and_a_student_of_a_plain_trainer_are_run_in_the_precision_of_this_one(tmp_path):
+    """A plain Trainer leaves its precision on the model that it trained."""
+    teacher, student = make_teacher(), compress(make_teacher(), XTCRecipe(keep_layers=2))
+    fresh = make_trainer(tmp_path, make_teacher(), copy.deepcopy(student), max_steps=2)
+    for model in (teacher, student):
+        Trainer(model, make_args(tmp_path, bf16=True)).accelerator.prepare_model(model)
+        with torch.no_grad():
+            assert not torch.equal(model(**BATCH).logits, make_teacher()(**BATCH).logits)
+    used = make_trainer(tmp_path, teacher, student, max_steps=2)
+    for trainer in (fresh, used):
+        trainer.train()
+    assert logged(used, "loss", *DEFAULT) == logged(fresh, "loss", *DEFAULT)
+    assert_equal_states(used.model.state_dict(), fresh.model.state_dict())
+
+
 def test_labels_alone_need_no_teacher(tmp_path):
     student = compress(make_teacher(), XTCRecipe(keep_layers=2))
     trainer = make_trainer(tmp_path, student=student, teacher_model=None, terms={"labels": 2.0})
