@@ -150,12 +150,11 @@ def forget_fused_encoder(model: Any) -> None:
 
 def serves(model: Any) -> bool:
     """Whether the native operator computes what the embeddings and the encoder of a packed base model do."""
+    if model.backend == "reference" or variant() is None or not _runs_as_written(model):
+        return False
     modules = _modules(model)
     if (
-        model.backend == "reference"
-        or variant() is None
-        or not _runs_as_written(model)
-        or not all(_is_known(module) for module in modules)
+        not all(_is_known(module) for module in modules)
         or any(tensor.device.type != "cpu" for module in modules for tensor in _tensors(module))
         or any(p.dtype != torch.float32 for module in modules for p in module.parameters(recurse=False))
     ):

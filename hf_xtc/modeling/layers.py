@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from hf_xtc.backends import BACKENDS, Prepared, Product, choose, default_backend
+from hf_xtc.backends import BACKENDS, Backend, Prepared, Product, choose, default_backend
 from hf_xtc.native.encoder import forget_laid_out, version_of
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.activations import ActivationQuantizer
@@ -226,23 +226,29 @@ class PackedLinear(_Packed):
         Raises:
             StateError: if gradients are needed from a backend that has none.
         """
-        product = Product(self.packed_weight, self.bias, self.activation, input.dtype)
-        trained = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        bias, activation = self.bias, self.activation
+        product = Product(self.packed_weight, bias, activation, input.dtype)
+        trained = input.requires_grad or (bias is not None and bias.requires_grad)
         gradient = in_forward_mode() or (trained and torch.is_grad_enabled())
-        name = choose(self.backend, product, gradient=gradient)
-        backend = BACKENDS[name]()
-        if backend.differentiable or torch.compiler.is_compiling():
-            output: Tensor = backend.prepare(product)(input)
-            return output
-        operands = tuple(t for t in (*product.weight[:2], self.bias) if t is not None)
-        settings = (self.spec, self.columns, self.activation, self.activation and self.activation.spec)
-        key = (name, variant(), input.dtype, *settings, *((id(t), version_of(t)) for t in operands))
+        if gradient or BACKENDS[self.backend].differentiable or torch.compiler.is_compiling():
+            return self._prepared(product, gradient)(input)
+        operands = product.weight[:2] if bias is None else (*product.weight[:2], bias)
+        key = (
+            *(self.backend, variant(), input.dtype, self.spec, self.columns),
+            *(() if activation is None else activation.state()),
+            *[id(tensor) for tensor in operands],
+            *map(version_of, operands),
+        )
         cached = _PREPARED.get(self)
         if cached is None or cached[0] != key:
             # The operands are kept too: while they live, no other tensor has their ids.
-            cached = _PREPARED[self] = (key, operands, backend.prepare(product))
-        output = cached[2](input)
+            cached = _PREPARED[self] = (key, operands, self._prepared(product, gradient))
+        output: Tensor = cached[2](input)
         return output
+
+    def _prepared(self, product: Product, gradient: bool) -> Prepared:
+        backend: Backend = BACKENDS[choose(self.backend, product, gradient=gradient)]()
+        return backend.prepare(product)
 
     def forget_prepared(self) -> None:
         """Prepares the operands anew at the next forward, for example after a write that PyTorch does not count."""

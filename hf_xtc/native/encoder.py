@@ -29,7 +29,7 @@ class _Weight(ctypes.Structure):
 
 
 class _Table(ctypes.Structure):
-    _fields_ = [("levels", Int), ("unused", Int), ("rows", Pointer), ("scale", Pointer)]
+    _fields_ = [("levels", Long), ("size", Long), ("rows", Pointer), ("scale", Pointer)]
 
 
 class _Layer(ctypes.Structure):
@@ -243,7 +243,7 @@ class NativeTable:
             raise RuntimeError(f"Rows of shape {tuple(rows.shape)} do not hold {width} numbers of {levels} levels.")
         self._rows = rows.contiguous() if levels else rows.detach().float().contiguous()
         self._scale = torch.empty(0) if scale is None else scale.float().contiguous()
-        self.struct = _Table(levels, 0, self._rows.data_ptr(), self._scale.data_ptr())
+        self.struct = _Table(levels, self.rows, self._rows.data_ptr(), self._scale.data_ptr())
 
 
 class NativeLayer:
@@ -327,19 +327,18 @@ class NativeEncoder:
             raise RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
-        if int(offsets[-1]) != tokens or (tokens and int(lengths.min()) < 1):
-            raise RuntimeError(f"The lengths of the sequences must be positive and sum up to {tokens} tokens.")
-        out = torch.empty(tokens, self.hidden)
-        if not tokens:
-            return out
-        for name, index, table in zip(("token", "position", "token type"), indices, self._tables, strict=True):
-            low, high = map(int, torch.aminmax(index))
-            if low < 0 or high >= table.rows:
-                wrong = low if low < 0 else high
-                raise IndexError(f"index out of range: {name} id {wrong}, but the embedding has {table.rows} rows.")
         indices = tuple(index.contiguous() for index in indices)
         batch = _Batch(len(lengths), tokens, offsets.data_ptr(), *(index.data_ptr() for index in indices))
-        call("xtc_encoder", ctypes.byref(self._struct), ctypes.byref(batch), out.data_ptr())
+        out = torch.empty(tokens, self.hidden)
+        status = call("xtc_encoder", ctypes.byref(self._struct), ctypes.byref(batch), out.data_ptr())
+        if status == -1:
+            raise RuntimeError(f"The lengths of the sequences must be positive and sum up to {tokens} tokens.")
+        if status:
+            kind = -2 - status
+            index, rows = indices[kind], self._tables[kind].rows
+            wrong = int(index[(index < 0) | (index >= rows)][0])
+            name = ("token", "position", "token type")[kind]
+            raise IndexError(f"index out of range: {name} id {wrong}, but the embedding has {rows} rows.")
         return out
 
 

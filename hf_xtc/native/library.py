@@ -150,8 +150,8 @@ def _openmp() -> tuple[int | None, int | None]:
     return parallel, count
 
 
-def call(function: str, *arguments: Any) -> None:
-    """Calls a function of the variant in use, on PyTorch's threads.
+def call(function: str, *arguments: Any) -> int:
+    """Calls a function of the variant in use, on PyTorch's threads; returns 0, or the function's code of an error.
 
     Raises:
         RuntimeError: where the native operator is not in use.
@@ -161,9 +161,10 @@ def call(function: str, *arguments: Any) -> None:
     if loaded is None or name is None:
         raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
     threads = _Threads(*_openmp(), torch.get_num_threads())
-    missing = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
-    if missing:
+    status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
+    if status > 0:
         raise MemoryError(
-            f"The native operator needs {missing / 2**20:.0f} MiB for its intermediate results, and there is no such "
+            f"The native operator needs {status / 2**20:.0f} MiB for its intermediate results, and there is no such "
             "memory. Run fewer or shorter texts at once, or fewer threads."
         )
+    return status

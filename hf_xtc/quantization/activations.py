@@ -6,7 +6,7 @@ reproduced exactly (NaN in DeepSpeed). The gradient is the identity (straight-th
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_xtc.native.fake_quantization import fake_tokens, serves
 from hf_xtc.quantization.quantizers import guard_zero, largest_magnitude
 from hf_xtc.quantization.specs import ActivationSpec
+from hf_xtc.quantization.straight_through import straight_through
 
 
 class Levels(NamedTuple):
@@ -57,27 +58,14 @@ def activation_levels(values: Tensor, low: Tensor | None, high: Tensor | None, s
     return levels(values.float(), low, high, spec.bits)
 
 
-class _FakeQuantizeActivation(torch.autograd.Function):
-    """Fake-quantizes with `activation_levels` (the native operator is bitwise equal); identity gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
-        if low is None and spec.symmetric and serves(values, (torch.float32, torch.bfloat16)):
-            tokens: Tensor = fake_tokens(values, spec.bits)
-            return tokens
-        integers, scale, offset = activation_levels(values, low, high, spec)
-        fake = integers.mul_(scale)
-        return (fake if offset is None else fake.add_(offset)).to(values.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is saved."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0], None, None, None
+def _fake(values: Tensor, low: Tensor | None, high: Tensor | None, spec: ActivationSpec) -> Tensor:
+    """What `activation_levels` decode to; the native operator is bitwise equal."""
+    if low is None and spec.symmetric and serves(values, (torch.float32, torch.bfloat16)):
+        tokens: Tensor = fake_tokens(values, spec.bits)
+        return tokens
+    integers, scale, offset = activation_levels(values, low, high, spec)
+    fake = integers.mul_(scale)
+    return (fake if offset is None else fake.add_(offset)).to(values.dtype)
 
 
 def _all_gather(batch: Tensor) -> list[Tensor]:
@@ -160,6 +148,11 @@ class ActivationQuantizer(nn.Module):
         """Whether activations can be quantized: always if dynamic; if static, once a batch was seen."""
         return self.spec.calibration == "dynamic" or bool(self.range[0] != self.range[1])
 
+    def state(self) -> tuple[object, ...]:
+        """What `has_range` and `levels` depend on, except the numbers of a static range."""
+        spec = self.spec
+        return (self, spec) if spec.calibration == "dynamic" else (self, spec, self.training, self.has_range())
+
     def levels(self, values: Tensor) -> Levels:
         """`values` of shape `(..., features)` as integers: `forward` returns the values they decode to."""
         if self.spec.calibration == "dynamic":
@@ -169,9 +162,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Fake-quantizes `values` of shape `(..., features)` to at most `2**bits` levels; same shape and dtype."""
         if self.spec.calibration == "dynamic":
-            dynamic: Tensor = _FakeQuantizeActivation.apply(values, None, None, self.spec)
-            return dynamic
+            return straight_through(_fake, values, None, None, self.spec)
         bounds = self._observe(values) if self.training and values.numel() else self.range
         low, high = bounds[0], bounds[1]
-        static: Tensor = _FakeQuantizeActivation.apply(values, low, high, self.spec)
-        return torch.where(low == high, values, static)
+        return torch.where(low == high, values, straight_through(_fake, values, low, high, self.spec))

@@ -8,13 +8,13 @@ dtype they are stored in. The gradient is the identity straight-through estimato
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_xtc.native.fake_quantization import cache_blocks, fake_binary_into, fake_ternary_into, keep_beyond_, serves
 from hf_xtc.quantization.specs import QUANTIZERS, QuantSpec
+from hf_xtc.quantization.straight_through import straight_through
 
 
 def guard_zero(scale: Tensor) -> Tensor:
@@ -235,23 +235,9 @@ def decode_weight(codes: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
     return quantizer.decode(groups, scale.float().reshape(-1, 1)).view(rows, columns)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Passes the gradient of the fake-quantized weight to the latent weight unchanged (identity STE)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, spec: QuantSpec) -> Tensor:
-        fake = get_quantizer(spec.quantizer).fake(_groups(weight, spec), getattr(torch, spec.scale_dtype))
-        return fake.view(weight.shape).to(weight.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is saved."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+def _fake(weight: Tensor, spec: QuantSpec) -> Tensor:
+    fake = get_quantizer(spec.quantizer).fake(_groups(weight, spec), getattr(torch, spec.scale_dtype))
+    return fake.view(weight.shape).to(weight.dtype)
 
 
 def fake_quantize(weight: Tensor, spec: QuantSpec) -> Tensor:
@@ -272,5 +258,4 @@ def fake_quantize(weight: Tensor, spec: QuantSpec) -> Tensor:
         >>> fake_quantize(w, QuantSpec("binary", scale_dtype="float32"))
         tensor([[ 0.1500, -0.1500,  0.1500, -0.1500]])
     """
-    fake: Tensor = _StraightThrough.apply(weight, spec)
-    return fake
+    return straight_through(_fake, weight, spec)

@@ -416,10 +416,13 @@ class XTCModel(PreTrainedModel):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, after `check_index`."""
+        """As in transformers, after `check_index`. All but the head is frozen, as in hf_xtc."""
         if isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
             check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.requires_grad_(False)
+        return loaded
 
     @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, files: Any, load_config: Any, *args: Any) -> Any:

@@ -425,9 +425,11 @@ def test_a_changed_module_is_honoured(tiny_teacher, tiny_batch, calls, name):
         change(model, model.encoder.layer[1])
         found = model(**tiny_batch)
     assert len(calls) == 1 + served
-    assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 2e-4
-    if name not in ("feed-forward in chunks", "PyTorch's GELU", "a linear on the reference"):
-        assert mean_difference(found, before) > 1e-3
+    difference = mean_difference(found, outputs(model, tiny_batch, "reference"))
+    if name in ("feed-forward in chunks", "PyTorch's GELU", "a linear on the reference"):
+        assert difference < 5e-3
+    else:
+        assert difference < 0.2 * mean_difference(found, before)
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
@@ -442,7 +444,7 @@ def test_changes_of_modules_together(tiny_teacher, tiny_batch, names, layer):
             except AttributeError:  # an earlier change took away what this one changes
                 assume(False)
         found = model(**tiny_batch)
-    assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 1e-3
+    assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])

@@ -318,7 +318,7 @@ def test_learning_rates_are_not_chosen_on_validation_rows(folder, tmp_path, caps
         ),
         (
             ["--push_to_hub", "--hub_model_id=a/b/c"],
-            "'a/b/c' is neither a folder nor a valid repository name",
+            "hub_model_id='a/b/c' is no name of a repository: ",
         ),
         (
             ["--teacher_license=Apache 2.0"],

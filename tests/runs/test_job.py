@@ -297,7 +297,11 @@ def test_a_teacher_saved_in_another_form_keeps_the_run(inputs, rewrite):
     claim()
 
 
-@pytest.mark.parametrize("change", [start_from, masked_lm, pad_left, lambda: glove("glove")], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [start_from, masked_lm, pad_left, lambda: glove("glove")],
+    ids=["start_from", "masked_lm", "pad_left", "glove"],
+)
 def test_files_that_the_run_does_not_read_keep_it(inputs, change):
     claim(teacher="base", fine_tune=True)
     change()

@@ -91,7 +91,7 @@ static bool caller(int variant, unsigned seed, int rounds) {
     for (int64_t l = 0; l < layers; ++l)
       stack.push_back({weights[4 * l].weight, weights[4 * l + 1].weight, weights[4 * l + 2].weight, weights[4 * l + 3].weight,
                        gamma.data(), beta.data(), gamma.data(), beta.data()});
-    const Table rows{0, 0, table.data(), nullptr};
+    const Table rows{0, 40, table.data(), nullptr};
     const Encoder encoder{hidden, heads, inner, layers, 1e-12f, 1e-12f, rows, rows, rows, gamma.data(), beta.data(), stack.data()};
     const int64_t sequences = 1 + numbers.random() % 6;
     std::vector<int64_t> offsets{0}, ids;

@@ -733,7 +733,7 @@ def test_stage_without_terms(tmp_path, stages, terms, stage, kind):
 
 
 def test_temperature_is_checked_before_training(tmp_path):
-    with refuses("temperature=0.0 must be positive."):
+    with refuses("temperature=0.0 must be above 0 and below 1,000,000.", RecipeError):
         make_trainer(tmp_path, temperature=0.0)
 
 

@@ -45,8 +45,8 @@ struct Weight {
 };
 
 struct Table {  // an embedding table, in the file's layout
-  int32_t levels;  // 2, 3, 16, 256; 0: float32 rows
-  int32_t unused;
+  int64_t levels;  // 2, 3, 16, 256; 0: float32 rows
+  int64_t size;    // rows
   const void* rows;    // packed bytes or floats
   const float* scale;  // (rows,), unused for float rows
 };

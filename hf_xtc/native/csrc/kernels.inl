@@ -628,6 +628,7 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
 // Large batches are computed in parts of about MAX_TOKENS, which bounds the workspace.
 static int64_t encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
   constexpr int64_t MAX_TOKENS = 4096;
+  if (b.num_tokens == 0) return 0;
   const int64_t parts = (b.num_tokens + MAX_TOKENS - 1) / MAX_TOKENS, part = (b.num_tokens + parts - 1) / parts;
   int64_t missing = 0;
   for (int64_t first = 0, last; first < b.num_sequences && !missing; first = last) {

@@ -58,7 +58,21 @@ API int64_t xtc_linear(int variant, const Weight* w, const float* x, int64_t tok
   return VARIANTS[variant]->linear(*w, x, tokens, out, *threads);
 }
 
+static bool below(const int64_t* ids, int64_t n, int64_t limit) {
+  bool all = true;
+  for (int64_t i = 0; i < n; ++i) all &= (uint64_t)ids[i] < (uint64_t)limit;
+  return all;
+}
+
+// -1: the offsets are not those of num_tokens tokens, or a sequence has none; -2, -3, -4: an id of a token, a position
+// or a type is no row of its table. Otherwise as Variant::encoder.
 API int64_t xtc_encoder(int variant, const Encoder* e, const Batch* b, float* hidden, const Threads* threads) {
+  for (int64_t s = 0; s < b->num_sequences; ++s)
+    if (b->offsets[s + 1] <= b->offsets[s]) return -1;
+  if (b->offsets[0] != 0 || b->offsets[b->num_sequences] != b->num_tokens) return -1;
+  if (!below(b->words, b->num_tokens, e->words.size)) return -2;
+  if (!below(b->positions, b->num_tokens, e->positions.size)) return -3;
+  if (!below(b->types, b->num_tokens, e->types.size)) return -4;
   return VARIANTS[variant]->encoder(*e, *b, hidden, *threads);
 }
 
