@@ -100,7 +100,7 @@ class BinaryQuantizer(_FusedQuantizer):
         return groups.abs().mean(1, keepdim=True)
 
     def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
-        return (groups >= 0).view(torch.uint8)
+        return (groups >= 0).to(torch.uint8)
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.to(scale.dtype).sub_(0.5).mul_(2 * scale)
@@ -134,7 +134,7 @@ class TernaryQuantizer(_FusedQuantizer):
 
     def encode(self, groups: Tensor, scale: Tensor) -> Tensor:
         _, threshold = self._magnitude(groups)
-        return ((groups > threshold).to(torch.int8) - (groups < -threshold).to(torch.int8) + 1).view(torch.uint8)
+        return ((groups > threshold).to(torch.int8) - (groups < -threshold).to(torch.int8) + 1).to(torch.uint8)
 
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         return codes.to(scale.dtype).sub_(1).mul_(scale)

@@ -535,3 +535,13 @@ def test_settings_of_the_schedule_hold_in_train_mode_only():
             layer.train(training)
             assert layer.quantized_part == (0.25 if training else 1.0)
             assert getattr(layer, "quantize_activation", not training) == (not training)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["binary", "ternary", "int4", "int8"])
+def test_traced_layers_compute(name):
+    """Also with the tracer's own check, on inputs of another shape."""
+    for layer in linears(QuantSpec(name), ACTIVATIONS[1]):
+        layer.requires_grad_(False)
+        traced = torch.jit.trace(layer, random(3, 21))
+        torch.testing.assert_close(traced(random(5, 21, seed=1)), layer(random(5, 21, seed=1)), rtol=1e-4, atol=1e-4)
