@@ -93,9 +93,9 @@ class _Expanded:
 
 
 def _exporting() -> bool:
-    """Whether `torch.export` is running; PyTorch 2.6 cannot tell it from `torch.compile`."""
+    """Whether operations are recorded for elsewhere; PyTorch 2.6 cannot tell `torch.export` from `torch.compile`."""
     asked = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return bool(asked())
+    return bool(asked() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 class _IntegerBackend(Backend):

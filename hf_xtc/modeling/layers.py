@@ -230,7 +230,8 @@ class PackedLinear(_Packed):
         product = Product(self.packed_weight, bias, activation, input.dtype)
         trained = input.requires_grad or (bias is not None and bias.requires_grad)
         gradient = in_forward_mode() or (trained and torch.is_grad_enabled())
-        if gradient or BACKENDS[self.backend].differentiable or torch.compiler.is_compiling():
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if gradient or recorded or BACKENDS[self.backend].differentiable:
             return self._prepared(product, gradient)(input)
         operands = product.weight[:2] if bias is None else (*product.weight[:2], bias)
         key = (

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the nativ
 LAYOUTS = [("binary", native.NIBBLES), ("ternary", native.PAIRS), ("int4", native.BYTES)]
 
 
+@pytest.fixture(autouse=True)
+def _native(monkeypatch):
+    """The operator is in use, also where its portable variant is the only one."""
+    monkeypatch.setenv("XTC_NATIVE", next(iter(native_library.variants())))
+
+
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
