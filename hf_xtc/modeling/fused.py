@@ -90,8 +90,8 @@ class FusedEncoder:
     def __call__(
         self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
     ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if the ids cannot be read (on another device, traced),
-        if there are more tokens than positions, or if a row starts with padding.
+        """Last hidden states, `(batch, tokens, hidden)`; `None` if the ids cannot be read (on another device, traced,
+        of another dtype), if there are more tokens than positions, or if a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
@@ -104,6 +104,8 @@ class FusedEncoder:
         batch, length = input_ids.shape
         given = [ids for ids in (input_ids, mask, token_type_ids, position_ids) if ids is not None]
         if not input_ids.numel() or not all(map(is_readable, given)) or length > self._position_ids.shape[1]:
+            return None
+        if any(ids is not mask and ids.dtype not in (torch.int64, torch.int32) for ids in given):
             return None
         if position_ids is None:
             position_ids = self._position_ids[:, :length]

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_xtc.errors import PackedFileError, StateError, XTCError
 from hf_xtc.quantization.quantizers import decode_weight, encode_weight, get_quantizer
@@ -140,9 +141,13 @@ class PackedWeight(NamedTuple):
         return decode_weight(unpack(self.packed, self.columns, levels), self.scale, self.spec)
 
     def rows(self, index: Tensor) -> "PackedWeight":
-        """The rows at `index` (`torch.Tensor` of shape `(n,)`, integer), still packed."""
-        scale = self.scale if self.spec.granularity == "per_tensor" else self.scale[index]
-        return PackedWeight(self.packed[index], scale, self.columns, self.spec)
+        """The rows at `index` (`torch.Tensor` of shape `(n,)`, int64 or int32), still packed.
+
+        Raises:
+            IndexError, RuntimeError: as `torch.nn.functional.embedding`: no negative numbers, no masks.
+        """
+        scale = self.scale if self.spec.granularity == "per_tensor" else F.embedding(index, self.scale)
+        return PackedWeight(F.embedding(index, self.packed), scale, self.columns, self.spec)
 
 
 def pack_weight(weight: Tensor, spec: QuantSpec, name: str = "weight") -> PackedWeight:

@@ -253,7 +253,7 @@ class PackedEmbedding(PackedLayer):
         self.register_buffer("output", torch.empty(0), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        packed, scale = self.weight_packed[ids.flatten()], self.weight_scale[ids.flatten()]
+        packed, scale = (nn.functional.embedding(ids.flatten(), t) for t in (self.weight_packed, self.weight_scale))
         rows = decode(packed, scale, self.columns, self.levels)
         return rows.view(*ids.shape, self.columns).to(self.output.dtype)
 

@@ -191,10 +191,23 @@ def test_left_padding_is_computed(packed, tiny_batch, calls):
     assert calls == []
 
 
-@pytest.mark.parametrize("ids", [torch.tensor([[101]]), torch.tensor([[-102]]), torch.ones(1, 41, dtype=torch.long)])
-def test_ids_out_of_range_raise_as_in_torch(packed, ids):
-    with pytest.raises((IndexError, RuntimeError), match=r"index out of range|expanded size|size of tensor"):
-        outputs(packed, {"input_ids": ids}, "auto")
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        pytest.param({"input_ids": torch.tensor([[101]])}, id="beyond"),
+        pytest.param({"input_ids": torch.tensor([[-1]])}, id="negative"),
+        pytest.param({"input_ids": torch.ones(1, 41, dtype=torch.long)}, id="too-long"),
+        pytest.param({"input_ids": torch.ones(1, 3)}, id="float"),
+        pytest.param({"input_ids": torch.ones(1, 101, dtype=torch.bool)}, id="bool"),
+        pytest.param({"input_ids": torch.ones(1, 3).long(), "token_type_ids": torch.full((1, 3), 2)}, id="types"),
+        pytest.param({"input_ids": torch.ones(1, 3).long(), "position_ids": torch.full((1, 3), 40)}, id="positions"),
+    ],
+)
+def test_ids_that_are_no_rows_raise_as_in_torch(packed, batch, backend):
+    message = r"index out of range|expanded size|size of tensor|scalar types: Long, Int|out of bounds"
+    with pytest.raises((IndexError, RuntimeError), match=message):
+        outputs(packed, batch, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -545,3 +545,21 @@ def test_traced_layers_compute(name):
         layer.requires_grad_(False)
         traced = torch.jit.trace(layer, random(3, 21))
         torch.testing.assert_close(traced(random(5, 21, seed=1)), layer(random(5, 21, seed=1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.tensor([-1]),
+        torch.tensor([11]),
+        torch.tensor([1.0]),
+        torch.ones(11, dtype=torch.bool),
+        torch.ones(2).byte(),
+    ],
+    ids=["negative", "beyond", "float", "mask", "bytes"],
+)
+def test_embeddings_refuse_what_pytorch_does(ids):
+    """Rows are not counted from the end, and a mask is not a lookup."""
+    for layer in (nn.Embedding(11, 21), *embeddings(QuantSpec("binary"))):
+        with pytest.raises((IndexError, RuntimeError), match=r"index out of range|scalar types: Long, Int"):
+            layer(ids)
