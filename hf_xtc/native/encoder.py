@@ -12,12 +12,12 @@ from torch import Tensor
 from hf_xtc.native.library import Float, Int, Long, Pointer, call, library, operator
 
 # As in csrc/kernels.hpp.
-BYTES, PAIRS, NIBBLES = 0, 1, 2
+BYTES, PAIRS, NIBBLES, SEXTETS = 0, 1, 2, 3
 TILE = 64
 # Codes in a byte of the file, by levels.
 _PER_BYTE = {2: 8, 3: 5, 16: 2}
 # Levels that each layout holds.
-_LEVELS = {BYTES: (2, 3, 16), PAIRS: (2, 3), NIBBLES: (2,)}
+_LEVELS = {BYTES: (2, 3, 16), PAIRS: (2, 3), NIBBLES: (2,), SEXTETS: (2,)}
 # Sums of products with 8-bit activations fit 32 bits up to here.
 _MOST_COLUMNS = 2**17
 
@@ -101,7 +101,7 @@ class NativeWeight:
 
     Args:
         weights (`Sequence[Codes]`): At least one.
-        layout (`int`): `BYTES`, `PAIRS` (up to 3 levels) or `NIBBLES` (2 levels).
+        layout (`int`): `BYTES`, `PAIRS` (up to 3 levels), `NIBBLES` or `SEXTETS` (2 levels).
 
     Raises:
         RuntimeError: if a weight cannot be laid out so.

@@ -152,7 +152,7 @@ def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeyp
 @pytest.mark.parametrize(
     "name, layouts",
     [
-        ("binary", [native.BYTES, native.PAIRS, native.NIBBLES]),
+        ("binary", [native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS]),
         ("ternary", [native.BYTES, native.PAIRS]),
         ("int4", [native.BYTES]),
     ],
@@ -386,7 +386,7 @@ def test_an_exported_program_takes_any_number_of_rows(backend, variant, monkeypa
 
 
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
-@pytest.mark.parametrize("variant", ["avx512_vnni", "avx2", "portable", None])
+@pytest.mark.parametrize("variant", ["avx512_vbmi", "avx512_vnni", "avx2", "portable", None])
 def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(variant, quantizer, monkeypatch):
     """Operands are prepared once, in one layout for any number of rows."""
     taken = []
@@ -396,7 +396,8 @@ def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(v
     weight = pack_weight(random(5, 21), QuantSpec(quantizer))
     product = Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32)
     BACKENDS["auto"]().prepare(product)(random(3, 21))
-    expected = native.NIBBLES if quantizer == "binary" and variant != "portable" else native.BYTES
+    by_variant = {"portable": native.BYTES, "avx512_vbmi": native.SEXTETS}
+    expected = by_variant.get(variant, native.NIBBLES) if quantizer == "binary" else native.BYTES
     assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 
 

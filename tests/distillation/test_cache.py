@@ -491,10 +491,12 @@ def test_an_interrupted_cache_continues_after_the_last_complete_shard(tmp_path, 
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / "cache" / ".incomplete-abc").mkdir(parents=True)
-    (tmp_path / "cache" / ".lock").touch()
-    train(tmp_path / "out", tmp_path / "cache")
-    assert files(tmp_path / "cache") == ["cache.json", "shard-00000.safetensors"]
+    """Of one that was killed before the cache was complete, and of one that was killed just after."""
+    for _ in range(2):
+        (tmp_path / "cache" / ".incomplete-abc").mkdir(parents=True)
+        (tmp_path / "cache" / ".lock").touch()
+        train(tmp_path / "out", tmp_path / "cache")
+        assert files(tmp_path / "cache") == ["cache.json", "shard-00000.safetensors"]
 
 
 def test_a_second_process_waits_and_reuses_the_cache(tmp_path):

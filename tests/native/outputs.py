@@ -22,7 +22,7 @@ from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 def exact() -> Iterator[torch.Tensor]:
     """What all variants compute bitwise alike: linears in all layouts, and fake-quantization."""
     generator = torch.Generator().manual_seed(0)
-    for quantizer, layouts in (("binary", (0, 1, 2)), ("ternary", (0, 1)), ("int4", (0,))):
+    for quantizer, layouts in (("binary", (0, 1, 2, 3)), ("ternary", (0, 1)), ("int4", (0,))):
         levels = get_quantizer(quantizer).levels
         for rows, columns, tokens in ((5, 21, 4), (64, 64, 1), (200, 768, 25), (70, 3072, 13)):
             weight = pack_weight(torch.randn(rows, columns, generator=generator), QuantSpec(quantizer))

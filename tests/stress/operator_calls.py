@@ -21,7 +21,7 @@ from hf_xtc.quantization.quantizers import fake_quantize, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 LAYOUTS = {
-    "binary": (native.BYTES, native.PAIRS, native.NIBBLES),
+    "binary": (native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS),
     "ternary": (native.BYTES, native.PAIRS),
     "int4": (native.BYTES,),
 }

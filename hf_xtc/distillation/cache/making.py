@@ -8,6 +8,7 @@ error. Padding on the left is accepted, with a warning if positions then depend 
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,8 +33,8 @@ from hf_xtc.distillation.cache.rows import ROW, NumberedRows, sequence_mask
 from hf_xtc.distillation.cache.shards import ShardWriter, TeacherCache
 from hf_xtc.distillation.terms import DistillationTerm
 from hf_xtc.errors import DataError, StateError, XTCError
-from hf_xtc.files.lock import FolderLock
-from hf_xtc.files.writing import clear_unfinished
+from hf_xtc.files.lock import LOCK_FILE, FolderLock
+from hf_xtc.files.writing import SCRATCH, clear_unfinished
 from hf_xtc.recipe.layer_map import LayerMap
 
 logger = logging.getLogger(__name__)
@@ -147,10 +148,16 @@ class Teaching:
         manifest = read_manifest(self.folder)
         if manifest is not None:
             check_key(self.folder, manifest.key, key)
-        if make and self.teacher is not None and (manifest is None or broken_shards(self.folder, manifest)):
+        unfinished = manifest is None or broken_shards(self.folder, manifest) or self._was_left_by_a_killed_process()
+        if make and self.teacher is not None and unfinished:
             with FolderLock(self.folder, wait=True) as lock:
                 self._complete(lengths, key, lock)
         return TeacherCache(self.folder)
+
+    def _was_left_by_a_killed_process(self) -> bool:
+        """Whether there are scratch files or a lock beside a complete cache, and they can be removed."""
+        left = [*self.folder.glob(f"{SCRATCH}*"), *self.folder.glob(LOCK_FILE)]
+        return bool(left) and os.access(self.folder, os.W_OK)
 
     def _complete(self, lengths: Sequence[int], key: dict[str, Any], lock: FolderLock) -> None:
         """Makes the shards that are missing or broken once this process holds the lock."""

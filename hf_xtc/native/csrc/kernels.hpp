@@ -29,11 +29,14 @@ namespace xtc {
 enum Layout : int32_t {
   BYTES = 0,   // one code a byte: per 16 rows, [column / 4][row][column % 4]; for the 8-bit multipliers
   PAIRS = 1,   // two bits a code, the same order: byte j of 16 holds codes j, j + 16, j + 32, j + 48 of 64
-  NIBBLES = 2  // one bit a code: [column / 8][row], low nibble columns 0-3 of the 8, high nibble columns 4-7
+  NIBBLES = 2,  // one bit a code: [column / 8][row], low nibble columns 0-3 of the 8, high nibble columns 4-7
+  SEXTETS = 3  // six columns a byte: [column / 6][row], bits 0 to 5 their columns 0, 1, 4, 5, 2, 3
 };
 
 constexpr int TILE = 64;
 constexpr int COLUMN_STEP = 64;
+constexpr int SEXTET_STEP = 24;  // of columns in SEXTETS
+constexpr int SEXTET_BIT[6] = {0, 1, 4, 5, 2, 3};
 
 struct Weight {
   int32_t layout;
@@ -104,7 +107,7 @@ struct Variant {
   void (*fake)(const Fake&, const Threads&);
 };
 
-extern const Variant portable, avx2, avx512;
+extern const Variant portable, avx2, avx512, avx512_vbmi;
 
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

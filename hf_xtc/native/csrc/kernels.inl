@@ -5,6 +5,7 @@
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
 //   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
 //                so that all compilers give the same bits
+//   SEXTET_ROWS  the same for `lookup_sextets`
 //   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
 //   relax        called by a thread between two checks of a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
@@ -156,14 +157,41 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
 // ---- Codes times activations --------------------------------------------------------------------------------------
 
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
+static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
+template <int M>
+static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
 
 constexpr int64_t CHUNK = 768;  // columns whose tables or codes are worked on at a time
 
+// Codes looked up by fours of columns (NIBBLES) or by sixes (SEXTETS). CHUNK is a multiple of STEP.
+struct Fours {
+  static constexpr int64_t ROWS = LOOKUP_ROWS, COLUMNS = 4, TABLE = 32, STEP = COLUMN_STEP, CHUNK = VARIANT::CHUNK;
+  static constexpr int64_t column_bytes(int64_t columns) { return columns * (TILE / 8); }
+  static void make(const int8_t* x, int64_t groups, uint8_t* tables) { make_tables(x, groups, tables); }
+  template <int M>
+  static void look_up(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
+    lookup<M>(codes, tables, stride, groups, sums);
+  }
+};
+
+struct Sixes {
+  static constexpr int64_t ROWS = SEXTET_ROWS, COLUMNS = 6, TABLE = 128, STEP = SEXTET_STEP, CHUNK = 240;
+  static constexpr int64_t column_bytes(int64_t columns) { return columns / 6 * TILE; }
+  static void make(const int8_t* x, int64_t groups, uint8_t* tables) { make_sextet_tables(x, groups, tables); }
+  template <int M>
+  static void look_up(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
+    lookup_sextets<M>(codes, tables, stride, groups, sums);
+  }
+};
+
+// Bytes of a row of activations, zeros behind its columns included: tables of sixes read 8 bytes at a time.
+static int64_t stride_of(int64_t columns) { return round_up(columns, COLUMN_STEP) + (SEXTET_ROWS > 0 ? COLUMN_STEP : 0); }
+
 struct Scratch {
   Quantized quantized;
-  uint8_t* tables;  // LOOKUP_ROWS * CHUNK / 4 * 32
+  uint8_t* tables;  // LOOKUP_ROWS * CHUNK / 4 * 32; those of sixes are smaller
   uint8_t* codes;   // TILE * CHUNK
   int32_t* sums;    // LOOKUP_ROWS * widest output, or rows * TILE
   float *first, *second, *third;
@@ -188,6 +216,13 @@ static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, in
           for (int j = 0; j < 2; ++j) pair[j] = (source[j] >> (2 * d)) & 0x0303030303030303;
           memcpy(target + d * 16, pair, 16);
         }
+      } else if (w.layout == SEXTETS) {
+        const int64_t groups = round_up(w.columns, SEXTET_STEP) / 6;
+        for (int k = 0; k < 4; ++k) {
+          const int64_t column = from + q * 4 + k;
+          const uint8_t* source = w.codes + (tile * groups + column / 6) * TILE + p * 16;
+          for (int j = 0; j < 16; ++j) target[j * 4 + k] = column < w.columns ? (source[j] >> SEXTET_BIT[column % 6]) & 1 : 0;
+        }
       } else {
         const int64_t group = from / 4 + q;
         const uint8_t* source = w.codes + (tile * columns / 8 + group / 2) * TILE + p * 16;
@@ -199,27 +234,34 @@ static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, in
   return out;
 }
 
-template <int M>
+template <class Kind, int M>
 static void lookup_rows(int m, const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
   if constexpr (M > 0) {
-    if (m == M) return lookup<M>(codes, tables, stride, groups, sums);
-    lookup_rows<M - 1>(m, codes, tables, stride, groups, sums);
+    if (m == M) return Kind::template look_up<M>(codes, tables, stride, groups, sums);
+    lookup_rows<Kind, M - 1>(m, codes, tables, stride, groups, sums);
   }
 }
 
+// Columns worked on at a time: equal parts of at most CHUNK.
+template <class Kind>
+static int64_t chunk_of(int64_t columns) {
+  const int64_t chunks = (columns + Kind::CHUNK - 1) / Kind::CHUNK;
+  return round_up((columns + chunks - 1) / chunks, Kind::STEP);
+}
+
 // Codes are looked up for a few rows at a time: their tables stay in the L1 cache, the codes of a weight in L2.
-template <class F>
-static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
-  const int64_t columns = round_up(w.columns, COLUMN_STEP);
-  for (int64_t r = 0; r < x.rows; r += LOOKUP_ROWS) {
-    const int m = x.rows - r < LOOKUP_ROWS ? x.rows - r : LOOKUP_ROWS;
+template <class Kind, class F>
+static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
+  const int64_t columns = round_up(w.columns, Kind::STEP), chunk = chunk_of<Kind>(columns);
+  for (int64_t r = 0; r < x.rows; r += Kind::ROWS) {
+    const int m = x.rows - r < Kind::ROWS ? x.rows - r : Kind::ROWS;
     memset(s.sums, 0, (last_tile - first_tile) * m * TILE * sizeof(int32_t));
     for (int64_t from = 0; from < columns; from += chunk) {
-      const int64_t groups = ((from + chunk < columns ? from + chunk : columns) - from) / 4;
-      for (int i = 0; i < m; ++i) make_tables(x.values + (r + i) * x.stride + from, groups, s.tables + i * groups * 32);
+      const int64_t groups = ((from + chunk < columns ? from + chunk : columns) - from) / Kind::COLUMNS, size = groups * Kind::TABLE;
+      for (int i = 0; i < m; ++i) Kind::make(x.values + (r + i) * x.stride + from, groups, s.tables + i * size);
       for (int64_t tile = first_tile; tile < last_tile; ++tile)
-        lookup_rows<LOOKUP_ROWS>(m, w.codes + (tile * columns + from) * (TILE / 8), s.tables, groups * 32, groups,
-                                 s.sums + (tile - first_tile) * m * TILE);
+        lookup_rows<Kind, Kind::ROWS>(m, w.codes + Kind::column_bytes(tile * columns + from), s.tables, size, groups,
+                                      s.sums + (tile - first_tile) * m * TILE);
     }
     for (int64_t tile = first_tile; tile < last_tile; ++tile)
       for (int i = 0; i < m; ++i) finish(r + i, tile * TILE, s.sums + ((tile - first_tile) * m + i) * TILE);
@@ -228,8 +270,8 @@ static void multiply_by_lookup(const Weight& w, const Quantized& x, int64_t firs
 
 // BYTES codes do not fit the L2 cache: each tile is used for all rows of the block before the next.
 template <class F>
-static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, int64_t chunk, Scratch& s, F finish) {
-  const int64_t columns = round_up(w.columns, COLUMN_STEP);
+static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
+  const int64_t columns = round_up(w.columns, COLUMN_STEP), chunk = chunk_of<Fours>(columns);
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
     for (int64_t from = 0; from < columns; from += chunk) {
@@ -245,10 +287,11 @@ static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_t
 // finish(row, first, sums): called for each row of activations and each tile, with TILE exact sums of codes times values.
 template <class F>
 static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
-  const int64_t columns = round_up(w.columns, COLUMN_STEP), chunks = (columns + CHUNK - 1) / CHUNK;
-  const int64_t chunk = round_up((columns + chunks - 1) / chunks, COLUMN_STEP);
-  if (LOOKUP_ROWS > 0 && w.layout == NIBBLES) return multiply_by_lookup(w, x, first_tile, last_tile, chunk, s, finish);
-  multiply_by_dot(w, x, first_tile, last_tile, chunk, s, finish);
+  if constexpr (SEXTET_ROWS > 0)
+    if (w.layout == SEXTETS) return multiply_by_lookup<Sixes>(w, x, first_tile, last_tile, s, finish);
+  if constexpr (LOOKUP_ROWS > 0)
+    if (w.layout == NIBBLES) return multiply_by_lookup<Fours>(w, x, first_tile, last_tile, s, finish);
+  multiply_by_dot(w, x, first_tile, last_tile, s, finish);
 }
 
 // activation(x) @ weight.T + bias for one block of rows; put(row, column, values, lanes) takes the result.
@@ -503,10 +546,11 @@ static char* cut(char*& from, int64_t bytes) {
 // Lays one thread's scratch out from `from` on; starting at a null pointer, `from` ends as its size.
 static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t outputs, int64_t hidden, int64_t inner) {
   Scratch s;
-  columns = round_up(columns, COLUMN_STEP);
+  columns = stride_of(columns);
   s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (uint32_t*)cut(from, rows * 4)};
   s.tables = (uint8_t*)cut(from, LOOKUP_ROWS * CHUNK * 8);
   s.codes = (uint8_t*)cut(from, TILE * CHUNK);
+  static_assert(SEXTET_ROWS * (Sixes::CHUNK / 6) * Sixes::TABLE <= LOOKUP_ROWS * CHUNK * 8 && SEXTET_ROWS <= LOOKUP_ROWS, "");
   const int64_t looked_up = LOOKUP_ROWS * round_up(outputs, TILE), at_once = rows * TILE;
   s.sums = (int32_t*)cut(from, (looked_up > at_once ? looked_up : at_once) * 4);
   s.first = (float*)cut(from, rows * hidden * 4);
@@ -517,7 +561,7 @@ static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t ou
 
 static void quantize_block(const float* x, int64_t rows, int64_t n, Quantized& to) {
   to.rows = rows;
-  to.stride = round_up(n, COLUMN_STEP);
+  to.stride = stride_of(n);
   for (int64_t r = 0; r < rows; ++r) quantize_row(x + r * n, n, to, r);
 }
 

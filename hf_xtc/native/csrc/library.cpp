@@ -9,7 +9,8 @@ static bool runs(const Variant& v) {
   if (!v.name) return false;
 #if defined(__x86_64__)
   if (&v == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (&v == &avx512)
+  if (&v == &avx512_vbmi && !__builtin_cpu_supports("avx512vbmi")) return false;
+  if (&v == &avx512 || &v == &avx512_vbmi)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 #endif
@@ -19,15 +20,16 @@ static bool runs(const Variant& v) {
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
 API int xtc_interface() { return 3; }
 
-static const Variant* const VARIANTS[] = {&avx512, &avx2, &portable};
+static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &portable};
 
 // Name of variant `index`, fastest first, where this processor runs it; "" where it does not; null past the last.
 API const char* xtc_variant(int index) {
-  if (index < 0 || index > 2) return nullptr;
+  if (index < 0 || index > 3) return nullptr;
   return runs(*VARIANTS[index]) ? VARIANTS[index]->name : "";
 }
 
 API int64_t xtc_layout_bytes(int32_t layout, int64_t rows, int64_t columns) {
+  if (layout == SEXTETS) return round_up(rows, TILE) * (round_up(columns, SEXTET_STEP) / 6);
   const int64_t codes = round_up(rows, TILE) * round_up(columns, COLUMN_STEP);
   return layout == BYTES ? codes : layout == PAIRS ? codes / 4 : codes / 8;
 }
@@ -47,6 +49,8 @@ API void xtc_lay_out(int32_t layout, int32_t levels, int64_t rows, int64_t colum
           out[quad * 64 + place] = code;
         else if (layout == PAIRS)
           out[quad * 16 + place % 16] |= code << (2 * (place / 16));
+        else if (layout == SEXTETS)
+          out[(tile * (round_up(columns, SEXTET_STEP) / 6) + c / 6) * TILE + row] |= code << SEXTET_BIT[c % 6];
         else
           out[(tile * padded / 8 + c / 8) * TILE + row] |= code << (c % 8);
       }
