@@ -148,14 +148,15 @@ class Teaching:
         manifest = read_manifest(self.folder)
         if manifest is not None:
             check_key(self.folder, manifest.key, key)
-        unfinished = manifest is None or broken_shards(self.folder, manifest) or self._was_left_by_a_killed_process()
-        if make and self.teacher is not None and unfinished:
+        if make and self.teacher is not None and self._is_unfinished(manifest):
             with FolderLock(self.folder, wait=True) as lock:
                 self._complete(lengths, key, lock)
         return TeacherCache(self.folder)
 
-    def _was_left_by_a_killed_process(self) -> bool:
-        """Whether there are scratch files or a lock beside a complete cache, and they can be removed."""
+    def _is_unfinished(self, manifest: Manifest | None) -> bool:
+        """Whether shards are missing or broken, or a killed process left files that can be removed."""
+        if manifest is None or broken_shards(self.folder, manifest):
+            return True
         left = [*self.folder.glob(f"{SCRATCH}*"), *self.folder.glob(LOCK_FILE)]
         return bool(left) and os.access(self.folder, os.W_OK)
 
