@@ -70,7 +70,7 @@ class XTCConfig:
         """
         try:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
-        except (StrictDataclassError, PackedFileError) as error:
+        except (StrictDataclassError, PackedFileError, AttributeError, IndexError, KeyError, TypeError) as error:
             found = error if isinstance(error, PackedFileError) else _unusable(error)
             if any(str(found).startswith(f"{name}=") for name in kwargs):  # the caller's value, not the file's
                 raise found from None

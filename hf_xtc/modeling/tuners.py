@@ -55,6 +55,12 @@ def check_tuner(model: nn.Module, config: Any) -> None:
         XTCError: if it cannot; names a module.
     """
     kind = config.peft_type.value
+    for option in ("modules_to_save", "target_parameters"):
+        names = getattr(config, option, None)
+        if not all(
+            isinstance(name, str) for name in (names if isinstance(names, list | tuple | set) else [names or ""])
+        ):
+            raise XTCError(f"{option}={names!r:.80} of the adapter must be names of modules.")
     for name, layer in _layers(model):
         if _saves(config, name):
             if isinstance(layer, PackedLayer):
