@@ -70,7 +70,7 @@ def test_an_impossible_number_of_labels_is_refused(value, folder):
         {"hidden_act": "none of them"},
         {"pad_token_id": 2**63},
         {"dtype": False},
-        {"some_model": {"dtype": 5}},
+        {"some_model": {"dtype": [5]}},
         {"architectures": [False]},
         {"id2label": {"0": "a", "1": [["b"]], "2": "c"}},
         {"num_attention_heads": 5},
