@@ -93,7 +93,11 @@ def bypasses(kind):
 
 
 REFUSED = [
-    ("packed", lambda: lora(modules_to_save=[5]), "modules_to_save=[5, 'classifier', 'score'] of the adapter must be names of modules."),
+    (
+        "packed",
+        lambda: lora(modules_to_save=[5]),
+        "modules_to_save=[5, 'classifier', 'score'] of the adapter must be names of modules.",
+    ),
     ("packed", LATENT_ONLY["lora on embeddings"], not_on("LORA", WORDS)),
     (
         "packed",
