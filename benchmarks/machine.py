@@ -13,7 +13,7 @@ FLAGS = (
     "avx512f",
     "avx512bw",
     "avx512_vnni",
-    "avx512_vbmi",
+    "avx512vbmi",
     "avx512_bf16",
     "amx_tile",
     "amx_int8",
