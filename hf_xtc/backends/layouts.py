@@ -13,9 +13,9 @@ def fastest_layout(quantizer: str) -> int:
     """The default layout on the instruction set in use.
 
     Binary codes are looked up in tables of the sums of four activations, with VBMI of six; others are multiplied as
-    bytes. Lookups of four were faster on AMD processors with AVX2. On Zen 5 (one core, weights of 384 to 3072 rows, 16
-    to 1024 tokens) lookups of six did 1.3 to 1.6 times the products a second of lookups of four, and 1.05 to 1.5 times
-    those of bytes, in a sixth of their memory.
+    bytes. Lookups of four were faster than bytes on AMD processors with AVX2. On a Zen 5, lookups of six do 1.2 to 1.6
+    times as much in a second as lookups of four, and 1.06 to 1.5 times as much as bytes of VNNI, in a sixth of their
+    memory (`benchmarks/products.py`).
     """
     chosen = variant()
     if quantizer != "binary" or chosen == "portable":

@@ -53,6 +53,12 @@ class _Batch(ctypes.Structure):
     ]
 
 
+def _check_cpu(*tensors: Tensor | None) -> None:
+    """Raises a RuntimeError unless all tensors are in memory that the operator can read."""
+    if any(tensor is not None and tensor.device.type != "cpu" for tensor in tensors):
+        raise RuntimeError("The native operator runs on the CPU, but weights that it should read are elsewhere.")
+
+
 def _padded(values: Tensor, rows: int) -> Tensor:
     """Float32 values for `rows` rows, broadcast and padded to whole tiles."""
     padded = torch.zeros(-(-rows // TILE) * TILE)
@@ -113,8 +119,7 @@ class NativeWeight:
             raise RuntimeError("The native operator was not built.")
         for weight in weights:
             weight.check()
-            if any(t is not None and t.device.type != "cpu" for t in weight[:3]):
-                raise RuntimeError("The native operator runs on the CPU, but codes, scales or biases are elsewhere.")
+            _check_cpu(*weight[:3])
         self.columns, levels = weights[0].columns, weights[0].levels
         if levels not in _LEVELS.get(layout, ()) or {w[3:] for w in weights} != {(self.columns, levels)}:
             raise RuntimeError(f"Weights of {levels} levels cannot be laid out together in layout {layout}.")
@@ -237,6 +242,7 @@ class NativeTable:
     """
 
     def __init__(self, rows: Tensor, scale: Tensor | None, levels: int, width: int):
+        _check_cpu(rows, scale)
         self.rows, self.width = len(rows), width
         bytes_or_floats = -(-width // {**_PER_BYTE, 256: 1, 0: 1}[levels])
         if rows.shape[1:] != (bytes_or_floats,) or (levels and (scale is None or scale.numel() != self.rows)):
@@ -250,6 +256,7 @@ class NativeLayer:
     """One encoder layer: four weights (q, k and v as one) and its two LayerNorms (gamma and beta of each)."""
 
     def __init__(self, weights: Sequence[NativeWeight], norms: Sequence[Tensor]):
+        _check_cpu(*norms)
         self.weights = weights
         self.norms = [norm.detach().float().contiguous() for norm in norms]
         structs = (weight.struct for weight in weights)
@@ -278,6 +285,7 @@ class NativeEncoder:
         heads: int,
         epsilons: tuple[float, float],
     ):
+        _check_cpu(*norm)
         self._layers, self._tables = layers, tables
         self._norm = [part.detach().float().contiguous() for part in norm]
         self._array = (_Layer * len(layers))(*(layer.struct for layer in layers))

@@ -154,7 +154,7 @@ def test_meta_tensors_give_shapes():
     x, *meta = (tensor.to("meta") for tensor in (random(3, 4, 21), packed, scale, bias))
     found = native.linear(x, *meta, columns, levels, native.NIBBLES)
     assert (found.device.type, found.dtype, found.shape) == ("meta", torch.float32, (3, 4, 5))
-    with pytest.raises(RuntimeError, match=r"^The native operator runs on the CPU, but codes, scales or biases are "):
+    with pytest.raises(RuntimeError, match=r"^The native operator runs on the CPU, but "):
         native.NativeWeight([native.Codes(*meta, columns, levels)], native.NIBBLES)
 
 
@@ -229,6 +229,21 @@ def test_an_encoder_of_shapes_that_do_not_fit_is_refused():
         native.NativeEncoder([other], good._tables, good._norm, 2, (1e-12, 1e-12))
     with pytest.raises(RuntimeError, match=r"^Rows of shape \(11, 8\) do not hold 9 numbers of 0 levels\.$"):
         native.NativeTable(random(11, 8), None, 0, 9)
+
+
+def test_an_encoder_of_tensors_elsewhere_is_refused():
+    good = encoder()
+    meta = torch.ones(8, device="meta")
+    makes = (
+        lambda: native.NativeTable(torch.ones(11, 8, device="meta"), None, 0, 8),
+        lambda: native.NativeLayer(good._layers[0].weights, [meta] * 4),
+        lambda: native.NativeEncoder(good._layers, good._tables, [meta] * 2, 2, (1e-12, 1e-12)),
+    )
+    for make in makes:
+        with pytest.raises(
+            RuntimeError, match=r"^The native operator runs on the CPU, but weights that it should read"
+        ):
+            make()
 
 
 def test_a_large_batch_is_computed_in_parts():
