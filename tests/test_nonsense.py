@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # What a value may be without anyone knowing better: names that the user invents, or that a service knows.
 FREE = {
+    "logging_dir",  # of older versions of transformers
     *("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     *("hub_token", "hub_model_id", "hub_revision", "commit_message", "optim_target_modules", "teacher_license"),
     "local_rank",  # set by old launchers; transformers has stopped reading it

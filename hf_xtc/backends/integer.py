@@ -18,6 +18,8 @@ from hf_xtc.quantization.packing import unpack
 from hf_xtc.quantization.quantizers import code_integers, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
+_NATIVE_ACTIVATION = ActivationSpec()  # the only one that the native operator computes
+
 
 def native_serves(product: Product) -> bool:
     """Whether the native operator computes this product: the default recipe's activations, in float32 on the CPU."""
@@ -27,7 +29,7 @@ def native_serves(product: Product) -> bool:
         and weight.packed.device.type == "cpu"
         and dtype == torch.float32
         and activation is not None
-        and activation.spec == ActivationSpec()
+        and activation.spec == _NATIVE_ACTIVATION
         and weight.spec.granularity != "per_group"
         and get_quantizer(weight.spec.quantizer).levels <= 16
     )

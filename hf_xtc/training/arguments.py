@@ -27,7 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "max_grad_norm"), (0, 1e6)),
     **dict.fromkeys(("logging_steps", "eval_delay", "save_total_limit", "warmup_steps"), (0, 2**31)),
     **dict.fromkeys(("eval_steps", "save_steps", "adam_epsilon"), (ABOVE_ZERO, 2**31)),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "warmup_ratio"), (0, 1)),
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
     **dict.fromkeys(("ddp_bucket_cap_mb", "ddp_timeout"), (1, 2**31)),
     "neftune_noise_alpha": (0, 1e6),
@@ -152,8 +152,9 @@ class XTCTrainingArguments(TrainingArguments):
     def _check_stock(self) -> None:
         """Checks the options of transformers that it would take as they are, and fail on later."""
         for name, (low, high) in _RANGES.items():
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low, high)
+            value = getattr(self, name, None)  # older and newer versions of transformers lack some
+            if value is not None:
+                check_range(name, value, low, high)
         if self.max_steps != -1:
             check_count("max_steps", self.max_steps)
         for name, file_allowed in _OBJECTS.items():

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -662,6 +663,10 @@ def test_config_with_bad_values(values, error, text):
     ],
 )
 def test_a_config_made_in_code_is_not_told_of_files(values, text, tmp_path):
+    if Version(transformers.__version__) < Version("5.20") and not values.keys().isdisjoint(
+        ("architectures", "id2label")
+    ):
+        pytest.skip("transformers refuses them itself")
     with says(PackedFileError, text):
         XTCBertConfig(**values)
     XTCBertConfig().save_pretrained(tmp_path)
