@@ -15,7 +15,7 @@ def fastest_layout(quantizer: str) -> int:
     Binary codes are looked up in tables of the sums of four activations, with VBMI of six; others are multiplied as
     bytes. Lookups of four were faster than bytes on AMD processors with AVX2. On a Zen 5, lookups of six do 1.2 to 1.6
     times as much in a second as lookups of four, and 1.06 to 1.5 times as much as bytes of VNNI, in a sixth of their
-    memory (`benchmarks/products.py`).
+    memory (`benchmarks/products.py`). No Intel processor with VBMI was measured.
     """
     chosen = variant()
     if quantizer != "binary" or chosen == "portable":
