@@ -6,6 +6,7 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 6;
 constexpr int64_t MAX_ROWS = 36;
+constexpr bool FUSES = true;
 #ifdef VBMI
 constexpr int SEXTET_ROWS = 6;
 #else
@@ -18,6 +19,11 @@ static inline V fused(V a, V b, V c) {
   V sum;
   _mm512_storeu_ps((float*)&sum, _mm512_fmadd_ps(load(a), load(b), load(c)));
   return sum;
+}
+
+template <class V>
+static inline void narrow(V q, int8_t* to) {
+  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_loadu_si512(&q)));
 }
 
 static inline void relax(int spins) {

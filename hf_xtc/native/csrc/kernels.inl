@@ -5,6 +5,7 @@
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
 //   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
 //                so that all compilers give the same bits
+//   FUSES        whether `fused` rounds once
 //   SEXTET_ROWS  the same for `lookup_sextets`
 //   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
 //   relax        called by a thread between two checks of a barrier
@@ -49,10 +50,10 @@ static inline V load_part(const T* from, int64_t lanes) {
 
 static inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
 
-static inline void store_part(float* to, Floats v, int64_t lanes) {
-  if (lanes >= LANES) return store(to, v);
-  memcpy(to, &v, lanes * sizeof(float));
-}
+// Not inlined, since taking the address of `v` would keep it in memory in the usual case, too.
+static __attribute__((noinline, cold)) void store_some(float* to, Floats v, int64_t lanes) { memcpy(to, &v, lanes * sizeof(float)); }
+
+static inline void store_part(float* to, Floats v, int64_t lanes) { lanes >= LANES ? store(to, v) : store_some(to, v, lanes); }
 
 struct Whole {  // as many lanes as a vector has: a type, so that code for whole vectors has no branches
   constexpr operator int64_t() const { return LANES; }
@@ -70,19 +71,40 @@ static inline void each(const float* x, int64_t n, F f) {
   if (i < n) f(i, load_part<Floats>(x + i, n - i), n - i);
 }
 
-template <class F>
-static inline float reduce(Floats v, F f) {
-  float result = v[0];
-  for (int i = 1; i < LANES; ++i) result = f(result, v[i]);
-  return result;
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef float EightFloats __attribute__((vector_size(32)));
+
+template <class Half, class V>
+static inline Half half_of(const V& v, int second) {
+  return load<Half>((const float*)&v + second * (sizeof(Half) / 4));
 }
 
+// Half of the lanes with the other half, until one is left.
+template <class F>
+static inline float reduce(FourFloats v, F f) {
+  return f(f(v[0], v[2]), f(v[1], v[3]));
+}
+
+#if VECTOR_BYTES >= 32
+template <class F>
+static inline float reduce(EightFloats v, F f) {
+  return reduce(f(half_of<FourFloats>(v, 0), half_of<FourFloats>(v, 1)), f);
+}
+#endif
+
+#if VECTOR_BYTES >= 64
+template <class F>
+static inline float reduce(Floats v, F f) {
+  return reduce(f(half_of<EightFloats>(v, 0), half_of<EightFloats>(v, 1)), f);
+}
+#endif
+
 static inline float sum_of(Floats v) {
-  return reduce(v, [](float a, float b) { return a + b; });
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 
 static inline float largest_of(Floats v) {
-  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // The polynomial with these coefficients, of the highest power first.
@@ -107,6 +129,13 @@ static inline Floats exponential(Floats x) {
   return p * (Floats)power;
 }
 
+// 1 / x for normal x > 0, to about 1 ulp: an estimate from the bits, and Newton's method.
+static inline Floats reciprocal(Floats x) {
+  Floats y = (Floats)(0x7ef311c7 - (Words)x);
+  for (int i = 0; i < 3; ++i) y = fused(y, fused(-x, y, splat(1.0f)), y);
+  return y;
+}
+
 // x * P(N <= x): the exact GELU, by a rational function of x * x for erf(x / sqrt 2) / x (float32 rounding dominates).
 static inline Floats gelu(Floats x) {
   const Floats limit = splat(3.92f);
@@ -115,7 +144,7 @@ static inline Floats gelu(Floats x) {
                                   5.427848547697067e-2f, 1.8470042943954468e-1f, 1.128379225730896f});
   const Floats q = polynomial(t, {6.342170672724023e-5f, 1.305042183957994e-3f, 1.5430981293320656e-2f,
                                   1.1377549171447754e-1f, 4.9702003598213196e-1f, 1.0f});
-  return x * 0.5f * (z * p / q + 1.0f);
+  return x * 0.5f * fused(z * p, reciprocal(q), splat(1.0f));
 }
 
 // ---- Rows of activations in 8 bits --------------------------------------------------------------------------------
@@ -127,31 +156,59 @@ struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
   uint32_t* sum;
 };
 
-// Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
-// or infinity gets scale NaN, as in the reference.
-static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
-  Floats largest{}, zero{};
-  each(x, n, [&](int64_t, Floats v, auto) {
-    largest = larger(largest, magnitude(v));
-    zero += v * 0.0f;
-  });
-  const float scale = largest_of(largest) / 128.0f + sum_of(zero);
-  const float step = scale == 0.0f ? 1.0f : scale;
-  int8_t* values = to.values + row * to.stride;
+// v / step as IEEE 754 rounds it, without a division per number where `fused` rounds once: a product with the reciprocal
+// is within 2 ulp, a first correction by the exact remainder within 1, and a second is exact (Markstein: Computation of
+// elementary functions on the IBM RISC System/6000 processor, 1990, theorem 8.2).
+struct Divisor {
+  Floats step, negative, inverse;
+  bool plain;  // whether remainders could underflow
+  explicit Divisor(float s) : step(splat(s)), negative(splat(-s)), inverse(splat(1.0f / s)), plain(!(s > 1e-24f && s < 1e24f)) {}
+
+  template <bool PLAIN>
+  Floats quotient(Floats v) const {
+    if (PLAIN) return v / step;
+    Floats q = v * inverse;
+    q = fused(fused(q, negative, v), inverse, q);
+    return fused(fused(q, negative, v), inverse, q);
+  }
+};
+
+template <bool PLAIN>
+static uint32_t quantize_values(const float* x, int64_t n, const Divisor& divisor, int8_t* values) {
   Words sum{};
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
-    Ints q = (Ints)((Words)(v / step + 12582912.0f) - 0x4b400000);
+    Ints q = (Ints)((Words)(divisor.quotient<PLAIN>(v) + 12582912.0f) - 0x4b400000);
     q = q > 127 ? Ints{} + 127 : q;
     sum += (Words)q;
     int8_t bytes[LANES];
     narrow(q, bytes);
     memcpy(values + i, bytes, lanes);
   });
-  memset(values + n, 0, to.stride - n);
-  to.scale[row] = scale;
   uint32_t total = 0;
   for (int i = 0; i < LANES; ++i) total += sum[i];
-  to.sum[row] = total;
+  return total;
+}
+
+// Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
+// or infinity gets scale NaN, as in the reference. Magnitudes are compared as integers, which gives the same order, with
+// NaN the largest.
+static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
+  Ints most{};
+  each(x, n, [&](int64_t, Floats v, auto) {
+    const Ints bits = (Ints)magnitude(v);
+    most = bits > most ? bits : most;
+  });
+  int32_t largest = 0;
+  for (int i = 0; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
+  float scale;
+  memcpy(&scale, &largest, sizeof scale);
+  scale = largest < 0x7f800000 ? scale / 128.0f : __builtin_nanf("");
+  const Divisor divisor(scale == 0.0f ? 1.0f : scale);
+  int8_t* values = to.values + row * to.stride;
+  const bool plain = !FUSES || divisor.plain;
+  to.scale[row] = scale;
+  to.sum[row] = plain ? quantize_values<true>(x, n, divisor, values) : quantize_values<false>(x, n, divisor, values);
+  memset(values + n, 0, to.stride - n);
 }
 
 // ---- Codes times activations --------------------------------------------------------------------------------------
@@ -297,12 +354,13 @@ static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, in
 // activation(x) @ weight.T + bias for one block of rows; put(row, column, values, lanes) takes the result.
 template <class F>
 static void linear_block(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F put) {
-  const uint32_t alpha = w.levels == 2 ? 2 : 1, beta = w.levels == 2 ? 1 : w.levels / 2;
+  const int log_alpha = w.levels == 2;
+  const uint32_t beta = w.levels == 2 ? 1 : w.levels / 2;
   multiply(w, x, first_tile, last_tile, s, [&](int64_t row, int64_t first, const int32_t* sums) {
     const uint32_t offset = beta * x.sum[row];
     const float scale = x.scale[row];
     for (int64_t j = 0; j < TILE && first + j < w.rows; j += LANES) {
-      const Floats exact = __builtin_convertvector((Ints)(load<Words>(sums + j) * alpha - offset), Floats);
+      const Floats exact = __builtin_convertvector((Ints)((load<Words>(sums + j) << log_alpha) - offset), Floats);
       Floats y = fused(exact, load<Floats>(w.scale + first + j) * scale, load<Floats>(w.bias + first + j));
       put(row, first + j, y, w.rows - first - j);
     }
@@ -395,15 +453,27 @@ static int64_t attention_floats(int64_t tokens, int64_t size) {
 }
 
 static void layer_norm(const float* x, int64_t n, const float* gamma, const float* beta, float epsilon, float* out) {
-  Floats sum{}, squares{};
-  each(x, n, [&](int64_t, Floats v, auto) { sum += v; });
-  const float mean = sum_of(sum) / n;
-  each(x, n, [&](int64_t, Floats v, auto lanes) {
-    Floats d = v - mean;
-    for (int64_t i = lanes; i < LANES; ++i) d[i] = 0.0f;
-    squares = fused(d, d, squares);
-  });
-  const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / n + epsilon);
+  const int64_t whole = n / LANES * LANES;
+  Floats sum[2] = {};  // two, so that an addition need not wait for the one before
+  for (int64_t i = 0; i < whole; i += LANES) {
+    sum[0] += load<Floats>(x + i);
+    if ((i += LANES) < whole) sum[1] += load<Floats>(x + i);
+  }
+  float rest = 0.0f;
+  for (int64_t i = whole; i < n; ++i) rest += x[i];
+  const float mean = (sum_of(sum[0] + sum[1]) + rest) / n;
+  Floats squares[2] = {};
+  for (int64_t i = 0; i < whole; i += LANES) {
+    const Floats d = load<Floats>(x + i) - mean;
+    squares[0] = fused(d, d, squares[0]);
+    if ((i += LANES) < whole) {
+      const Floats e = load<Floats>(x + i) - mean;
+      squares[1] = fused(e, e, squares[1]);
+    }
+  }
+  rest = 0.0f;
+  for (int64_t i = whole; i < n; ++i) rest += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / __builtin_sqrtf((sum_of(squares[0] + squares[1]) + rest) / n + epsilon);
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
     store_part(out + i, fused((v - mean) * scale, load_part<Floats>(gamma + i, lanes), load_part<Floats>(beta + i, lanes)), lanes);
   });

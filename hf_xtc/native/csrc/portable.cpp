@@ -11,6 +11,7 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 0;
 constexpr int64_t MAX_ROWS = 36;
+constexpr bool FUSES = false;
 constexpr int SEXTET_ROWS = 0;
 
 template <class V>
