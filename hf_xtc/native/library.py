@@ -5,7 +5,8 @@ PyTorch's compiler, dispatch modes and profiler see an operator, and tensors on 
 
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
 time. It has one variant per instruction set and uses the best one that the processor supports; the environment
-variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP.
+variable `XTC_NATIVE` selects another, or "off". It runs on PyTorch's own threads, or, where
+those are not GNU OpenMP's, on as many of its own.
 """
 
 import ctypes
@@ -25,9 +26,13 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 3
+INTERFACE = 4
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+class _Threads(ctypes.Structure):
+    _fields_ = [("parallel", Pointer), ("number", Long)]
+
 
 # The operators of `torch.ops.hf_xtc`; kept, since PyTorch forgets them when this is freed.
 _OPERATORS = torch.library.Library("hf_xtc", "DEF")
@@ -57,10 +62,6 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
         return registered
 
     return register
-
-
-class _Threads(ctypes.Structure):
-    _fields_ = [("parallel", Pointer), ("count", Pointer), ("number", Long)]
 
 
 @cache
@@ -139,19 +140,16 @@ def is_readable(values: torch.Tensor) -> bool:
 
 
 @cache
-def _openmp() -> tuple[int | None, int | None]:
-    """Addresses of `GOMP_parallel` and `omp_get_num_threads` among PyTorch's own dependencies, if it has them."""
+def _openmp() -> int | None:
+    """Address of `GOMP_parallel` among PyTorch's own dependencies, if it is there."""
     try:
-        torch_library = ctypes.CDLL(torch._C.__file__)
-        found = [torch_library[name] for name in ("GOMP_parallel", "omp_get_num_threads")]
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__)["GOMP_parallel"], Pointer).value
     except (AttributeError, OSError):
-        return None, None
-    parallel, count = (ctypes.cast(function, Pointer).value for function in found)
-    return parallel, count
+        return None
 
 
 def call(function: str, *arguments: Any) -> int:
-    """Calls a function of the variant in use, on PyTorch's threads; returns 0, or the function's code of an error.
+    """Calls a function of the variant in use, on as many threads as PyTorch uses; returns 0, or the function's code of an error.
 
     Raises:
         RuntimeError: where the native operator is not in use.
@@ -160,7 +158,7 @@ def call(function: str, *arguments: Any) -> int:
     loaded, name = library(), variant()
     if loaded is None or name is None:
         raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
-    threads = _Threads(*_openmp(), torch.get_num_threads())
+    threads = _Threads(_openmp(), torch.get_num_threads())
     status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
     if status > 0:
         raise MemoryError(

@@ -26,11 +26,6 @@ static inline void narrow(V q, int8_t* to) {
   _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_loadu_si512(&q)));
 }
 
-static inline void relax(int spins) {
-  _mm_pause();
-  if (spins % 1024 == 1023) sched_yield();
-}
-
 #include "lookup.inl"
 
 // sums[M][64] += the 16-bit sums of 64 rows, of which unpacking left rows 16 * lane + 8 * k and up to 7 more in each

@@ -1,10 +1,12 @@
 // The operator's data structures, and the interface of its build for one instruction set.
 //
 // Every variant (portable.cpp, avx2.cpp, avx512.cpp) compiles the same kernels.inl under other names; library.cpp picks
-// one at run time. No PyTorch and no Python headers: data come as pointers, threads from the caller's OpenMP runtime.
+// one at run time. No PyTorch and no Python headers: data come as pointers, threads from pool.cpp.
 #pragma once
 
 #include <cstdint>
+
+#include "pool.hpp"
 
 // All functions that follow are compiled for the given instruction sets; END_TARGET ends it (Clang) at the end of a file.
 #define XTC_PRAGMA(text) _Pragma(#text)
@@ -90,13 +92,6 @@ struct Fake {
   const float *threshold, *scale;  // (groups,)
   float* count;                    // (groups,)
   void* out;                       // (groups, size)
-};
-
-// The caller's OpenMP: GOMP_parallel and omp_get_num_threads. Null: one thread.
-struct Threads {
-  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
-  int (*count)();
-  int64_t number;
 };
 
 // `linear` and `encoder` return the bytes of memory that they could not have, or 0.

@@ -8,7 +8,6 @@
 //   FUSES        whether `fused` rounds once
 //   SEXTET_ROWS  the same for `lookup_sextets`
 //   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
-//   relax        called by a thread between two checks of a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
 // rounded half to even; exp and the normal distribution are polynomials of this project, fitted to below 1e-8.
 
@@ -19,6 +18,7 @@
 #endif
 
 #include "kernels.hpp"
+#include "pool.hpp"
 
 namespace xtc {
 namespace VARIANT {
@@ -522,7 +522,7 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
   layer_norm(scratch, e.hidden, e.embedding_gamma, e.embedding_beta, e.embedding_epsilon, out);
 }
 
-// ---- Threads and memory -------------------------------------------------------------------------------------------
+// ---- Memory -------------------------------------------------------------------------------------------
 
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
 // filling them; more than KEPT is given back after the call.
@@ -562,45 +562,6 @@ class Workspace {
 
 static thread_local Workspace workspace;
 
-struct Team {
-  const Threads& threads;
-  int next = 0, waiting = 0, phase = 0;
-
-  // All threads wait for the last one.
-  void barrier(int count) {
-    if (count == 1) return;
-    const int before = __atomic_load_n(&phase, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_ACQ_REL) == count) {
-      waiting = 0;
-      __atomic_store_n(&phase, before + 1, __ATOMIC_RELEASE);
-      return;
-    }
-    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == before; ++spins) relax(spins);
-  }
-};
-
-template <class F>
-struct Call {
-  Team* team;
-  F* body;
-};
-
-// body(thread, threads) on each thread of the caller's OpenMP.
-template <class F>
-static void run(Team& team, F body) {
-  if (!team.threads.parallel || team.threads.number <= 1) return body(0, 1);
-  Call<F> call{&team, &body};
-  team.threads.parallel(
-      [](void* data) {
-        Call<F>& c = *(Call<F>*)data;
-        (*c.body)(__atomic_fetch_add(&c.team->next, 1, __ATOMIC_RELAXED), c.team->threads.count());
-      },
-      &call, (unsigned)team.threads.number, 0);
-}
-
-// The index of the next piece of work of a phase, each taken by one thread.
-static inline int64_t take(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
-
 // Rows per block: no more than fit the cache, and equal parts for all threads.
 static int64_t block_rows(int64_t tokens, int64_t threads) {
   const int64_t blocks = round_up((tokens + MAX_ROWS - 1) / MAX_ROWS, threads);
@@ -638,8 +599,7 @@ static void quantize_block(const float* x, int64_t rows, int64_t n, Quantized& t
 // ---- Entry points -------------------------------------------------------------------------------------------------
 
 static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* out, const Threads& threads) {
-  Team team{threads};
-  const int64_t number = threads.parallel ? threads.number : 1;
+  const int64_t number = threads.number;
   const int64_t rows = block_rows(tokens, number), blocks = (tokens + rows - 1) / rows, tiles = tiles_of(w);
   // With few rows the tiles are split over the threads as well, in parts of at least 4.
   const int64_t parts = blocks >= number ? 1 : (tiles + 3) / 4 < number ? (tiles + 3) / 4 : number;
@@ -648,18 +608,16 @@ static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* ou
   const int64_t bytes = number * (int64_t)size;
   char* memory = workspace.get(bytes);
   if (!memory) return bytes;
-  int64_t counter = 0;
-  run(team, [&](int thread, int) {
+  const auto piece = [&](int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)size;
     Scratch s = scratch_of(from, rows, w.columns, w.rows, 0, 0);
-    for (int64_t i; (i = take(counter)) < blocks * parts;) {
-      const int64_t start = i / parts * rows, part = i % parts;
-      quantize_block(x + start * w.columns, tokens - start < rows ? tokens - start : rows, w.columns, s.quantized);
-      linear_block(w, s.quantized, tiles * part / parts, tiles * (part + 1) / parts, s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
-        store_part(out + (start + r) * w.rows + j, y, lanes);
-      });
-    }
-  });
+    const int64_t start = i / parts * rows, part = i % parts;
+    quantize_block(x + start * w.columns, tokens - start < rows ? tokens - start : rows, w.columns, s.quantized);
+    linear_block(w, s.quantized, tiles * part / parts, tiles * (part + 1) / parts, s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+      store_part(out + (start + r) * w.rows + j, y, lanes);
+    });
+  };
+  with_crew(threads, [&](Crew& crew) { crew.for_each(blocks * parts, piece); });
   workspace.give_back();
   return 0;
 }
@@ -692,48 +650,45 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   const int64_t *offsets = batch.offsets + first, begin = *offsets;
   const Batch b{last - first, batch.offsets[last] - begin, offsets, batch.words + begin, batch.positions + begin, batch.types + begin};
   x += begin * e.hidden;
-  Team team{threads};
-  const int64_t number = threads.parallel ? threads.number : 1, hidden = e.hidden, size = hidden / e.heads;
-  const int64_t rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
+  const int64_t hidden = e.hidden, size = hidden / e.heads;
+  const int64_t number = threads.number, rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
   int64_t longest = 0;
   for (int64_t i = 0; i < b.num_sequences; ++i)
     if (b.offsets[i + 1] - b.offsets[i] > longest) longest = b.offsets[i + 1] - b.offsets[i];
   char* share = nullptr;
   scratch_of(share, rows, widest(e), widest(e), hidden, e.intermediate);
   cut(share, attention_floats(longest, size) * 4);
-  const int64_t phases = 2 * e.num_layers + 1;
-  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + phases * 8 + 256;
+  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + 128;
   char* memory = workspace.get(bytes);
   if (!memory) return bytes;
   float* qkv = (float*)cut(memory, b.num_tokens * hidden * 12);
   float* context = (float*)cut(memory, b.num_tokens * hidden * 4);
-  int64_t* counters = (int64_t*)cut(memory, phases * 8);
-  memset(counters, 0, phases * 8);
-  run(team, [&](int thread, int count) {
+  // The layers' blocks of rows and heads of sequences in turn; a block goes through all that needs no other rows at once.
+  const auto rows_of = [&](int64_t l, int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)share;
     Scratch s = scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
-    float* attention = (float*)from;
+    const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
+    float* block = x + start * hidden;
+    if (l == 0)
+      for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
+    else
+      feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
+    if (l == e.num_layers) return;
+    quantize_block(block, part, hidden, s.quantized);
+    linear_block(e.layers[l].qkv, s.quantized, 0, tiles_of(e.layers[l].qkv), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+      store_part(qkv + (start + r) * 3 * hidden + j, y, lanes);
+    });
+  };
+  const auto head_of = [&](int64_t i, int64_t thread) {
+    char* from = memory + thread * (int64_t)share;
+    scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
+    const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
+    attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, (float*)from, context + start * hidden + head);
+  };
+  with_crew(threads, [&](Crew& crew) {
     for (int64_t l = 0; l <= e.num_layers; ++l) {
-      for (int64_t i; (i = take(counters[2 * l])) < blocks;) {
-        const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
-        float* block = x + start * hidden;
-        if (l == 0)
-          for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
-        else
-          feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
-        if (l == e.num_layers) continue;
-        quantize_block(block, part, hidden, s.quantized);
-        linear_block(e.layers[l].qkv, s.quantized, 0, tiles_of(e.layers[l].qkv), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
-          store_part(qkv + (start + r) * 3 * hidden + j, y, lanes);
-        });
-      }
-      if (l == e.num_layers) break;
-      team.barrier(count);
-      for (int64_t i; (i = take(counters[2 * l + 1])) < b.num_sequences * e.heads;) {
-        const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
-        attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, attention, context + start * hidden + head);
-      }
-      team.barrier(count);
+      crew.for_each(blocks, [&](int64_t i, int64_t thread) { rows_of(l, i, thread); });
+      if (l < e.num_layers) crew.for_each(b.num_sequences * e.heads, head_of);
     }
   });
   return 0;

@@ -1,6 +1,4 @@
 // Plain C++: the operator for any processor, and the reference of the others' tests.
-#include <sched.h>
-
 #include "kernels.hpp"
 
 #define VARIANT portable_code
@@ -22,10 +20,6 @@ static inline void narrow(V q, int8_t* to) {
 template <class V>
 static inline V fused(V a, V b, V c) {
   return a * b + c;
-}
-
-static inline void relax(int spins) {
-  if (spins % 64 == 63) sched_yield();
 }
 
 // sums[rows][64] += 64 rows of codes times `rows` rows of activations; `quads` groups of 4 columns.
