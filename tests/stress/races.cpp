@@ -14,9 +14,9 @@ using namespace xtc;
 
 extern "C" const char* xtc_variant(int);
 extern "C" int64_t xtc_layout_bytes(int32_t, int64_t, int64_t);
-extern "C" void xtc_lay_out(int32_t, int32_t, int64_t, int64_t, const uint8_t*, uint8_t*);
+extern "C" void xtc_lay_out(int32_t, int32_t, int64_t, int64_t, int64_t, const uint8_t*, uint8_t*);
 extern "C" int64_t xtc_linear(int, const Weight*, const float*, int64_t, float*, const Threads*);
-extern "C" int64_t xtc_encoder(int, const Encoder*, const Batch*, float*, const Threads*);
+extern "C" int64_t xtc_encoder(int, const Encoder*, const Batch*, const Head*, const Outputs*, const Threads*);
 extern "C" int64_t xtc_fake(int, const Fake*, const Threads*);
 
 static thread_local int team_size = 1;
@@ -54,7 +54,7 @@ struct Laid {
     std::vector<uint8_t> packed(rows * width);
     for (auto& byte : packed) byte = numbers.random();
     codes.resize(xtc_layout_bytes(NIBBLES, rows, columns));
-    xtc_lay_out(NIBBLES, 2, rows, columns, packed.data(), codes.data());
+    xtc_lay_out(NIBBLES, 2, 0, rows, columns, packed.data(), codes.data());
     scale = numbers.floats(round_up(rows, TILE));
     bias = numbers.floats(round_up(rows, TILE));
     weight = {NIBBLES, 2, rows, columns, codes.data(), scale.data(), bias.data()};
@@ -98,9 +98,16 @@ static bool caller(int variant, unsigned seed, int rounds) {
     for (int64_t s = 0; s < sequences; ++s) offsets.push_back(offsets.back() + length);
     for (int64_t t = 0; t < offsets.back(); ++t) ids.push_back(numbers.random() % 40);
     const Batch batch{sequences, offsets.back(), offsets.data(), ids.data(), ids.data(), ids.data()};
-    for (auto& states : out) states.assign(offsets.back() * hidden, 0);
-    xtc_encoder(variant, &encoder, &batch, out[0].data(), &one);
-    xtc_encoder(variant, &encoder, &batch, out[1].data(), &many);
+    const Laid pooler(numbers, hidden, hidden);
+    const auto weight = numbers.floats(3 * hidden);
+    const Dense classifier{3, weight.data(), nullptr};
+    const Head head{&pooler.weight, nullptr, &classifier};
+    for (int i = 0; i < 2; ++i) {  // hidden states, pooled ones and logits, one after the other
+      out[i].assign((offsets.back() + sequences) * hidden + sequences * 3, 0);
+      float* pooled = out[i].data() + offsets.back() * hidden;
+      const Outputs outputs{out[i].data(), pooled, pooled + sequences * hidden};
+      xtc_encoder(variant, &encoder, &batch, &head, &outputs, i ? &many : &one);
+    }
     if (!same(out[0], out[1])) return false;
 
     const int64_t groups = 5, size = 30000;
