@@ -638,7 +638,7 @@ def test_a_changed_head_is_honoured(packed, tiny_batch, heads, name):
     expected = outputs(packed, tiny_batch, "reference").logits
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, check_dtype=False)
     if name not in ("identity as dropout", "pooler on the reference", "classifier in float64"):
-        assert (found - before).abs().mean() > 0.05
+        assert (found - before).abs().mean() > 0.01
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
