@@ -120,18 +120,21 @@ def __dir__() -> list[str]:
 
 
 class _AfterTransformers:
-    """An entry of `sys.meta_path` that registers the models right after transformers is imported.
+    """An entry of `sys.meta_path` that registers the models right after transformers is imported, or PEFT, which imports
+    it: packed layers are registered with PEFT too, once it is complete.
 
     Rooms that modeling stands on do not import transformers. So modeling can be imported whoever imports transformers,
     except modeling itself, which is registering then.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "transformers":
+        if name not in ("transformers", "peft"):
             return None
         sys.meta_path.remove(self)  # type: ignore[arg-type]
         spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
+        if spec is None:
+            sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        elif spec.loader is not None:
             run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
