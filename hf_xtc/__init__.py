@@ -120,8 +120,8 @@ def __dir__() -> list[str]:
 
 
 class _AfterTransformers:
-    """An entry of `sys.meta_path` that registers the models right after transformers is imported, or PEFT, which imports
-    it: packed layers are registered with PEFT too, once it is complete.
+    """An entry of `sys.meta_path` that registers the models right after transformers is imported, or PEFT, which
+    imports it: packed layers are registered with PEFT too, once it is complete.
 
     Rooms that modeling stands on do not import transformers. So modeling can be imported whoever imports transformers,
     except modeling itself, which is registering then.
