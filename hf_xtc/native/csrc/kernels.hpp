@@ -69,6 +69,25 @@ struct Encoder {
   const Layer* layers;
 };
 
+// A linear in float32.
+struct Dense {
+  int64_t rows;         // output features
+  const float* weight;  // (rows, hidden)
+  const float* bias;    // (rows,), or null
+};
+
+// What follows the encoder: the pooler (at most one of the two) on each sequence's first token, then the classifier.
+struct Head {
+  const Weight* packed_pooler;
+  const Dense *pooler, *classifier;
+};
+
+struct Outputs {
+  float* hidden;  // (num_tokens, hidden)
+  float* pooled;  // (num_sequences, hidden), with a pooler
+  float* logits;  // (num_sequences, classifier->rows), with a classifier
+};
+
 // A batch without its padding: sequence s has tokens offsets[s] to offsets[s + 1].
 struct Batch {
   int64_t num_sequences, num_tokens;
@@ -98,7 +117,7 @@ struct Fake {
 struct Variant {
   const char* name;
   int64_t (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
-  int64_t (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
+  int64_t (*encoder)(const Encoder&, const Batch&, const Head&, const Outputs&, const Threads&);
   void (*fake)(const Fake&, const Threads&);
 };
 

@@ -147,6 +147,16 @@ static inline Floats gelu(Floats x) {
   return x * 0.5f * fused(z * p, reciprocal(q), splat(1.0f));
 }
 
+// A polynomial near zero, else (1 - e**(-2 |x|)) / (1 + e**(-2 |x|)); x has its sign.
+static inline Floats hyperbolic_tangent(Floats x) {
+  const Floats m = magnitude(x), t = m * m, e = exponential(m * -2.0f);
+  const Floats p = polynomial(t, {2.147515770047903e-3f, -8.182652294635773e-3f, 2.1702958270907402e-2f, -5.394720286130905e-2f,
+                                  1.3333210349082947e-1f, -3.333333134651184e-1f});
+  const Floats y = m < 0.625f ? fused(m * t, p, m) : (1.0f - e) / (1.0f + e);
+  const Floats negative = (Floats)((Words)y | ((Words)x & 0x80000000u));
+  return x == x ? negative : x;
+}
+
 // ---- Rows of activations in 8 bits --------------------------------------------------------------------------------
 
 struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
@@ -694,16 +704,63 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   return 0;
 }
 
+// x @ weight.T + bias for rows of `columns` floats. Each sum runs in the same order, in whatever block its row is.
+template <class F>
+static void dense_block(const Dense& dense, const float* x, int64_t rows, int64_t columns, F put) {
+  constexpr int AT_ONCE = 4;  // sums, which are independent of each other
+  for (int64_t first = 0; first < dense.rows; first += AT_ONCE) {
+    const int count = dense.rows - first < AT_ONCE ? dense.rows - first : AT_ONCE;
+    const float* weight[AT_ONCE];
+    for (int j = 0; j < AT_ONCE; ++j) weight[j] = dense.weight + (first + (j < count ? j : 0)) * columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      Floats sum[AT_ONCE] = {};
+      each(x + r * columns, columns, [&](int64_t i, Floats v, auto lanes) {
+        for (int j = 0; j < AT_ONCE; ++j) sum[j] = fused(v, load_part<Floats>(weight[j] + i, lanes), sum[j]);
+      });
+      for (int j = 0; j < count; ++j) put(r, first + j, sum_of(sum[j]) + (dense.bias ? dense.bias[first + j] : 0.0f));
+    }
+  }
+}
+
+// The pooler and the classifier. It is little work next to the encoder's, and one thread does it.
+static int64_t run_head(const Head& head, int64_t hidden, const Batch& b, const Outputs& out) {
+  if (!head.packed_pooler && !head.pooler) return 0;
+  char* size = nullptr;
+  scratch_of(size, MAX_ROWS, hidden, hidden, hidden, 0);
+  char* memory = workspace.get((int64_t)size);
+  if (!memory) return (int64_t)size;
+  Scratch s = scratch_of(memory, MAX_ROWS, hidden, hidden, hidden, 0);
+  for (int64_t start = 0; start < b.num_sequences; start += MAX_ROWS) {
+    const int64_t rows = b.num_sequences - start < MAX_ROWS ? b.num_sequences - start : MAX_ROWS;
+    float* pooled = out.pooled + start * hidden;
+    for (int64_t r = 0; r < rows; ++r) memcpy(s.first + r * hidden, out.hidden + b.offsets[start + r] * hidden, hidden * 4);
+    if (head.packed_pooler) {
+      quantize_block(s.first, rows, hidden, s.quantized);
+      linear_block(*head.packed_pooler, s.quantized, 0, tiles_of(*head.packed_pooler), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+        store_part(pooled + r * hidden + j, y, lanes);
+      });
+    } else {
+      dense_block(*head.pooler, s.first, rows, hidden, [&](int64_t r, int64_t j, float y) { pooled[r * hidden + j] = y; });
+    }
+    each(pooled, rows * hidden, [&](int64_t i, Floats v, auto lanes) { store_part(pooled + i, hyperbolic_tangent(v), lanes); });
+    if (!head.classifier) continue;
+    float* logits = out.logits + start * head.classifier->rows;
+    dense_block(*head.classifier, pooled, rows, hidden, [&](int64_t r, int64_t j, float y) { logits[r * head.classifier->rows + j] = y; });
+  }
+  return 0;
+}
+
 // Large batches are computed in parts of about MAX_TOKENS, which bounds the workspace.
-static int64_t encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
+static int64_t encoder(const Encoder& e, const Batch& b, const Head& head, const Outputs& out, const Threads& threads) {
   constexpr int64_t MAX_TOKENS = 4096;
   if (b.num_tokens == 0) return 0;
   const int64_t parts = (b.num_tokens + MAX_TOKENS - 1) / MAX_TOKENS, part = (b.num_tokens + parts - 1) / parts;
   int64_t missing = 0;
   for (int64_t first = 0, last; first < b.num_sequences && !missing; first = last) {
     for (last = first + 1; last < b.num_sequences && b.offsets[last + 1] - b.offsets[first] <= part;) ++last;
-    missing = encode(e, b, first, last, x, threads);
+    missing = encode(e, b, first, last, out.hidden, threads);
   }
+  if (!missing) missing = run_head(head, e.hidden, b, out);
   workspace.give_back();
   return missing;
 }
