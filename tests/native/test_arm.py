@@ -112,7 +112,7 @@ def test_encoders(arm, tmp_path):
     [
         ("neon.cpp", "smlal", [4, 8, 12]),
         ("neon_dotprod.cpp", "sdot", [16, 32, 48, 64, 80, 96]),
-        ("neon_i8mm.cpp", "smmla", [16, 48]),
+        ("neon_i8mm.cpp", "smmla", [16, 32, 48]),
     ],
 )
 def test_sums_of_byte_products_stay_in_registers(source, instruction, counts, tmp_path):

@@ -16,6 +16,13 @@
 #define END_TARGET
 #endif
 
+// GCC and Clang write the features of 64-bit ARM differently.
+#if defined(__clang__)
+#define NEON_TARGET(gcc, clang) clang
+#else
+#define NEON_TARGET(gcc, clang) gcc
+#endif
+
 // Keeps two sums in registers here: otherwise the compiler delays additions until it runs out of registers.
 #if defined(__x86_64__)
 #define HOLD(a, b) asm volatile("" : "+v"(a), "+v"(b))

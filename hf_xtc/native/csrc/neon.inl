@@ -1,5 +1,8 @@
 // The code of the NEON variants: neon.cpp (any 64-bit ARM processor), neon_dotprod.cpp and neon_i8mm.cpp, which set the
 // instruction set.
+//
+// No such machine was at hand: loops were chosen by their instructions (benchmarks/instructions.py) and so that the sums
+// of a step, 16 to 24 of the 32 registers, stay where they are.
 #define VECTOR_BYTES 16
 
 namespace xtc {
@@ -206,7 +209,13 @@ static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t st
     int64_t r = 0;
 #ifdef I8MM
     for (; r + 6 <= rows; r += 6) dot_pairs<3>(codes, x + r * stride, stride, quads, sums + r * TILE);
-    for (; r + 2 <= rows; r += 2) dot_pairs<1>(codes, x + r * stride, stride, quads, sums + r * TILE);
+    if (r + 4 <= rows) {
+      dot_pairs<2>(codes, x + r * stride, stride, quads, sums + r * TILE);
+      r += 4;
+    } else if (r + 2 <= rows) {
+      dot_pairs<1>(codes, x + r * stride, stride, quads, sums + r * TILE);
+      r += 2;
+    }
 #endif
     for (; r < rows; r += DOT_ROWS) dot_rows<DOT_ROWS>(rows - r, codes, x + r * stride, stride, quads, levels, sums + r * TILE);
   }

@@ -6,7 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-TARGET("arch=armv8.2-a+dotprod")
+TARGET(NEON_TARGET("arch=armv8.2-a+dotprod", "dotprod"))
 
 #define VARIANT neon_dotprod_code
 #define DOTPROD

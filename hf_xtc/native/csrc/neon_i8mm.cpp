@@ -6,7 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-TARGET("arch=armv8.2-a+dotprod+i8mm")
+TARGET(NEON_TARGET("arch=armv8.2-a+dotprod+i8mm", "dotprod,i8mm"))
 
 #define VARIANT neon_i8mm_code
 #define DOTPROD
