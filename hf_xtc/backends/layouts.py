@@ -16,8 +16,11 @@ def fastest_layout(quantizer: str) -> int:
     bytes. Lookups of four were faster than bytes on AMD processors with AVX2. On a Zen 5, lookups of six do 1.2 to 1.6
     times as much in a second as lookups of four, and 1.06 to 1.5 times as much as bytes of VNNI, in a sixth of their
     memory (`benchmarks/products.py`). No Intel processor with VBMI was measured.
+
+    On ARM nothing was timed. Instructions were counted there (`benchmarks/instructions.py`): dot products need fewer
+    for bytes than lookups do, and without dot products lookups need half as many as bytes.
     """
     chosen = variant()
-    if quantizer != "binary" or chosen == "portable":
+    if quantizer != "binary" or chosen in ("portable", "neon_dotprod", "neon_i8mm"):
         return BYTES
     return SEXTETS if chosen == "avx512_vbmi" else NIBBLES

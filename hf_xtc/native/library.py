@@ -1,9 +1,9 @@
 """The native operator: an optional C++ library without PyTorch headers, called through `ctypes` with data pointers.
 
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
-time. It has one variant per instruction set and uses the best one that the processor supports; the environment
-variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP where PyTorch is
-loaded, else on threads of its own; this module and `arrays` run without PyTorch.
+time. It has one variant per instruction set, and one in portable code, and uses the best one that the processor
+supports; the environment variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own
+OpenMP where PyTorch is loaded, else on threads of its own; this module and `arrays` run without PyTorch.
 """
 
 import ctypes
@@ -82,8 +82,7 @@ def variant() -> str | None:
     if chosen and chosen not in variants():
         known = ", ".join([*variants(), "off"])
         raise XTCError(f"XTC_NATIVE={chosen!r} is not a variant of the native operator here; use one of: {known}.")
-    # The portable variant defines the result and is slower than PyTorch's own integer product: used on request only.
-    return chosen or next((name for name in variants() if name != "portable"), None)
+    return chosen or next(iter(variants()), None)
 
 
 # While compiling, a constant, as `torch.compiler.assume_constant_result` makes it; that would import the compiler.

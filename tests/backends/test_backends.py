@@ -410,7 +410,9 @@ def test_an_exported_program_takes_any_number_of_rows(backend, variant, monkeypa
 
 
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
-@pytest.mark.parametrize("variant", ["avx512_vbmi", "avx512_vnni", "avx2", "portable", None])
+@pytest.mark.parametrize(
+    "variant", ["avx512_vbmi", "avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable", None]
+)
 def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(variant, quantizer, monkeypatch):
     """Operands are prepared once, in one layout for any number of rows."""
     taken = []
@@ -420,7 +422,8 @@ def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(v
     weight = pack_weight(random(5, 21), QuantSpec(quantizer))
     product = Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32)
     BACKENDS["auto"]().prepare(product)(random(3, 21))
-    by_variant = {"portable": native.BYTES, "avx512_vbmi": native.SEXTETS}
+    by_variant = {"avx512_vbmi": native.SEXTETS}
+    by_variant |= dict.fromkeys(("neon_dotprod", "neon_i8mm", "portable"), native.BYTES)
     expected = by_variant.get(variant, native.NIBBLES) if quantizer == "binary" else native.BYTES
     assert taken == ([] if variant is None or quantizer == "int8" else [expected])
 

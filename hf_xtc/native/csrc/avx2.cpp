@@ -25,7 +25,46 @@ static inline V fused(V a, V b, V c) {
   return sum;
 }
 
+// Converts the 32-bit numbers of a vector to bytes, 8 at a time.
+template <class V>
+static inline void narrow(V q, int8_t* to) {
+  __m256i parts[sizeof q / 32];
+  memcpy(parts, &q, sizeof q);
+  for (const __m256i& part : parts) {
+    const __m256i words = _mm256_packs_epi32(part, part), bytes = _mm256_packs_epi16(words, words);
+    const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    _mm_storel_epi64((__m128i*)to, _mm256_castsi256_si128(both));
+    to += 8;
+  }
+}
+
+#include "x86.inl"
+
 #include "lookup.inl"
+
+static inline Bytes repeat(const uint8_t* table) {
+  return (Bytes)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+}
+
+static inline Bytes look_up(Bytes table, Bytes numbers) { return (Bytes)_mm256_shuffle_epi8((__m256i)table, (__m256i)numbers); }
+
+// `first` has rows 0 to 7 and 16 to 23, `second` the others.
+static inline void widen(Bytes low, Bytes high, Wide& sums) {
+  const __m256i l = (__m256i)low, h = (__m256i)high, weights = _mm256_set1_epi16(1 + (32 << 8));
+  sums.first += (Shorts)_mm256_maddubs_epi16(_mm256_unpacklo_epi8(l, h), weights);
+  sums.second += (Shorts)_mm256_maddubs_epi16(_mm256_unpackhi_epi8(l, h), weights);
+}
+
+static inline void add_words(const Wide& wide, int offset, int32_t* sums) {
+  for (int k = 0; k < 2; ++k) {
+    const __m256i exact = _mm256_sub_epi16((__m256i)(k ? wide.second : wide.first), _mm256_set1_epi16((int16_t)offset));
+    __m256i* to = (__m256i*)(sums + k * 8);
+    const __m256i a = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(exact));
+    const __m256i b = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(exact, 1));
+    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), a));
+    _mm256_storeu_si256(to + 2, _mm256_add_epi32(_mm256_loadu_si256(to + 2), b));
+  }
+}
 
 // sums[M][16 of 64] += one panel's 16 rows of codes times M rows of activations. Pairs of products add up in 16 bits for
 // as long as codes below `levels` cannot overflow them.

@@ -23,8 +23,10 @@ static inline V fused(V a, V b, V c) {
 
 template <class V>
 static inline void narrow(V q, int8_t* to) {
-  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_loadu_si512(&q)));
+  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtsepi32_epi8(0xffff, _mm512_loadu_si512(&q)));
 }
+
+#include "x86.inl"
 
 #include "lookup.inl"
 
@@ -46,44 +48,21 @@ static inline void add_wide(const __m512i (&wide)[M][2], int64_t offset, int32_t
     }
 }
 
-// As lookup.inl's, for 64 rows at once.
-template <int M>
-static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
-  const __m512i nibble = _mm512_set1_epi8(15), weights = _mm512_set1_epi16(1 + (32 << 8)), zero = _mm512_setzero_si512();
-  for (int64_t start = 0; start < groups; start += 64) {
-    const int64_t end = start + 64 < groups ? start + 64 : groups;
-    __m512i wide[M][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < M; ++i) wide[i][0] = wide[i][1] = zero;
-    for (int64_t g = start; g < end; g += 8) {
-      __m512i low[M], high[M];
-#pragma GCC unroll 6
-      for (int i = 0; i < M; ++i) low[i] = high[i] = zero;
-#pragma GCC unroll 4
-      for (int pair = 0; pair < 4; ++pair, codes += 64) {
-        const __m512i both = _mm512_loadu_si512(codes);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const __m512i c = _mm512_and_si512(half ? _mm512_srli_epi16(both, 4) : both, nibble);
-#pragma GCC unroll 6
-          for (int i = 0; i < M; ++i) {
-            const uint8_t* table = tables + i * stride + (g + 2 * pair + half) * 32;
-            const __m512i l = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
-            const __m512i h = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(table + 16)));
-            low[i] = _mm512_add_epi8(low[i], _mm512_shuffle_epi8(l, c));
-            high[i] = _mm512_add_epi8(high[i], _mm512_shuffle_epi8(h, c));
-            HOLD(low[i], high[i]);
-          }
-        }
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < M; ++i) {
-        wide[i][0] = _mm512_add_epi16(wide[i][0], _mm512_maddubs_epi16(_mm512_unpacklo_epi8(low[i], high[i]), weights));
-        wide[i][1] = _mm512_add_epi16(wide[i][1], _mm512_maddubs_epi16(_mm512_unpackhi_epi8(low[i], high[i]), weights));
-      }
-    }
-    add_wide<M>(wide, (end - start) * 512, sums);  // sums of 256 int8 values fit 16 bits
-  }
+static inline Bytes repeat(const uint8_t* table) {
+  return (Bytes)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+}
+
+static inline Bytes look_up(Bytes table, Bytes numbers) { return (Bytes)_mm512_shuffle_epi8((__m512i)table, (__m512i)numbers); }
+
+static inline void widen(Bytes low, Bytes high, Wide& sums) {
+  const __m512i l = (__m512i)low, h = (__m512i)high, weights = _mm512_set1_epi16(1 + (32 << 8));
+  sums.first += (Shorts)_mm512_maddubs_epi16(_mm512_unpacklo_epi8(l, h), weights);
+  sums.second += (Shorts)_mm512_maddubs_epi16(_mm512_unpackhi_epi8(l, h), weights);
+}
+
+static inline void add_words(const Wide& wide, int offset, int32_t* sums) {
+  const __m512i words[1][2] = {{(__m512i)wide.first, (__m512i)wide.second}};
+  add_wide<1>(words, offset, sums);
 }
 
 #ifdef VBMI

@@ -1,6 +1,6 @@
 // The operator's data structures, and the interface of its build for one instruction set.
 //
-// Every variant (portable.cpp, avx2.cpp, avx512.cpp) compiles the same kernels.inl under other names; library.cpp picks
+// Every variant (portable.cpp, avx2.cpp, neon.cpp, ...) compiles the same kernels.inl under other names; library.cpp picks
 // one at run time. No PyTorch and no Python headers: data come as pointers, threads from pool.cpp.
 #pragma once
 
@@ -18,9 +18,18 @@
 #define END_TARGET
 #endif
 
+// GCC and Clang write the features of 64-bit ARM differently.
+#if defined(__clang__)
+#define NEON_TARGET(gcc, clang) clang
+#else
+#define NEON_TARGET(gcc, clang) gcc
+#endif
+
 // Keeps two sums in registers here: otherwise the compiler delays additions until it runs out of registers.
 #if defined(__x86_64__)
 #define HOLD(a, b) asm volatile("" : "+v"(a), "+v"(b))
+#elif defined(__aarch64__)
+#define HOLD(a, b) asm volatile("" : "+w"(a), "+w"(b))
 #else
 #define HOLD(a, b)
 #endif
@@ -121,7 +130,7 @@ struct Variant {
   void (*fake)(const Fake&, const Threads&);
 };
 
-extern const Variant portable, avx2, avx512, avx512_vbmi;
+extern const Variant portable, neon, neon_dotprod, neon_i8mm, avx2, avx512, avx512_vbmi;
 
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

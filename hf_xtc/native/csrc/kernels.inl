@@ -2,7 +2,8 @@
 //   VECTOR_BYTES width of a float vector
 //   MAX_ROWS     rows of activations per block of work
 //   dot          BYTES codes of one tile times rows of activations
-//   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
+//   LOOKUP_ROWS  rows that `lookup` (lookup.inl, which a variant includes too) takes at once, or 0 where NIBBLES are
+//                expanded to BYTES first
 //   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
 //                so that all compilers give the same bits
 //   FUSES        whether `fused` rounds once

@@ -1,12 +1,41 @@
 // The C interface: chooses a variant, and lays codes out for it.
 #include "kernels.hpp"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 using namespace xtc;
 
 #define API extern "C" __attribute__((visibility("default")))
 
+#if defined(__aarch64__)
+enum Feature { DOTPROD, I8MM };
+
+static bool has(Feature feature) {
+#if defined(__linux__)
+  return feature == DOTPROD ? getauxval(AT_HWCAP) >> 20 & 1 : getauxval(AT_HWCAP2) >> 13 & 1;  // HWCAP_ASIMDDP, HWCAP2_I8MM
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  const char* name = feature == DOTPROD ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+  // macOS before 12 knows no such names; all Apple silicon has dot products.
+  return sysctlbyname(name, &found, &size, nullptr, 0) ? feature == DOTPROD : found;
+#else
+  return false;
+#endif
+}
+#endif
+
 static bool runs(const Variant& v) {
   if (!v.name) return false;
+#if defined(__aarch64__)
+  if (&v == &neon) return true;
+  if (&v == &neon_dotprod) return has(DOTPROD);
+  if (&v == &neon_i8mm) return has(DOTPROD) && has(I8MM);
+#endif
 #if defined(__x86_64__)
   if (&v == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (&v == &avx512_vbmi && !__builtin_cpu_supports("avx512vbmi")) return false;
@@ -20,11 +49,11 @@ static bool runs(const Variant& v) {
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
 API int xtc_interface() { return 4; }
 
-static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &portable};
+static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &neon_i8mm, &neon_dotprod, &neon, &portable};
 
 // Name of variant `index`, fastest first, where this processor runs it; "" where it does not; null past the last.
 API const char* xtc_variant(int index) {
-  if (index < 0 || index > 3) return nullptr;
+  if (index < 0 || index >= (int)(sizeof VARIANTS / sizeof *VARIANTS)) return nullptr;
   return runs(*VARIANTS[index]) ? VARIANTS[index]->name : "";
 }
 

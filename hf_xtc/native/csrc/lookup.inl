@@ -1,96 +1,81 @@
-// Shared by AVX2 and above: conversion of 32-bit numbers to bytes, and binary codes by table lookup.
+// Binary codes by table lookup, written once for every instruction set that has a shuffle of bytes.
 //
-// Four activations have 16 subset sums; four bits of a row's codes select one. A byte shuffle looks up 32 rows at
-// once, so one instruction stands for 128 multiplications. A sum (10 bits, made positive by adding 512) is split into
-// two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits, and after 256
-// columns to 32.
+// Four activations have 16 subset sums; four bits of a row's codes select one. A byte shuffle looks up as many rows as a
+// vector has bytes, so one instruction of 32 bytes stands for 128 multiplications. A sum (10 bits, made positive by adding
+// 512) is split into two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits,
+// and after 256 columns to 32.
+//
+// The loops use the vector extensions that GCC and Clang share, and a variant defines only what these cannot say well:
+//   repeat    16 bytes of a table in every 16 bytes of a vector
+//   look_up   bytes of a table by numbers 0 to 15: vpshufb, tbl, i8x16.swizzle
+//   widen     adds low + 32 * high to the 16-bit sums of a vector of rows, in any order of the rows
+//   add_words  adds such sums, less an offset, to 32-bit sums, in the order of the rows
+// Google Highway would name these four as well, but not replace the rest: kernels.inl is written in the same extensions,
+// which need no dependency and give the same bits by construction; and Highway's own choice of a target at run time
+// would stand beside the one of library.cpp.
 
-#if VECTOR_BYTES == 32
-// Converts the 32-bit numbers of a vector to bytes, 8 at a time.
-template <class V>
-static inline void narrow(V q, int8_t* to) {
-  __m256i parts[sizeof q / 32];
-  memcpy(parts, &q, sizeof q);
-  for (const __m256i& part : parts) {
-    const __m256i words = _mm256_packs_epi32(part, part), bytes = _mm256_packs_epi16(words, words);
-    const __m256i both = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
-    _mm_storel_epi64((__m128i*)to, _mm256_castsi256_si128(both));
-    to += 8;
-  }
-}
-#endif
+typedef uint8_t Bytes __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
 
-static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables) {
-  alignas(32) static const uint8_t subsets[2][32] = {
-      {0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1},
-      {0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1}};
-  const __m256i first = _mm256_load_si256((const __m256i*)subsets[0]), second = _mm256_load_si256((const __m256i*)subsets[1]);
-  const __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi16(512), low = _mm256_set1_epi16(31);
-  for (int64_t g = 0; g < groups; ++g) {
-    int32_t four;
-    memcpy(&four, x + 4 * g, 4);
-    const __m256i values = _mm256_set1_epi32(four);
-    const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(first, values), ones);
-    const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(second, values), ones);
-    const __m256i sums = _mm256_add_epi16(_mm256_packs_epi32(a, b), offset);
-    const __m256i both = _mm256_packus_epi16(_mm256_and_si256(sums, low), _mm256_srli_epi16(sums, 5));
-    _mm256_storeu_si256((__m256i*)(tables + 32 * g), _mm256_permute4x64_epi64(both, 0xd8));
-  }
-}
+struct Wide {  // the 16-bit sums of as many rows as a vector has bytes
+  Shorts first, second;
+};
 
-#if VECTOR_BYTES == 32
+static inline Bytes repeat(const uint8_t* table);
+static inline Bytes look_up(Bytes table, Bytes numbers);
+static inline void widen(Bytes low, Bytes high, Wide& sums);
+static inline void add_words(const Wide& wide, int offset, int32_t* sums);
+
 // sums[M][64] += codes of 64 rows (NIBBLES) times M rows of activations given by their tables; groups of 4 columns, a
 // multiple of 16.
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
-  const __m256i nibble = _mm256_set1_epi8(15), weights = _mm256_set1_epi16(1 + (32 << 8)), zero = _mm256_setzero_si256();
+  constexpr int PARTS = TILE / VECTOR_BYTES;
   for (int64_t start = 0; start < groups; start += 64) {
     const int64_t end = start + 64 < groups ? start + 64 : groups;
-    __m256i wide[M][2][2];
-    for (int i = 0; i < M; ++i) wide[i][0][0] = wide[i][0][1] = wide[i][1][0] = wide[i][1][1] = zero;
+    Wide wide[M][PARTS];
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i)
+      for (int p = 0; p < PARTS; ++p) wide[i][p] = Wide{};
     for (int64_t g = start; g < end; g += 8) {
-      __m256i low[M][2], high[M][2];
-      for (int i = 0; i < M; ++i) low[i][0] = low[i][1] = high[i][0] = high[i][1] = zero;
+      Bytes sum[M][2][PARTS];  // low parts, high parts
+#pragma GCC unroll 6
+      for (int i = 0; i < M; ++i)
+        for (int p = 0; p < PARTS; ++p) sum[i][0][p] = sum[i][1][p] = Bytes{};
 #pragma GCC unroll 4
-      for (int pair = 0; pair < 4; ++pair, codes += 64) {
+      for (int pair = 0; pair < 4; ++pair, codes += TILE) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-          __m256i c0 = _mm256_loadu_si256((const __m256i*)codes), c1 = _mm256_loadu_si256((const __m256i*)(codes + 32));
-          if (half) c0 = _mm256_srli_epi16(c0, 4), c1 = _mm256_srli_epi16(c1, 4);
-          c0 = _mm256_and_si256(c0, nibble), c1 = _mm256_and_si256(c1, nibble);
-#pragma GCC unroll 8
+          Bytes c[PARTS];
+#pragma GCC unroll 4
+          for (int p = 0; p < PARTS; ++p) {
+            memcpy(&c[p], codes + p * VECTOR_BYTES, VECTOR_BYTES);
+            c[p] = half ? c[p] >> 4 : c[p] & 15;
+          }
+#pragma GCC unroll 6
           for (int i = 0; i < M; ++i) {
-            const uint8_t* table = tables + i * stride + (g + 2 * pair + half) * 32;
-            const __m256i l = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
-            low[i][0] = _mm256_add_epi8(low[i][0], _mm256_shuffle_epi8(l, c0));
-            low[i][1] = _mm256_add_epi8(low[i][1], _mm256_shuffle_epi8(l, c1));
-            HOLD(low[i][0], low[i][1]);
-            const __m256i h = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)(table + 16)));
-            high[i][0] = _mm256_add_epi8(high[i][0], _mm256_shuffle_epi8(h, c0));
-            high[i][1] = _mm256_add_epi8(high[i][1], _mm256_shuffle_epi8(h, c1));
-            HOLD(high[i][0], high[i][1]);
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; ++k) {
+              const Bytes table = repeat(tables + i * stride + (g + 2 * pair + half) * 32 + k * 16);
+#pragma GCC unroll 4
+              for (int p = 0; p < PARTS; ++p) {
+                sum[i][k][p] += look_up(table, c[p]);
+                if (p % 2) HOLD(sum[i][k][p - 1], sum[i][k][p]);
+              }
+            }
+            if (PARTS == 1) HOLD(sum[i][0][0], sum[i][1][0]);
           }
         }
       }
+#pragma GCC unroll 6
       for (int i = 0; i < M; ++i)
-        for (int j = 0; j < 2; ++j) {
-          const __m256i a = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low[i][j], high[i][j]), weights);
-          const __m256i b = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low[i][j], high[i][j]), weights);
-          wide[i][j][0] = _mm256_add_epi16(wide[i][j][0], a);
-          wide[i][j][1] = _mm256_add_epi16(wide[i][j][1], b);
-        }
+#pragma GCC unroll 4
+        for (int p = 0; p < PARTS; ++p) widen(sum[i][0][p], sum[i][1][p], wide[i][p]);
     }
-    const __m256i offset = _mm256_set1_epi16((int16_t)((end - start) * 512));  // sums of 256 int8 values fit 16 bits
+    const int offset = (end - start) * 512;  // sums of 256 int8 values fit 16 bits
+#pragma GCC unroll 6
     for (int i = 0; i < M; ++i)
-      for (int j = 0; j < 2; ++j)
-        for (int k = 0; k < 2; ++k) {
-          const __m256i exact = _mm256_sub_epi16(wide[i][j][k], offset);
-          __m256i* to = (__m256i*)(sums + i * TILE + j * 32 + k * 8);
-          const __m256i a = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(exact));
-          const __m256i b = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(exact, 1));
-          _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), a));
-          _mm256_storeu_si256(to + 2, _mm256_add_epi32(_mm256_loadu_si256(to + 2), b));
-        }
+#pragma GCC unroll 4
+      for (int p = 0; p < PARTS; ++p) add_words(wide[i][p], offset, sums + i * TILE + p * VECTOR_BYTES);
   }
 }
-#endif
