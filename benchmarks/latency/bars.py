@@ -4,17 +4,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latency.runtimes import INT8_PEERS, RUNTIMES, TEACHER
-from latency.shapes import SST2
+from latency.runtimes import PEERS, RUNTIMES, TEACHER
+from latency.shapes import SHAPES, SST2
 
-OURS = "ours_auto"
 FLOAT = "torch_fp32"
-# Shape -> how much faster than the best int8 peer of the same depth.
-AGAINST_INT8 = {"1x16": 1.4, "1x128": 1.25, "8x32": 1.25, "8x128": 1.15, SST2: 1.5}
-# Shape -> how much faster than torch fp32 of the same depth.
-AGAINST_FLOAT = {"8x128": 3.5}
-# How much faster than the float model that the student was reduced from, at every shape.
-AGAINST_TEACHER = 8.0
+# Ours -> shape -> how much faster than the best quantized peer of the same depth.
+AGAINST_PEERS = {
+    "ours_auto": {**dict.fromkeys(SHAPES, 1.5), SST2: 2.5},
+    "ours_auto_avx2": {**dict.fromkeys(SHAPES, 1.1), SST2: 1.8},
+    "ours_ternary_auto": {**dict.fromkeys(SHAPES, 1.0), "1x128": 1.25},
+    "ours_ternary_auto_avx2": {**dict.fromkeys(SHAPES, 1.0), "1x128": 1.25},
+}
+# How much faster `ours_auto` is than the float model that the student was reduced from.
+AGAINST_TEACHER = {**dict.fromkeys(SHAPES, 15.0), "8x128": 10.0}
 # Backend -> its share of the float model's memory, above what the imports take.
 MEMORY_MODEL = "bert-base-12"
 MEMORY = {"ours_int8": 0.5, "ours_packed": 0.25}
@@ -70,19 +72,19 @@ def bars(results: dict[str, Any]) -> list[Bar]:
     return [*made, *_memory(results["processes"])]
 
 
+def best_peer(values: dict[str, float]) -> str | None:
+    """The fastest of the quantized peers that were measured, of runtime -> seconds."""
+    return min((name for name in PEERS if name in values), key=values.__getitem__, default=None)
+
+
 def _speed(model: str, shape: str, values: dict[str, float]) -> Iterator[Bar]:
-    if OURS not in values:
-        return
-    wanted = []
-    peers = [name for name in INT8_PEERS if name in values]
-    if peers and shape in AGAINST_INT8:
-        wanted.append((min(peers, key=values.__getitem__), AGAINST_INT8[shape]))
-    if FLOAT in values and shape in AGAINST_FLOAT:
-        wanted.append((FLOAT, AGAINST_FLOAT[shape]))
-    if TEACHER in values:
-        wanted.append((TEACHER, AGAINST_TEACHER))
-    for peer, least in wanted:
-        yield Bar("speed", model, shape, OURS, peer, values[OURS], values[peer], least)
+    peer = best_peer(values)
+    for ours, wanted in AGAINST_PEERS.items():
+        if peer is not None and ours in values:
+            yield Bar("speed", model, shape, ours, peer, values[ours], values[peer], wanted[shape])
+    if TEACHER in values and "ours_auto" in values:
+        least = AGAINST_TEACHER[shape]
+        yield Bar("speed", model, shape, "ours_auto", TEACHER, values["ours_auto"], values[TEACHER], least)
 
 
 def _memory(processes: list[dict[str, Any]]) -> Iterator[Bar]:

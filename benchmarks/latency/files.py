@@ -4,8 +4,14 @@ Peers get what their own tools make of the float model:
 - ONNX Runtime fp32 and OpenVINO fp32: `torch.onnx.export` (the exporter that needs no further package).
 - ONNX Runtime int8: the same with eager attention, whose pattern ORT's own transformers optimizer fuses, then
   `quantize_dynamic` with its defaults; faster than quantizing the plain graph.
+- ONNX Runtime 4-bit and 2-bit: the same graph with `MultiHeadAttention`, which leaves query, key and value as products
+  of their own, then `MatMulNBitsQuantizer`: symmetric, blocks of 64, `accuracy_level=4` (8-bit activations). It leaves
+  every `Gemm`, so pooler and head stay float.
 - OpenVINO int8: `quantize_static`, QDQ, on the plain graph, calibrated on random batches, then converted.
+- OpenVINO 4-bit: NNCF's `compress_weights` of the plain graph, asymmetric, groups of 128, all layers; activations are
+  quantized by OpenVINO as its default says.
 - torch dynamic int8: `quantize_dynamic` on every `nn.Linear`.
+- torchao dynamic int8: made of the float file when it is loaded; its layers are compiled by `torch.compile`.
 """
 
 import json
@@ -27,9 +33,9 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class Writer:
     """Writes the files of one model; `write(kind)` is a folder's path."""
 
-    def __init__(self, folder: Path, model_name: str, weights: str, seed: int):
-        self.folder = folder / f"{model_name}-{weights}-seed{seed}"
-        self.model_name, self.weights, self.seed = model_name, weights, seed
+    def __init__(self, folder: Path, model_name: str, seed: int):
+        self.folder = folder / f"{model_name}-seed{seed}"
+        self.model_name, self.seed = model_name, seed
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, kind: str) -> Path:
@@ -45,21 +51,21 @@ class Writer:
         """The float model."""
         return build(self.model_name, self.seed)
 
-    def packed(self) -> Any:
+    def packed(self, files: str = "ours") -> Any:
         """Our packed model of the same depth, loaded as a user loads it."""
         from hf_xtc import XTCBertForSequenceClassification
 
-        return XTCBertForSequenceClassification.from_pretrained(self.write("ours")).eval()
+        return XTCBertForSequenceClassification.from_pretrained(self.write(files)).eval()
 
     def batches(self, shape: list[list[int]], seed: int) -> list[Batch]:
         """Random batches in the model's vocabulary."""
         return make_batches(shape, vocab_size(self.model_name), seed)
 
-    def expected(self, ours: bool) -> list[list[float]]:
-        """Logits of the float model, or of our packed one by the reference backend, on the batch of `CHECK`."""
-        path = self.folder / f"expected_{'ours' if ours else 'peers'}.json"
+    def expected(self, ours: bool, files: str = "ours") -> list[list[float]]:
+        """Logits of the float model, or of a packed one by the reference backend, on the batch of `CHECK`."""
+        path = self.folder / f"expected_{files if ours else 'peers'}.json"
         if not path.exists():
-            model = use_backend(self.packed(), "reference") if ours else self.model()
+            model = use_backend(self.packed(files), "reference") if ours else self.model()
             path.write_text(json.dumps(torch_logits(model, self.batches(CHECK, CHECK_SEED)[0]).tolist()))
         return json.loads(path.read_text())
 
@@ -144,21 +150,56 @@ def _scratch(writer: Writer) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _onnx_int8(writer: Writer, folder: Path) -> None:
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
+def _fused(writer: Writer, scratch: Path, separate_products: bool = False) -> Any:
+    """The graph as ORT's transformers optimizer fuses it; query, key and value as products of their own if asked."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
     config = writer.model().config
     heads, width = config.num_attention_heads, config.hidden_size
+    options = FusionOptions("bert")
+    options.use_multi_head_attention = separate_products
+    _onnx(writer, scratch / "eager", attention="eager")
+    file = str(scratch / "eager/model.onnx")
+    return optimize_model(file, "bert", num_heads=heads, hidden_size=width, optimization_options=options)
+
+
+def _onnx_int8(writer: Writer, folder: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
     folder.mkdir()
     with _scratch(writer) as scratch:
-        _onnx(writer, scratch / "eager", attention="eager")
-        fused = optimize_model(str(scratch / "eager/model.onnx"), "bert", num_heads=heads, hidden_size=width)
-        fused.save_model_to_file(str(scratch / "fused.onnx"))
+        _fused(writer, scratch).save_model_to_file(str(scratch / "fused.onnx"))
         # Shape inference stops at the fused nodes, so the type of what follows them has to be said.
         types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
         quantize_dynamic(scratch / "fused.onnx", folder / "model.onnx", extra_options=types)
+
+
+def _onnx_nbits(bits: int) -> Callable[[Writer, Path], None]:
+    def write(writer: Writer, folder: Path) -> None:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        folder.mkdir()
+        with _scratch(writer) as scratch:
+            model = _fused(writer, scratch, separate_products=True).model
+            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=64, is_symmetric=True, accuracy_level=4)
+            quantizer.process()
+            quantizer.model.save_model_to_file(str(folder / "model.onnx"))
+
+    return write
+
+
+def _openvino_4bit(writer: Writer, folder: Path) -> None:
+    os.environ.setdefault("NNCF_CI", "1")  # it sends no usage data then
+    import nncf
+    import openvino
+
+    folder.mkdir()
+    model = openvino.convert_model(writer.write("onnx") / "model.onnx")
+    mode = nncf.CompressWeightsMode.INT4_ASYM
+    compressed = nncf.compress_weights(model, mode=mode, group_size=128, ratio=1.0, all_layers=True)
+    openvino.save_model(compressed, folder / "model.xml", compress_to_fp16=False)
 
 
 def _openvino(writer: Writer, folder: Path) -> None:
@@ -197,10 +238,13 @@ def _openvino_int8(writer: Writer, folder: Path) -> None:
         _convert(scratch / "model.onnx", folder)
 
 
-def _ours(writer: Writer, folder: Path) -> None:
-    from hf_xtc import XTCRecipe, compress, pack_model
+def _ours(weights: str) -> Callable[[Writer, Path], None]:
+    def write(writer: Writer, folder: Path) -> None:
+        from hf_xtc import XTCRecipe, compress, pack_model
 
-    pack_model(compress(writer.model(), XTCRecipe(weights=writer.weights))).save_pretrained(folder)
+        pack_model(compress(writer.model(), XTCRecipe(weights=weights))).save_pretrained(folder)
+
+    return write
 
 
 def _export(runtime: str, weights: str) -> Callable[[Writer, Path], None]:
@@ -218,9 +262,13 @@ KINDS: dict[str, Callable[[Writer, Path], None]] = {
     "torch_int8": _torch_int8,
     "onnx": _onnx,
     "onnx_int8": _onnx_int8,
+    "onnx_4bit": _onnx_nbits(4),
+    "onnx_2bit": _onnx_nbits(2),
     "openvino": _openvino,
     "openvino_int8": _openvino_int8,
-    "ours": _ours,
+    "openvino_4bit": _openvino_4bit,
+    "ours": _ours("binary"),
+    "ours_ternary": _ours("ternary"),
     **{f"ours_{to}_{bits}": _export(to, bits) for to in ("onnx", "openvino") for bits in ("int8", "2bit")},
 }
 

@@ -44,7 +44,7 @@ SIZES = {
 def _family(runtime: str) -> str:
     if runtime.startswith(("ours_onnx", "ours_openvino")):
         return "ours_to"
-    return "torch" if runtime == TEACHER else runtime.split("_")[0]
+    return "torch" if runtime in (TEACHER, "torchao_int8") else runtime.split("_")[0]
 
 
 def _colors(runtimes: list[str]) -> dict[str, Any]:

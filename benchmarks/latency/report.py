@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from latency.bars import bars, memory_bytes
+from latency.bars import AGAINST_PEERS, bars, best_peer, memory_bytes
 from latency.runtimes import RUNTIMES
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [_head(results), *(_table(results, model) for model in results["arguments"]["models"])]
+    models = results["arguments"]["models"]
+    parts = [_head(results)]
+    parts += [part for model in models for part in (_table(results, model), _first_calls(results, model))]
     parts += [_left_out(results), bars_table(results)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -38,7 +40,64 @@ def _table(results: dict[str, Any], model: str) -> str:
         if process["model"] == model:
             cells = [_cell(latency.get((process["runtime"], shape))) for shape in shapes]
             lines.append(f"| {' | '.join([RUNTIMES[process['runtime']].label, *cells, *_cost(process)])} |")
+    return "\n".join([*lines, *(f"{line} | | | |" for line in _winners(results, model))])
+
+
+def _seconds(results: dict[str, Any], model: str, key: str = "median_seconds") -> dict[str, dict[str, float]]:
+    """Shape -> runtime -> seconds, of one model."""
+    found: dict[str, dict[str, float]] = {shape: {} for shape in results["arguments"]["shapes"]}
+    for row in results["latency"]:
+        if row["model"] == model and key in row:
+            found[row["shape"]][row["runtime"]] = row[key]
+    return found
+
+
+def _winners(results: dict[str, Any], model: str) -> list[str]:
+    """The fastest quantized peer of each shape, and how many times faster ours are; below 1 the peer wins, in bold."""
+    seconds = _seconds(results, model).values()
+    best = [best_peer(values) for values in seconds]
+    if not any(best):
+        return []
+    names = ["" if peer is None else RUNTIMES[peer].label for peer in best]
+    lines = [f"| *fastest quantized peer* | {' | '.join(names)} |"]
+    for ours in AGAINST_PEERS:
+        if any(ours in values for values in seconds):
+            cells = [
+                "" if peer is None or ours not in values else _ratio(values[peer] / values[ours])
+                for peer, values in zip(best, seconds, strict=True)
+            ]
+            lines.append(f"| *{RUNTIMES[ours].label}: times faster* | {' | '.join(cells)} |")
+    return lines
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}, peer wins**"
+
+
+def _first_calls(results: dict[str, Any], model: str) -> str:
+    """Milliseconds of the first call of each shape in a process that has answered other shapes before."""
+    seconds = _seconds(results, model, "first_seconds")
+    runtimes = list(dict.fromkeys(name for values in seconds.values() for name in values))
+    if not runtimes:
+        return ""
+    lines = [f"| {model}, first call of a shape | {' | '.join(seconds)} |", f"|---|{'---:|' * len(seconds)}"]
+    for name in runtimes:
+        cells = [f"{values[name] * 1e3:.1f}" if name in values else "" for values in seconds.values()]
+        lines.append(f"| {RUNTIMES[name].label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def docs_table(results: dict[str, Any], model: str) -> str:
+    """The table of docs/sizes-and-speed.md: medians in milliseconds, memory and file in MB, and who won where."""
+    seconds = _seconds(results, model)
+    lines = [f"| {model} | {' | '.join(seconds)} | memory | file |", f"|---|{'---|' * (len(seconds) + 2)}"]
+    for process in results["processes"]:
+        if process["model"] == model:
+            name = process["runtime"]
+            cells = [f"{values[name] * 1e3:.1f}" if name in values else "" for values in seconds.values()]
+            sizes = f"{memory_bytes(process) / 1e6:.0f} MB | {process['file_bytes'] / 1e6:.1f} MB"
+            lines.append(f"| {RUNTIMES[name].label} | {' | '.join(cells)} | {sizes} |")
+    return "\n".join([*lines, *(f"{line} | |" for line in _winners(results, model))])
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -25,9 +25,11 @@ class Worker:
     """The process of one runtime; `cost` is what it took to its first logits."""
 
     def __init__(self, config: dict[str, Any]):
-        path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
+        paths = (str(BENCHMARKS), os.environ.get("PYTHONPATH"), config.pop("packages", None))
+        path = os.pathsep.join(filter(None, paths))
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment = {**os.environ, **quiet, "PYTHONPATH": path, "OMP_NUM_THREADS": str(config["threads"])}
+        environment |= config.pop("environment", {})
         self.name = config["runtime"]
         self.process = subprocess.Popen(
             [sys.executable, *SAFE_PATH, "-m", "latency.worker"],
@@ -71,16 +73,19 @@ def planned_repeats(estimate: float, repeats: int, seconds: float) -> int:
     return min(repeats, max(LEAST_REPEATS, int(seconds / estimate)))
 
 
-def plan(workers: list[Worker], shapes: dict[str, Any], repeats: int, seconds: float) -> dict[tuple[str, str], int]:
-    """(runtime, shape) -> how often to time it, after a first call that prepares and a second that is looked at."""
-    planned = {}
+def plan(
+    workers: list[Worker], shapes: dict[str, Any], repeats: int, seconds: float
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
+    """(runtime, shape) -> how often to time it, after a first call that prepares and a second that is looked at; and
+    the seconds of a batch of that first call, which compiles or calibrates where a runtime does."""
+    planned, first = {}, {}
     for worker in workers:
         for shape, batches in shapes.items():
-            taken = worker.ask({"time": shape})
+            taken = first[worker.name, shape] = worker.ask({"time": shape})
             if taken * len(batches) < seconds / LEAST_REPEATS:
                 taken = worker.ask({"time": shape})
             planned[worker.name, shape] = planned_repeats(taken * len(batches), repeats, seconds)
-    return planned
+    return planned, first
 
 
 def run_rounds(workers: list[Worker], planned: dict[tuple[str, str], int]) -> dict[tuple[str, str], list[float]]:

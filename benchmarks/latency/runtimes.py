@@ -4,7 +4,7 @@ Heavy imports happen inside `imports` and `load`, so that a process pays, in tim
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Runtime:
         needs: Packages without which it is left out.
         ours: Whether it computes with our packed weights.
         label: Name in tables and plots.
+        environment: Variables of its process.
+        outside: Whether its process needs the folder `--peer_packages` too, not only the writer of its files.
+        tolerance: Largest allowed difference of logits from those of the float model (other runtimes) or of the
+            reference backend (ours), relative to the largest; wide, since it only has to catch a broken runtime.
     """
 
     files: str
@@ -36,6 +40,9 @@ class Runtime:
     label: str
     needs: tuple[str, ...] = ()
     ours: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+    outside: bool = False
+    tolerance: float = 0.35
 
     def missing(self) -> list[str]:
         """Those of its packages that are not installed."""
@@ -89,6 +96,24 @@ def load_torch_int8(folder: Path, threads: int) -> Run:
     return _torch_run(model, threads)
 
 
+def import_torchao() -> None:
+    """torchao beside torch."""
+    import_torch()
+    import torchao  # noqa: F401
+
+
+def load_torchao(folder: Path, threads: int) -> Run:
+    """The stock model with torchao's dynamic int8, its layers compiled: one graph for all, of any rows and tokens."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    for layer in model.bert.encoder.layer:
+        layer.compile(dynamic=True)
+    return _torch_run(model, threads)
+
+
 def load_ours(backend: str) -> Callable[[Path, int], Run]:
     """Our packed checkpoint by that backend."""
 
@@ -125,17 +150,18 @@ def _torch(files: str, label: str, load: Callable[[Path, int], Run] = load_torch
     return Runtime(files, import_torch, load, label)
 
 
-def _onnxruntime(files: str, label: str, ours: bool = False) -> Runtime:
+def _onnxruntime(files: str, label: str, ours: bool = False, needs: tuple[str, ...] = ()) -> Runtime:
     # Writing the files takes `onnx` too.
-    return Runtime(files, import_onnxruntime, load_onnxruntime, label, ("onnxruntime", "onnx"), ours)
+    return Runtime(files, import_onnxruntime, load_onnxruntime, label, ("onnxruntime", "onnx", *needs), ours)
 
 
 def _openvino(files: str, label: str, needs: tuple[str, ...] = (), ours: bool = False) -> Runtime:
     return Runtime(files, import_openvino, load_openvino, label, ("openvino", *needs), ours)
 
 
-def _ours(backend: str) -> Runtime:
-    return Runtime("ours", import_torch, load_ours(backend), f"hf_xtc {backend}", (), True)
+def _ours(backend: str, files: str = "ours", label: str = "", **environment: str) -> Runtime:
+    label = f"hf_xtc {backend}{label}"
+    return Runtime(files, import_torch, load_ours(backend), label, (), True, environment)
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -146,7 +172,17 @@ RUNTIMES: dict[str, Runtime] = {
     "ort_int8": _onnxruntime("onnx_int8", "ONNX Runtime dynamic int8"),
     "openvino_fp32": _openvino("openvino", "OpenVINO fp32", ("onnx",)),
     "openvino_int8": _openvino("openvino_int8", "OpenVINO int8", ("onnx", "onnxruntime")),
+    "torchao_int8": Runtime(
+        "torch", import_torchao, load_torchao, "torchao dynamic int8, compiled", ("torchao",), outside=True
+    ),
+    "ort_4bit": _onnxruntime("onnx_4bit", "ONNX Runtime 4-bit", needs=("onnx_ir",)),
+    "ort_2bit": replace(_onnxruntime("onnx_2bit", "ONNX Runtime 2-bit", needs=("onnx_ir",)), tolerance=1.0),
+    "openvino_4bit": _openvino("openvino_4bit", "OpenVINO 4-bit", ("onnx", "nncf")),
     **{f"ours_{backend}": _ours(backend) for backend in ("reference", "int8", "packed", "auto")},
+    # Binary unless they say ternary; on the instruction set in use unless they say AVX2.
+    "ours_auto_avx2": _ours("auto", label=", AVX2", XTC_NATIVE="avx2"),
+    "ours_ternary_auto": _ours("auto", "ours_ternary", ", ternary"),
+    "ours_ternary_auto_avx2": _ours("auto", "ours_ternary", ", ternary, AVX2", XTC_NATIVE="avx2"),
     "ours_onnx_int8": _onnxruntime("ours_onnx_int8", "hf_xtc's ONNX int8", ours=True),
     "ours_onnx_2bit": _onnxruntime("ours_onnx_2bit", "hf_xtc's ONNX 2-bit", ours=True),
     "ours_openvino_int8": _openvino("ours_openvino_int8", "hf_xtc's OpenVINO int8", ours=True),
@@ -155,4 +191,5 @@ RUNTIMES: dict[str, Runtime] = {
 # The model that a student was reduced from; it runs beside the student (`models.TEACHERS`).
 TEACHER = "teacher"
 RUNTIMES[TEACHER] = _torch("torch", "its teacher, torch fp32")
-INT8_PEERS = ("torch_int8", "ort_int8", "openvino_int8")
+# Other runtimes that quantize the same float model.
+PEERS = ("torch_int8", "torchao_int8", "ort_int8", "ort_4bit", "ort_2bit", "openvino_int8", "openvino_4bit")

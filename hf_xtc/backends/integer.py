@@ -2,8 +2,8 @@
 
 `int8` expands the codes to bytes once; `packed` keeps them packed in memory (binary 1 bit, ternary 2 bits) and expands
 a tile at a time; `auto` uses the one that was measured to be faster. Each runs on the native operator where that is
-installed and supports the operands, and on PyTorch operations otherwise. Both differ from the reference in float32
-rounding only.
+installed and supports the operands, `packed` on a GPU on a Triton kernel, and both on PyTorch operations otherwise.
+All differ from the reference in float32 rounding only.
 """
 
 import torch
@@ -13,12 +13,13 @@ from hf_xtc.backends.base import BACKENDS, Backend, Prepared, Product
 from hf_xtc.backends.layouts import fastest_layout, packed_layout
 from hf_xtc.backends.reference import ReferenceBackend
 from hf_xtc.native import encoder as native
+from hf_xtc.native import gpu
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.packing import unpack
 from hf_xtc.quantization.quantizers import code_integers, get_quantizer
 from hf_xtc.quantization.specs import ActivationSpec
 
-_NATIVE_ACTIVATION = ActivationSpec()  # the only one that the native operator computes
+_NATIVE_ACTIVATION = ActivationSpec()  # the only one that the operators compute
 
 
 def native_serves(product: Product) -> bool:
@@ -32,6 +33,19 @@ def native_serves(product: Product) -> bool:
         and activation.spec == _NATIVE_ACTIVATION
         and weight.spec.granularity != "per_group"
         and get_quantizer(weight.spec.quantizer).levels <= 16
+    )
+
+
+def gpu_serves(product: Product) -> bool:
+    """Whether the Triton kernel computes this product: the default recipe's activations, 1-bit or ternary codes."""
+    weight, _, activation, dtype = product
+    return (
+        activation is not None
+        and activation.spec == _NATIVE_ACTIVATION
+        and dtype in gpu.DTYPES
+        and weight.spec.granularity != "per_group"
+        and get_quantizer(weight.spec.quantizer).levels in gpu.BITS
+        and gpu.runs_on(weight.packed.device)
     )
 
 
@@ -55,9 +69,14 @@ def padded_int_mm(x: Tensor, weight: Tensor) -> Tensor:
     """`torch._int_mm(x, weight.T)`, padded to more than 16 rows and sizes divisible by 8, as CUDA requires."""
     rows, columns = x.shape[0], weight.shape[0]
     extra_rows, extra_inner, extra_columns = max(17 - rows, 0), -x.shape[1] % 8, -columns % 8
-    x = torch.nn.functional.pad(x, (0, extra_inner, 0, extra_rows))
-    weight = torch.nn.functional.pad(weight, (0, extra_inner, 0, extra_columns))
-    return torch._int_mm(x, weight.t())[:rows, :columns]
+    return torch._int_mm(_pad(x, extra_rows, extra_inner), _pad(weight, extra_columns, extra_inner).t())[
+        :rows, :columns
+    ]
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """With that many more rows and columns of zeros; the matrix itself, not a copy of it, where that is none."""
+    return torch.nn.functional.pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
 
 
 class _Expanded:
@@ -117,27 +136,39 @@ class _IntegerBackend(Backend):
         )
 
 
-def _native(product: Product, layout: int) -> Prepared:
-    """The product on the native operator. Inputs that it does not take (another width or device, a trace for
+def _or_reference(product: Product, multiply: Prepared) -> Prepared:
+    """The product on an operator. Inputs that it does not take (another width, dtype or device, a trace for
     TorchScript) go to the reference, which gives PyTorch's usual result or error."""
-    weight, bias, _, _ = product
-    columns, levels = weight.columns, get_quantizer(weight.spec.quantizer).levels
+    columns, device = product.weight.columns, product.weight.packed.device
     reference = ReferenceBackend().prepare(product)
 
     def linear(x: Tensor) -> Tensor:
         if (
-            x.dtype != torch.float32
+            x.dtype != product.dtype
             or x.dim() == 0
             or x.shape[-1] != columns
-            or x.device.type != "cpu"
+            or x.device != device
             or x.layout != torch.strided
             or torch.jit.is_tracing()  # type: ignore[attr-defined]
         ):
             return reference(x)
-        product: Tensor = native.linear(x, weight.packed, weight.scale, bias, columns, levels, layout)
-        return product
+        return multiply(x)
 
     return linear
+
+
+def _native(product: Product, layout: int) -> Prepared:
+    weight, bias, _, _ = product
+    columns, levels = weight.columns, get_quantizer(weight.spec.quantizer).levels
+    return _or_reference(
+        product, lambda x: native.linear(x, weight.packed, weight.scale, bias, columns, levels, layout)
+    )
+
+
+def _gpu(product: Product) -> Prepared:
+    weight, bias, _, _ = product
+    columns, levels = weight.columns, get_quantizer(weight.spec.quantizer).levels
+    return _or_reference(product, lambda x: gpu.gpu_linear(x, weight.packed, weight.scale, bias, columns, levels))
 
 
 @BACKENDS.register("int8")
@@ -150,18 +181,20 @@ class Int8Backend(_IntegerBackend):
 
 @BACKENDS.register("packed")
 class PackedBackend(_IntegerBackend):
-    """Keeps codes packed in memory and expands a tile at a time; without the native operator, a layer at a time."""
+    """Keeps codes packed in memory and expands a tile at a time; without an operator for it, a layer at a time."""
 
     def prepare(self, product: Product) -> Prepared:
         layout = packed_layout(product.weight.spec.quantizer)
         if layout is not None and native_serves(product):
             return _native(product, layout)
+        if gpu_serves(product):
+            return _gpu(product)
         return lambda x: _Expanded(product)(x)
 
 
 @BACKENDS.register("auto")
 class AutoBackend(_IntegerBackend):
-    """The faster of `int8` and `packed`, as measured: see `fastest_layout`.
+    """The faster of `int8` and `packed`, as measured: see `fastest_layout`. On a GPU, where neither was, `int8`.
 
     An exported program gets the reference's operations, which run without this package. So does compiled code where
     there is no native operator: it would expand the codes again at every call.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hf_xtc.backends import BACKENDS, Backend, Prepared, Product, choose, default_backend
 from hf_xtc.native.encoder import forget_laid_out, version_of
+from hf_xtc.native.gpu import forget_fields
 from hf_xtc.native.library import variant
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.packing import PackedWeight, pack_weight, packed_width
@@ -255,6 +256,7 @@ class PackedLinear(_Packed):
         """Prepares the operands anew at the next forward, for example after a write that PyTorch does not count."""
         _PREPARED.pop(self, None)
         forget_laid_out(self.weight_packed)
+        forget_fields(self.weight_packed)
 
     def extra_repr(self) -> str:
         return (

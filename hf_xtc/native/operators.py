@@ -15,12 +15,15 @@ from hf_xtc.native import library
 _OPERATORS = torch.library.Library("hf_xtc", "DEF")
 
 
-def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
-    """Registers a function as the CPU implementation of a PyTorch operator, and returns the operator.
+def operator(
+    schema: str, fake: Callable[..., Any], devices: tuple[str, ...] = ("CPU",)
+) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Registers a function as the implementation of a PyTorch operator, and returns the operator.
 
     Args:
         schema (`str`): Name, arguments and results, as `torch.library.Library.define` takes them.
         fake (`Callable`): Makes results of the right shapes and dtypes without computing them.
+        devices (`tuple[str, ...]`): PyTorch's dispatch keys of the devices that it runs on.
     """
 
     def fake_on_one_device(*arguments: Any) -> Any:
@@ -33,7 +36,8 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
         name = schema.partition("(")[0]
         _OPERATORS.define(schema)
-        _OPERATORS.impl(name, function, "CPU")
+        for device in devices:
+            _OPERATORS.impl(name, function, device)
         torch.library.register_fake(f"hf_xtc::{name}", fake_on_one_device, lib=_OPERATORS)
         registered: torch._ops.OpOverload = getattr(torch.ops.hf_xtc, name).default
         return registered

@@ -10,10 +10,10 @@ import pytest
 import cache
 import inference
 from latency.bars import bars
-from latency.report import markdown
+from latency.report import docs_table, markdown
 from latency.rounds import Worker, WorkerError, planned_repeats, takes_part
-from latency.runtimes import INT8_PEERS, RUNTIMES, TEACHER, Runtime
-from latency.shapes import FIXED, SHAPES, SST2, make_batches, make_shape, read_lengths
+from latency.runtimes import PEERS, RUNTIMES, TEACHER, Runtime
+from latency.shapes import FIXED, HELD_OUT, SHAPES, SST2, make_batches, make_shape, read_lengths
 
 SECONDS = {"torch_fp32": 0.080, "torch_int8": 0.050, "ort_int8": 0.030, "openvino_int8": 0.040, "ours_auto": 0.020}
 PEAKS = {"torch_fp32": 900, "ours_auto": 640, "ours_int8": 700, "ours_packed": 580}
@@ -34,7 +34,7 @@ def results():
         "threads": 2,
         "versions": {"torch": "2.13.0"},
         "latency": [
-            inference.latency_row(model, name, shape, [0.9 * value, value, 1.3 * value])
+            inference.latency_row(model, name, shape, [0.9 * value, value, 1.3 * value], 2 * value)
             for (model, name), value in seconds.items()
             for shape in SHAPES
         ],
@@ -58,6 +58,8 @@ def results():
 def test_shapes_are_rows_by_tokens():
     assert make_shape("8x32", {}, 0, 0) == [[32] * 8]
     assert set(FIXED) == {"1x16", "1x128", "8x32", "8x128"}
+    assert make_shape("3x77", {}, 0, 0) == [[77] * 3]
+    assert not set(HELD_OUT) & set(FIXED)
 
 
 def test_sst2_batches_draw_real_lengths_with_a_seed():
@@ -102,26 +104,40 @@ def test_repeats_are_spread_evenly_over_the_rounds(repeats):
     assert repeats < 2 or gaps.max() - gaps.min() <= 1
 
 
-def test_speed_is_held_against_the_fastest_int8_peer(results):
-    made = {(bar.model, bar.shape): bar for bar in bars(results) if bar.peer in INT8_PEERS}
+def test_speed_is_held_against_the_fastest_quantized_peer(results):
+    made = {(bar.model, bar.shape): bar for bar in bars(results) if bar.peer in PEERS}
     assert len(made) == 2 * len(SHAPES)
     assert {bar.peer for bar in made.values()} == {"ort_int8"}
     assert all(bar.ratio == pytest.approx(1.5) for bar in made.values())
     wanted = {shape: made["bert-base-12", shape].wanted for shape in SHAPES}
-    assert wanted == {"1x16": 1.4, "1x128": 1.25, "8x32": 1.25, "8x128": 1.15, SST2: 1.5}
+    assert wanted == {**dict.fromkeys(SHAPES, 1.5), SST2: 2.5}
 
 
-def test_float_and_teacher_bars(results):
-    made = [bar for bar in bars(results) if bar.kind == "speed" and bar.peer not in INT8_PEERS]
-    assert {(bar.model, bar.shape, bar.wanted) for bar in made if bar.peer == "torch_fp32"} == {
-        ("bert-base-12", "8x128", 3.5),
-        ("bert-base-5", "8x128", 3.5),
-    }
-    assert all(bar.met and bar.ratio == pytest.approx(4.0) for bar in made if bar.peer == "torch_fp32")
-    teacher = [bar for bar in made if bar.peer == TEACHER]
-    assert {(bar.model, bar.wanted) for bar in teacher} == {("bert-base-5", 8.0)}
-    assert len(teacher) == len(SHAPES)
-    assert all(bar.met and bar.ratio == pytest.approx(8.5) for bar in teacher)
+def test_teacher_bars(results):
+    made = [bar for bar in bars(results) if bar.kind == "speed" and bar.peer not in PEERS]
+    assert {(bar.model, bar.peer) for bar in made} == {("bert-base-5", TEACHER)}
+    assert {bar.shape: bar.wanted for bar in made} == {**dict.fromkeys(SHAPES, 15.0), "8x128": 10.0}
+    assert all(not bar.met and bar.ratio == pytest.approx(8.5) for bar in made)
+
+
+@pytest.mark.parametrize("report", [markdown, lambda results: docs_table(results, "bert-base-5")], ids=["all", "docs"])
+def test_tables_say_which_peer_won_where(results, report):
+    slow = {"runtime": "ours_ternary_auto", "median_seconds": 0.025}
+    (row,) = (
+        r for r in results["latency"] if (r["model"], r["runtime"], r["shape"]) == ("bert-base-5", "ours_auto", "1x37")
+    )
+    results["latency"].append({**row, **slow})
+    results["latency"].append({**row, "runtime": "ort_4bit", "median_seconds": 0.015})
+    table = report(results)
+    shapes = list(SHAPES)
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in table.split("bert-base-5 |")[1].splitlines()}
+    names = cells["| *fastest quantized peer*"]
+    assert names[shapes.index("1x37")] == "ONNX Runtime 4-bit"
+    assert names[0] == "ONNX Runtime dynamic int8"
+    assert cells["| *hf_xtc auto: times faster*"][: len(shapes)] == [
+        "**0.75, peer wins**" if shape == "1x37" else "1.50" for shape in shapes
+    ]
+    assert cells["| *hf_xtc auto, ternary: times faster*"][shapes.index("1x37")] == "**0.60, peer wins**"
 
 
 def test_memory_counts_what_the_imports_do_not_take(results):

@@ -1,7 +1,8 @@
 """Trains, packs, saves, loads and resumes on a GPU: `python tests/gpu/check_gpu.py`. Compares with what the CPU gives.
 
 Not a test of pytest's. Uses one GPU, for a minute or two. Exit status 0: all checks hold; 1: one does not; 2: no
-GPU was found. `--device cpu` runs every line without one, which checks this script and not the GPU.
+GPU was found. `TRITON_INTERPRET=1 XTC_NATIVE=off python tests/gpu/check_gpu.py --device cpu` runs every line without
+one, which checks this script and not the GPU.
 """
 
 import argparse
@@ -22,7 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from trainers import DATA, collate, logged, make_args, make_teacher
 
 from hf_xtc import XTCRecipe, XTCTrainer, compress, pack_model, unpack_model
+from hf_xtc.backends import BACKENDS
 from hf_xtc.modeling.layers import PackedLinear
+from hf_xtc.native import gpu
+from hf_xtc.native.encoder import Codes
+from hf_xtc.quantization.activations import ActivationQuantizer
+from hf_xtc.quantization.packing import pack_weight
+from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 BATCH = {key: value for key, value in collate(DATA[:16]).items() if key != "labels"}
 RECIPES = {
@@ -114,6 +121,29 @@ def products(device: str, folder: str, name: str) -> None:
     close(logits(packed, device), expected, 0.02 * float(expected.abs().max()), "logits of both devices")
 
 
+def kernel(device: str, folder: str, name: str) -> None:
+    """The Triton kernel's products are bitwise those of `torch._int_mm`, by every tile, at widths of BERT-base too."""
+    if not gpu.runs_on(torch.device(device)):
+        raise AssertionError("the Triton kernel does not run here; on the CPU it needs TRITON_INTERPRET=1")
+    quantizer = ActivationQuantizer(ActivationSpec())
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 21, 5), (17, 300, 70), (16, 768, 768), (130, 768, 3072), (130, 3072, 768), (2048, 768, 768)]
+    for tokens, columns, rows in shapes if device == "cuda" else shapes[:3]:
+        weight = pack_weight(torch.randn(rows, columns, generator=generator), QuantSpec(name))
+        weight = weight._replace(packed=weight.packed.to(device), scale=weight.scale.to(device))
+        bias = torch.randn(rows, generator=generator).to(device)
+        codes = Codes(weight.packed, weight.scale, bias, columns, {"binary": 2, "ternary": 3}[name])
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            x = torch.randn(tokens, columns, generator=generator).to(device, dtype)
+            expected = BACKENDS["int8"]().linear(x, weight, bias.to(dtype), quantizer)
+            for blocks in {gpu.default_blocks(count) for count in (1, 17, 65, 1025)}:
+                found = gpu.multiply(x, codes._replace(bias=bias.to(dtype)), blocks)
+                if device == "cpu" and dtype == torch.bfloat16:  # the interpreter cuts a float32 off
+                    close(found / expected, torch.ones_like(found), 2**-7, f"{tokens} tokens, {columns} to {rows}")
+                elif not torch.equal(found, expected):
+                    raise AssertionError(f"{tokens} tokens, {columns} to {rows}, {dtype}, {blocks}: other bits")
+
+
 def resuming(device: str, folder: str) -> None:
     """A training that goes on from a checkpoint logs the losses of one that was not interrupted."""
     teacher = make_teacher(dropout=0.1)
@@ -136,6 +166,8 @@ def checks(device: str) -> Iterator[tuple[str, Callable[..., None], tuple[Any, .
     for name in RECIPES:
         yield f"conversion and loading, {name}", conversion, (name,)
         yield f"products, {name}", products, (name,)
+    for name in ("binary", "ternary"):
+        yield f"the Triton kernel, {name}", kernel, (name,)
     yield "resuming", resuming, ()
 
 
