@@ -104,6 +104,8 @@ def test_avx512_by_emulation(tmp_path):
     options = [
         "-std=c++17",
         "-O1",
+        "-mavx2",
+        "-mfma",  # else multiply-adds round twice
         "-fPIC",
         "-shared",
         "-fno-math-errno",
