@@ -30,7 +30,7 @@ from transformers.testing_utils import CaptureLogger
 
 from hf_xtc import ARCHITECTURES, XTCBertForSequenceClassification, XTCRecipe, compress, pack_model, unpack_model
 from hf_xtc.errors import XTCError
-from hf_xtc.modeling.bert import CODE, auto_map
+from hf_xtc.modeling.base import CODE, auto_map
 from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.runs.export import plain_config
