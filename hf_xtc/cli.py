@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,6 +21,9 @@ from hf_xtc.checks import check_given
 from hf_xtc.errors import XTCError
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.version import __version__
+
+# Entry points of other packages, modules that declare families of models (docs/extending.md).
+FAMILIES = "hf_xtc.families"
 
 # What `hf-xtc compress --help` shows; `--help-all` shows all options.
 COMPRESS_GROUPS = {
@@ -284,7 +288,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "compress": Command(
-        "compress a fine-tuned BERT into a packed model",
+        "compress a fine-tuned encoder into a packed model",
         "--teacher MODEL (--task_name TASK | --train_file F --validation_file F) --output_dir FOLDER",
         _compress,
         ("JobArguments", "DataArguments", "RecipeArguments", "XTCTrainingArguments", "AugmentationArguments"),
@@ -338,7 +342,7 @@ def command_parser(name: str) -> _Parser:
 
 
 def _main_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
+    parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary encoders: compress, measure, publish.")
     parser.add_argument("--version", action=_Version, help="show the version, and which native operator is in use")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback; stands before COMMAND")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
@@ -346,6 +350,23 @@ def _main_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=command.help, add_help=False)
     parser.epilog = "hf-xtc COMMAND --help shows the options of a command."
     return parser
+
+
+def load_families() -> None:
+    """Imports the modules that installed packages name as entry points of the group `hf_xtc.families`.
+
+    Raises:
+        XTCError: if one of them cannot be imported; names it and its package.
+    """
+    for entry in entry_points(group=FAMILIES):
+        try:
+            entry.load()
+        except Exception as error:  # of another package's module, which can raise anything
+            package = "" if entry.dist is None else f" of the package {entry.dist.name}"
+            raise XTCError(
+                f"The entry point {entry.name} = {entry.value!r}{package} declares a family and cannot be imported "
+                f"({type(error).__name__}: {error}); upgrade or uninstall that package."
+            ) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -362,6 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{suggestion}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
+        load_families()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)
     except SystemExit as ended:  # --help, --version or wrong usage
