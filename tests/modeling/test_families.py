@@ -94,6 +94,21 @@ def test_every_head_that_transformers_knows_for_an_encoder_is_there():
             assert getattr(transformers, name)._model_mapping[found.config_class] is cls
 
 
+def test_the_table_of_the_docs_names_these_heads():
+    page = (CODE.parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    titles = rows[0][1:]
+    autos = {"Base": "", "Masked LM": "ForMaskedLM", "Pre-training": "ForPreTraining"}
+    autos["Next sentence"] = "ForNextSentencePrediction"
+    names = [f"AutoModel{autos.get(title, 'For' + title.title().replace(' ', ''))}" for title in titles]
+    table = {row[0]: row[1:] for row in rows[2 : 2 + len(CONFIGS)]}
+    assert sorted(table) == sorted(CONFIGS)
+    for family, cells_of_row in table.items():
+        known = ARCHITECTURES[family].auto_classes
+        assert set(known) <= set(names)
+        assert cells_of_row == ["yes" if name in known else "–" for name in names], family
+
+
 # Float tables that no scope names: transformers reads their weights, or they are a few values for each head.
 LEFT = {"encoder.rel_embeddings", "encoder.relative_attention_bias"}
 
