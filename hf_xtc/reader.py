@@ -17,6 +17,7 @@ From bytes to logits:
 
 import json
 import math
+import mmap
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,9 +107,7 @@ def plain_file(folder: Path, name: str) -> bytes:
     """The bytes of a file; raises `OSError` if it is outside of the folder, not a regular file, or too large."""
     if Path(name).name != name or not (folder / name).is_file():
         raise OSError(f"{name} is not a regular file of the folder")
-    if name.endswith(".safetensors"):
-        safetensors.safe_open(folder / name, "np")  # raises if the size is not the header's, without reading on
-    elif (folder / name).stat().st_size > 2**26:
+    if (folder / name).stat().st_size > 2**26:
         raise OSError(f"{name} is too large")
     return (folder / name).read_bytes()
 
@@ -146,15 +145,27 @@ def read_tensors(folder: Path) -> dict[str, Array]:
         if index.exists():
             names = sorted(set(json.loads(plain_file(folder, index.name))["weight_map"].values()))
         for name in names:
-            for key, entry in safetensors.deserialize(plain_file(folder, name)):
-                tensors[key] = _array(entry)
+            tensors.update(_mapped(folder, name))
     except Exception as error:
         raise ReadError(f"The weights in {folder} cannot be read ({error}). Download them again.") from error
     return tensors
 
 
-def _array(entry: dict[str, Any]) -> Array:
-    flat = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
+def _mapped(folder: Path, name: str) -> dict[str, Array]:
+    """The tensors of a file, which stay in it until they are used."""
+    if Path(name).name != name or not (folder / name).is_file():
+        raise OSError(f"{name} is not a regular file of the folder")
+    safetensors.safe_open(folder / name, "np")  # raises if the header is invalid, or the size is not the header's
+    with open(folder / name, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = {key: entry for key, entry in json.loads(content[8:start]).items() if key != "__metadata__"}
+    return {key: _array(content, start, entry) for key, entry in entries.items()}
+
+
+def _array(content: mmap.mmap, start: int, entry: dict[str, Any]) -> Array:
+    dtype, (first, last) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
+    flat = np.frombuffer(content, dtype, (last - first) // dtype.itemsize, start + first)
     if entry["dtype"] == "BF16":  # the upper half of a float32
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     if flat.dtype != np.uint8 and not (abs(flat) <= LARGEST).all():
@@ -197,11 +208,9 @@ class PackedBert:
         wide = path.endswith(".output.dense") and not path.endswith("attention.output.dense")
         return int(self.config["intermediate_size" if wide else "hidden_size"])
 
-    def weight(self, path: str, rows: Array | None = None) -> Array:
-        """The weight at `path`, or the given rows of it: decoded to float32, or as stored if it is in float."""
-        chosen, columns = slice(None) if rows is None else rows, self.columns(path)
-        if f"{path}.weight_packed" not in self.tensors:
-            return self.tensor(f"{path}.weight", *self.tensor(f"{path}.weight").shape[:1], columns)[chosen]
+    def packed(self, path: str) -> tuple[Array, Array]:
+        """Bytes and scales of the quantized weight at `path`; raises `ReadError` if they are invalid."""
+        columns = self.columns(path)
         packed, scale = self.tensor(f"{path}.weight_packed"), self.tensor(f"{path}.weight_scale")
         codes, width = self.codes(path), -(-columns // self.codes(path).per_byte)
         fits = packed.ndim == scale.ndim == 2 and packed.dtype == np.uint8 and packed.shape[1] == width and scale.size
@@ -209,7 +218,15 @@ class PackedBert:
             raise ReadError(f"{path} holds bytes {packed.shape} and scales {scale.shape} for {columns} columns.")
         if packed.max(initial=0) >= codes.levels**codes.per_byte or scale.min() < 0:
             raise ReadError(f"{path} holds invalid bytes or scales. Download the file again.")
-        return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, codes)
+        return packed, scale
+
+    def weight(self, path: str, rows: Array | None = None) -> Array:
+        """The weight at `path`, or the given rows of it: decoded to float32, or as stored if it is in float."""
+        chosen, columns = slice(None) if rows is None else rows, self.columns(path)
+        if f"{path}.weight_packed" not in self.tensors:
+            return self.tensor(f"{path}.weight", *self.tensor(f"{path}.weight").shape[:1], columns)[chosen]
+        packed, scale = self.packed(path)
+        return decode(packed[chosen], scale[chosen] if len(scale) == len(packed) else scale, columns, self.codes(path))
 
     def linear(self, path: str, x: Array) -> Array:
         """`x @ weight.T + bias`; the input of a quantized weight is rounded first (`on_levels`)."""

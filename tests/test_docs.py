@@ -77,6 +77,18 @@ def test_python_of_the_how_to_runs(tiny_teacher, tmp_path, monkeypatch):
     assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
+def test_the_page_of_the_runtime_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    for block in blocks(ROOT / "docs" / "runtime.md", "python"):
+        exec(compile(block, "runtime.md", "exec"), names)
+    assert names["vectors"].shape == (2, 384)
+    assert [found["label"] for found in names["handler"]({"texts": ["moving", "dull"]}, None)] == [
+        "positive",
+        "negative",
+    ]
+
+
 def test_page_states_what_the_package_packs():
     page = FORMAT.read_text(encoding="utf-8")
     for name, codes in QUANTIZERS.items():

@@ -42,6 +42,7 @@ ENDS = {
     "push": ["--folder=packed", "--repo_id=user/name"],
     "inspect": ["--model=packed"],
     "report": ["--folder=teacher"],
+    "predict": ["--model=packed", "--file=validation.csv"],
 }
 
 

@@ -62,8 +62,9 @@ def test_all_is_sorted_constants_first_then_classes_then_functions():
 def test_nothing_else_is_public():
     others = {name: value for name, value in vars(hf_xtc).items() if not name.startswith("_") and name not in PUBLIC}
     submodules = {name for name, value in others.items() if isinstance(value, ModuleType)}
-    assert submodules <= {path.stem for path in ROOT.iterdir()}
-    assert others.keys() - submodules == {"Any", "TYPE_CHECKING", "import_module", "suppress"}
+    assert submodules <= {"sys", *(path.stem for path in ROOT.iterdir())}
+    imported = {"Any", "ModuleSpec", "ModuleType", "Sequence", "TYPE_CHECKING", "find_spec", "import_module"}
+    assert others.keys() - submodules == imported
 
 
 def test_no_module_is_named_like_a_function():
@@ -109,3 +110,22 @@ print(*sorted(after - before))
     assert added.isdisjoint({"evaluate", "datasets", "peft", "pandas", "sklearn", "scipy"})
     assert added.isdisjoint({"onnx", "onnxruntime", "openvino"})
     assert "hf_xtc" in added
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import hf_xtc, transformers", id="before"),
+        pytest.param("import transformers, hf_xtc", id="after"),
+        pytest.param("import hf_xtc\nfrom transformers.models.auto.modeling_auto import AutoModel", id="submodule"),
+        pytest.param("from hf_xtc.modeling.bert import XTCBertModel\nimport transformers", id="models"),
+        pytest.param("from hf_xtc.data.masked_lm import *\nimport transformers", id="data"),
+    ],
+)
+def test_models_are_registered_in_whatever_order_packages_are_imported(code):
+    code += """
+from transformers import AutoConfig, AutoModel
+config = AutoConfig.for_model("xtc_bert", hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+print(type(AutoModel.from_config(config)).__name__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["XTCBertModel"], done.stderr

@@ -14,14 +14,15 @@ PACKAGE = Path(__file__).parent.parent / "hf_xtc"
 
 # From the lowest layer up.
 ORDER = [
+    "reader",  # first, since it must import nothing else of the package
     *("errors", "version", "registry", "checks"),
-    *("files", "native", "quantization", "backends", "recipe", "data", "tasks"),
+    *("files", "native", "quantization", "backends", "runtime", "recipe", "data", "tasks"),
     *("modeling", "distillation", "compression", "export", "hub", "training", "runs", "cli"),
 ]
-# These import nothing else of the package: the reader in numpy, and the code that pushed folders include.
-ALONE = ["reader", "remote_code"]
+# Imports nothing else of the package: the code that pushed folders include.
+ALONE = ["remote_code"]
 # These run without transformers.
-TORCH_ONLY = ORDER[: ORDER.index("backends") + 1]
+TORCH_ONLY = ORDER[: ORDER.index("runtime") + 1]
 
 
 class Import(NamedTuple):

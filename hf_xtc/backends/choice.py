@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from hf_xtc.backends import integer, reference  # noqa: F401 (registers the backends)
 from hf_xtc.backends.base import BACKENDS, Backend, Product
 from hf_xtc.errors import StateError
 from hf_xtc.native.library import variant

@@ -1,6 +1,6 @@
 """Memory layouts of codes for the native operator: packed, and the one measured to be the fastest."""
 
-from hf_xtc.native.encoder import BYTES, NIBBLES, PAIRS, SEXTETS
+from hf_xtc.native.arrays import BYTES, NIBBLES, PAIRS, SEXTETS
 from hf_xtc.native.library import variant
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hf_xtc.errors import StateError
+from hf_xtc.files.writing import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
 HOLDER_FILE = ".lock_holder"
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hf_xtc.errors import StateError, XTCError
-from hf_xtc.files.lock import LOCK_FILE
 
+LOCK_FILE = ".lock"
 # Prefix of files and folders that are being written, or that a killed process left behind.
 SCRATCH = ".incomplete-"
 WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")

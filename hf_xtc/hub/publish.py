@@ -1,7 +1,4 @@
-"""Publishes models, latent or packed, as packed files with a card.
-
-Sets `XTCModel.push_to_hub`, because `modeling` must not import packing and cards.
-"""
+"""Publishes models, latent or packed, as packed files with a card."""
 
 import os
 import tempfile
@@ -15,7 +12,6 @@ from hf_xtc.files.headers import weights_sha256
 from hf_xtc.files.writing import OLD_CODE, WEIGHT_FILES, whole_folder, write_text
 from hf_xtc.hub.card import model_card
 from hf_xtc.hub.upload import open_repository, push_folder
-from hf_xtc.modeling.base import XTCModel
 
 
 def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any = None, **options: Any) -> None:
@@ -76,6 +72,3 @@ def push_model(
             repo_id = open_repository(repo_id, private=options.get("private"), token=options.get("token"))
         write_model_card(model.config, type(model), folder, repo_id, metadata=metadata)
         return push_folder(folder, repo_id, **options)
-
-
-XTCModel.push_to_hub = push_model

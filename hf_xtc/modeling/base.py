@@ -6,6 +6,7 @@ A packed model saves its float parameters in `recipe.rest_dtype` and computes in
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,12 @@ class XTCModel(PreTrainedModel):
     """
 
     config: Any
-    # Packs the model and writes its card. Set by hub/publish.py, which imports this module and not the reverse.
-    push_to_hub: Callable[..., Any]
     # Losses of encoders ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
     accepts_loss_kwargs = False
+
+    def push_to_hub(self, *arguments: Any, **options: Any) -> Any:
+        """Publishes the packed form of the model with a card; see `hf_xtc.hub.publish.push_model`."""
+        return import_module("hf_xtc.hub.publish").push_model(self, *arguments, **options)
 
     @property
     def packed(self) -> bool:

@@ -1,9 +1,10 @@
-"""The fused forward of a packed BERT encoder: embeddings and all layers in one call of the native operator.
+"""The fused forward of a packed BERT: embeddings, layers, pooler and classifier in one call of the native operator.
 
 Used where the operator computes exactly what the modules would, which the modules decide and not the config; otherwise
 (gradients, another device or dtype, recorded hidden states, hooks, adapters, a module of another class or with a
 `forward` of its own) the model runs layer by layer. Tokens that the attention mask excludes are skipped, and their
-hidden states are zeros.
+hidden states are zeros. The pooler and the classifier are asked one by one: where the operator does not compute one,
+its module runs on what was computed.
 """
 
 import operator
@@ -22,7 +23,8 @@ from hf_xtc.backends.integer import native_serves
 from hf_xtc.backends.layouts import fastest_layout, packed_layout
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, in_forward_mode
 from hf_xtc.native import encoder as native
-from hf_xtc.native.library import is_readable, variant
+from hf_xtc.native.library import variant
+from hf_xtc.native.operators import is_readable
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.quantizers import get_quantizer
 
@@ -36,9 +38,50 @@ _FORWARDS: dict[type[nn.Module], Any] = {
         *(bert.BertEmbeddings, bert.BertEncoder, bert.BertLayer, bert.BertAttention, bert.BertSelfAttention),
         *(bert.BertSelfOutput, bert.BertIntermediate, bert.BertOutput, PackedLinear, PackedEmbedding),
         *(ActivationQuantizer, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ModuleList),
-        *(GELUActivation, nn.GELU),
+        *(GELUActivation, nn.GELU, bert.BertPooler, nn.Linear, nn.Tanh),
     )
 }
+
+
+class _Snapshot:
+    """Modules as they were: their settings, children, tensors, and counts of writes to these.
+
+    Args:
+        modules (`list[nn.Module]`): The modules.
+        children (`list[dict]`): The children of modules to watch.
+    """
+
+    def __init__(self, modules: list[nn.Module], children: list[dict[str, Any]]):
+        # Dicts of the modules, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
+        self._attributes = [module.__dict__ for module in modules]
+        self._copies = [attributes.copy() for attributes in self._attributes]
+        self._children = [entries for entries in children if entries]
+        self._parts = _values(self._children)
+        self._holders = [holder for m in modules for holder in (m._parameters, m._buffers) if holder]
+        self._tensors = _values(self._holders)
+        # Tensors made in inference mode have no count of writes.
+        self._counted = [tensor for tensor in self._tensors if tensor is not None and not tensor.is_inference()]
+        self._versions = [tensor._version for tensor in self._counted]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+    def is_current(self) -> bool:
+        """Whether the modules are unchanged, and have no hooks that have to run."""
+        return (
+            _same(self._parts, _values(self._children))
+            and _same(self._tensors, _values(self._holders))
+            and self._versions == [tensor._version for tensor in self._counted]
+            and _equal(self._attributes, self._copies)
+            and not (any(self._hooks) and any(map(has_user_hooks, self._hooks)))
+        )
+
+
+class _Pooler:
+    """The native pooler of a model for which `_is_plain_pooler` holds, and the modules it was built from."""
+
+    def __init__(self, model: Any):
+        modules = list(model.pooler.modules())
+        self.is_current = _Snapshot(modules, [module._modules for module in modules]).is_current
+        self.native = _native_pooler(model)
 
 
 class FusedEncoder:
@@ -51,18 +94,9 @@ class FusedEncoder:
     def __init__(self, model: Any):
         embeddings, layers = model.embeddings, model.encoder.layer
         modules = _modules(model)
-        # Dicts of the modules, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
-        self._attributes = [module.__dict__ for module in modules]
-        self._copies = [attributes.copy() for attributes in self._attributes]
-        self._children = [module._modules for module in (model, *modules) if module._modules]
-        self._parts = _values(self._children)
-        self._holders = [holder for m in modules for holder in (m._parameters, m._buffers) if holder]
-        self._tensors = _values(self._holders)
-        # Tensors made in inference mode have no count of writes.
-        self._counted = [tensor for tensor in self._tensors if tensor is not None and not tensor.is_inference()]
-        self._versions = [tensor._version for tensor in self._counted]
-        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._snapshot = _Snapshot(modules, [module._modules for module in (model, *modules)])
         self._variant, self._backend = variant(), model.backend
+        self._pooler: _Pooler | None = None
         tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
         norm, attention = embeddings.LayerNorm, layers[0].attention
         self._position_ids, self._token_type_ids = embeddings.position_ids, embeddings.token_type_ids
@@ -79,24 +113,37 @@ class FusedEncoder:
         return (
             self._backend == model.backend
             and self._variant == variant()
-            and _same(self._parts, _values(self._children))
-            and _same(self._tensors, _values(self._holders))
-            and self._versions == [tensor._version for tensor in self._counted]
-            and _equal(self._attributes, self._copies)
-            and not (any(self._hooks) and any(map(_has_user_hooks, self._hooks)))
+            and self._snapshot.is_current()
             and _runs_as_written(model)
         )
 
+    def pooler(self, model: Any) -> native.NativePooler | None:
+        """The pooler of the model as the operator computes it; `None` where there is none or its module has to run."""
+        if model.pooler is None or _trains(model.pooler):
+            return None
+        if self._pooler is None or not self._pooler.is_current():
+            self._pooler = _Pooler(model) if _is_plain_pooler(model) else None
+        return None if self._pooler is None else self._pooler.native
+
     def __call__(
-        self, input_ids: Tensor, mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None
-    ) -> Tensor | None:
-        """Last hidden states, `(batch, tokens, hidden)`; `None` if the ids cannot be read (on another device, traced,
-        of another dtype), if there are more tokens than positions, or if a row starts with padding.
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        pooler: native.NativePooler | None = None,
+        classifier: nn.Linear | None = None,
+    ) -> native.Outputs | None:
+        """Last hidden states, `(batch, tokens, hidden)`, and what the pooler, `(batch, hidden)`, and the classifier,
+        `(batch, labels)`, make of them. `None` if the ids cannot be read (on another device, traced, of another
+        dtype), if there are more tokens than positions, or if a row starts with padding.
 
         Args:
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
             mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
+            pooler (`NativePooler`, *optional*): As `pooler(model)` returns it.
+            classifier (`nn.Linear`, *optional*): One for which `serves_classifier` holds.
 
         Raises:
             IndexError: if an id is out of range.
@@ -112,17 +159,19 @@ class FusedEncoder:
         if token_type_ids is None:
             token_type_ids = self._token_type_ids[0][position_ids]
         indices = [ids.expand(batch, length).reshape(-1).long() for ids in (input_ids, position_ids, token_type_ids)]
+        head = (pooler, None, None) if classifier is None else (pooler, classifier.weight, classifier.bias)
         if mask is None or bool(mask.all()):
-            hidden = self._encoder(torch.full((batch,), length), indices[0], indices[1], indices[2])
-            return hidden.view(batch, length, -1)
+            outputs = self._encoder(torch.full((batch,), length), indices[0], indices[1], indices[2], *head)
+            return outputs._replace(hidden=outputs.hidden.view(batch, length, -1))
         kept = mask.bool()
         if not bool(kept[:, 0].all()):
             return None
         places = kept.reshape(-1).nonzero()[:, 0]
         words, positions, types = (ids[places] for ids in indices)
-        hidden = self._encoder(kept.sum(1), words, positions, types)
+        outputs = self._encoder(kept.sum(1), words, positions, types, *head)
+        hidden = outputs.hidden
         padded = hidden.new_zeros(batch * length, hidden.shape[1]).index_copy_(0, places, hidden)
-        return padded.view(batch, length, -1)
+        return outputs._replace(hidden=padded.view(batch, length, -1))
 
 
 _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
@@ -131,7 +180,7 @@ _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
 def fused_encoder(model: Any) -> FusedEncoder | None:
     """The fused encoder of a packed BERT base model, built at its first forward and again when the model has changed;
     `None` where the model has to run layer by layer."""
-    if torch.compiler.is_compiling() or model.training or _needs_gradients(model):
+    if torch.compiler.is_compiling() or model.training or _trains(model.embeddings, model.encoder):
         return None
     fused = _FUSED.get(model)
     if fused is not None and fused.is_current(model):
@@ -172,6 +221,16 @@ def serves(model: Any) -> bool:
     )
 
 
+def serves_classifier(classifier: Any, dropout: nn.Module) -> bool:
+    """Whether the native operator computes a dropout and a classifier on the pooler's outputs."""
+    return (
+        type(dropout) is nn.Dropout
+        and _is_plain_linear(classifier)
+        and all(map(_is_known, (dropout, classifier)))
+        and not _trains(classifier)
+    )
+
+
 def _runs_as_written(model: Any) -> bool:
     """Whether no class was given another forward, no hook is set for all modules, and attention is PyTorch's own."""
     return (
@@ -187,8 +246,8 @@ def _is_known(module: nn.Module) -> bool:
         type(module) in _FORWARDS
         and "forward" not in vars(module)
         and not module.training
-        and not _has_user_hooks(module._forward_hooks)
-        and not _has_user_hooks(module._forward_pre_hooks)
+        and not has_user_hooks(module._forward_hooks)
+        and not has_user_hooks(module._forward_pre_hooks)
     )
 
 
@@ -220,6 +279,30 @@ def _is_plain_layer(layer: Any, backend: str) -> bool:
     )
 
 
+def _is_plain_linear(linear: Any) -> bool:
+    """Whether a linear is PyTorch's own, of ordinary float32 tensors on the CPU."""
+    return type(linear) is nn.Linear and all(
+        is_readable(tensor) and tensor.dtype == torch.float32 for tensor in _tensors(linear)
+    )
+
+
+def _is_plain_pooler(model: Any) -> bool:
+    """Whether a pooler has the parts that the native operator computes, in its settings."""
+    pooler = model.pooler
+    if type(pooler) is not bert.BertPooler or not all(map(_is_known, pooler.modules())):
+        return False
+    dense = pooler.dense
+    packed = type(dense) is PackedLinear and dense.backend == model.backend and _is_supported(dense)
+    tensors = [tensor for module in pooler.modules() for tensor in _tensors(module)]
+    return (
+        (packed or _is_plain_linear(dense))
+        and type(pooler.activation) is nn.Tanh
+        and dense.in_features == dense.out_features == model.embeddings.LayerNorm.weight.shape[0]
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+        and all(p.dtype == torch.float32 for p in pooler.parameters())
+    )
+
+
 def _settings(layer: Any) -> tuple[Any, ...]:
     """What all layers must share."""
     own = layer.attention.self
@@ -247,15 +330,25 @@ def _linears(layer: Any) -> list[Any]:
 def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
     linears = _linears(layer)
     groups = [linears[:3], *([linear] for linear in linears[3:])]
-    weights = []
-    for group in groups:
-        layout = _layout(group[0], backend)
-        assert layout is not None  # checked by `serves`
-        levels = get_quantizer(group[0].spec.quantizer).levels
-        codes = [native.Codes(m.weight_packed, m.weight_scale, m.bias, m.columns, levels) for m in group]
-        weights.append(native.NativeWeight(codes, layout))
+    weights = [_native_weight(group, backend) for group in groups]
     norms = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
     return native.NativeLayer(weights, [part for norm in norms for part in (norm.weight, norm.bias)])
+
+
+def _native_weight(linears: list[PackedLinear], backend: str) -> native.NativeWeight:
+    """Linears of one spec laid out as one weight."""
+    layout = _layout(linears[0], backend)
+    assert layout is not None  # checked by `_is_supported`
+    levels = get_quantizer(linears[0].spec.quantizer).levels
+    codes = [native.Codes(m.weight_packed, m.weight_scale, m.bias, m.columns, levels) for m in linears]
+    return native.NativeWeight(codes, layout)
+
+
+def _native_pooler(model: Any) -> native.NativePooler:
+    dense = model.pooler.dense
+    if isinstance(dense, PackedLinear):
+        return native.NativePooler(_native_weight([dense], model.backend))
+    return native.NativePooler(dense.weight, dense.bias)
 
 
 def _native_table(table: Any) -> native.NativeTable:
@@ -290,14 +383,13 @@ def _equal(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
         return False
 
 
-def _needs_gradients(model: Any) -> bool:
-    """Whether embeddings or encoder are to be trained: their layers then run one by one, and check their backends."""
+def _trains(*parts: nn.Module) -> bool:
+    """Whether parts of a model are to be trained: their modules then run one by one, and check their backends."""
     return in_forward_mode() or (
-        torch.is_grad_enabled()
-        and any(p.requires_grad for part in (model.embeddings, model.encoder) for p in part.parameters())
+        torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part.parameters())
     )
 
 
-def _has_user_hooks(hooks: Any) -> bool:
+def has_user_hooks(hooks: Any) -> bool:
     """Whether a module has hooks besides transformers' own."""
     return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())

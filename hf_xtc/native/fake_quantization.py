@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hf_xtc.native.library import Float, Int, Long, Pointer, call, is_readable, operator, variant
+from hf_xtc.native.library import Float, Int, Long, Pointer, variant
+from hf_xtc.native.operators import call, is_readable, operator
 
 # `Kind` in csrc/kernels.hpp.
 _BINARY, _TERNARY, _KEPT = 0, 1, 2

@@ -1,22 +1,18 @@
 """The native operator: an optional C++ library without PyTorch headers, called through `ctypes` with data pointers.
 
-Everything that hands it a pointer is a PyTorch operator, `torch.ops.hf_xtc.*`, which checks its tensors first: so
-PyTorch's compiler, dispatch modes and profiler see an operator, and tensors on other devices raise PyTorch's errors.
-
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
 time. It has one variant per instruction set and uses the best one that the processor supports; the environment
-variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP.
+variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP where PyTorch is
+loaded, else on threads of its own; this module and `arrays` run without PyTorch.
 """
 
 import ctypes
 import logging
 import os
-from collections.abc import Callable
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hf_xtc.errors import XTCError
 
@@ -25,42 +21,13 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 3
+INTERFACE = 4
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
-# The operators of `torch.ops.hf_xtc`; kept, since PyTorch forgets them when this is freed.
-_OPERATORS = torch.library.Library("hf_xtc", "DEF")
-
-
-def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
-    """Registers a function as the CPU implementation of a PyTorch operator, and returns the operator.
-
-    Args:
-        schema (`str`): Name, arguments and results, as `torch.library.Library.define` takes them.
-        fake (`Callable`): Makes results of the right shapes and dtypes without computing them.
-    """
-
-    def fake_on_one_device(*arguments: Any) -> Any:
-        """A tensor on the meta device among others reaches the fake implementation too."""
-        devices = {str(tensor.device) for tensor in arguments if isinstance(tensor, torch.Tensor)}
-        if len(devices) > 1:
-            raise RuntimeError(f"Expected all tensors to be on the same device, but they are on {sorted(devices)}.")
-        return fake(*arguments)
-
-    def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
-        name = schema.partition("(")[0]
-        _OPERATORS.define(schema)
-        _OPERATORS.impl(name, function, "CPU")
-        torch.library.register_fake(f"hf_xtc::{name}", fake_on_one_device, lib=_OPERATORS)
-        registered: torch._ops.OpOverload = getattr(torch.ops.hf_xtc, name).default
-        return registered
-
-    return register
-
 
 class _Threads(ctypes.Structure):
-    _fields_ = [("parallel", Pointer), ("count", Pointer), ("number", Long)]
+    _fields_ = [("parallel", Pointer), ("number", Long)]
 
 
 @cache
@@ -82,11 +49,11 @@ def _load(path: Path) -> ctypes.CDLL | None:
     loaded.xtc_variant.restype = ctypes.c_char_p
     loaded.xtc_layout_bytes.restype = Long
     loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
-    loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Pointer, Pointer]
+    loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Long, Pointer, Pointer]
     for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):
         function.restype = Long
     loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]
-    loaded.xtc_encoder.argtypes = [Int, Pointer, Pointer, Pointer, Pointer]
+    loaded.xtc_encoder.argtypes = [Int, Pointer, Pointer, Pointer, Pointer, Pointer]
     loaded.xtc_fake.argtypes = [Int, Pointer, Pointer]
     return loaded
 
@@ -123,35 +90,17 @@ def variant() -> str | None:
 variant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def is_readable(values: torch.Tensor) -> bool:
-    """Whether a decision may depend on the numbers in a tensor, and the operator may read them: an ordinary tensor in
-    CPU memory, outside of tracers, the compiler and functorch transforms, which have to record every operation."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(values) in (torch.Tensor, torch.nn.Parameter)
-        and values.device.type == "cpu"
-        and values.layout == torch.strided
-        and not values.is_neg()
-        and not values.is_conj()
-        and not torch._C._is_tracing()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(values)
-    )
-
-
 @cache
-def _openmp() -> tuple[int | None, int | None]:
-    """Addresses of `GOMP_parallel` and `omp_get_num_threads` among PyTorch's own dependencies, if it has them."""
+def _openmp(library: str) -> int | None:
+    """Address of `GOMP_parallel` in a library and its dependencies, if it is there."""
     try:
-        torch_library = ctypes.CDLL(torch._C.__file__)
-        found = [torch_library[name] for name in ("GOMP_parallel", "omp_get_num_threads")]
+        return ctypes.cast(ctypes.CDLL(library)["GOMP_parallel"], Pointer).value
     except (AttributeError, OSError):
-        return None, None
-    parallel, count = (ctypes.cast(function, Pointer).value for function in found)
-    return parallel, count
+        return None
 
 
-def call(function: str, *arguments: Any) -> int:
-    """Calls a function of the variant in use, on PyTorch's threads; returns 0, or the function's code of an error.
+def call(function: str, *arguments: Any, threads: int) -> int:
+    """Calls a function of the variant in use on a number of threads; returns 0, or the function's code of an error.
 
     Raises:
         RuntimeError: where the native operator is not in use.
@@ -160,8 +109,9 @@ def call(function: str, *arguments: Any) -> int:
     loaded, name = library(), variant()
     if loaded is None or name is None:
         raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
-    threads = _Threads(*_openmp(), torch.get_num_threads())
-    status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(threads))
+    torch = sys.modules.get("torch._C")
+    team = _Threads(None if torch is None else _openmp(str(torch.__file__)), threads)
+    status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(team))
     if status > 0:
         raise MemoryError(
             f"The native operator needs {status / 2**20:.0f} MiB for its intermediate results, and there is no such "

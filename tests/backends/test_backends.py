@@ -148,6 +148,29 @@ def test_sums_are_exact_at_the_extremes(backend, name, columns, variant, monkeyp
     assert torch.equal(found.double(), F.linear(quantizer(x).double(), weight.decode().double()))
 
 
+@pytest.mark.parametrize("variant", native_library.variants())
+@settings(max_examples=200, deadline=None)
+@given(exponent=st.integers(-126, 120), seed=st.integers(0, 2**32 - 1))
+def test_activations_are_rounded_as_their_division_by_the_scale_is(variant, exponent, seed):
+    """Numbers halfway between two levels, and their neighbours in float32, for scales of any size."""
+    columns = 256
+    random_numbers = torch.Generator().manual_seed(seed)
+    halves = torch.randint(-255, 256, (4, columns), generator=random_numbers) / 2
+    largest = (1 + torch.rand(4, 1, generator=random_numbers)) * 2.0**exponent
+    near = halves * (largest / 128)
+    for _ in range(2):
+        near = torch.nextafter(near, near * torch.randint(-2, 4, near.shape, generator=random_numbers))
+    x = torch.cat([largest, near.clamp(-largest, largest)], 1)
+    weight = pack_weight(torch.eye(columns + 1) * 2 - 1, QuantSpec("binary"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XTC_NATIVE", variant)
+        layout = native.SEXTETS if variant == "avx512_vbmi" else native.NIBBLES
+        found = native.linear(x, weight.packed, weight.scale, None, columns + 1, 2, layout)
+    levels = ActivationQuantizer(ActivationSpec()).levels(x)
+    expected = levels.values.double() @ weight.decode().double().t() * levels.scale.double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2.0**-140)
+
+
 @pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize(
     "name, layouts",

@@ -12,7 +12,8 @@ import pytest
 from lock_holder import hold
 
 from hf_xtc.errors import StateError
-from hf_xtc.files.lock import HOLDER_FILE, LOCK_FILE, FolderLock
+from hf_xtc.files.lock import HOLDER_FILE, FolderLock
+from hf_xtc.files.writing import LOCK_FILE
 
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):

@@ -460,6 +460,206 @@ def test_changes_of_modules_together(tiny_teacher, tiny_batch, names, layer):
     assert mean_difference(found, outputs(model, tiny_batch, "reference")) < 1e-2
 
 
+@pytest.fixture
+def heads(monkeypatch):
+    """Records, for each batch that the native encoder computes, whether it computes the pooler and the logits."""
+    made, call = [], native.NativeEncoder.__call__
+
+    def record(*arguments):
+        outputs = call(*arguments)
+        made.append((outputs.pooled is not None, outputs.logits is not None))
+        return outputs
+
+    monkeypatch.setattr(native.NativeEncoder, "__call__", record)
+    return made
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weights", ["binary", "ternary", None])
+def test_pooler_and_classifier_are_part_of_the_call(
+    weights, backend, variant, tiny_teacher, tiny_batch, heads, monkeypatch
+):
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    recipe = XTCRecipe(weights=weights or "binary", quantize_pooler=weights is not None)
+    model = pack_model(compress(tiny_teacher, recipe))
+    expected = outputs(model, tiny_batch, "reference")
+    assert heads == []
+    found = outputs(model, tiny_batch, backend)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    labels = torch.tensor([0, 1, 1])
+    found = outputs(model, tiny_batch, backend, labels=labels)
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits, labels))
+    loss, logits = outputs(model, tiny_batch, backend, labels=labels, return_dict=False)
+    assert torch.equal(logits, found.logits)
+    assert torch.equal(loss, found.loss)
+    assert heads == [(True, True)] * 3
+    pooled = outputs(model.bert, tiny_batch, backend).pooler_output
+    with torch.inference_mode():
+        torch.testing.assert_close(model.classifier(pooled), found.logits, rtol=1e-5, atol=1e-6)
+    assert heads[3:] == [(True, False)]
+
+
+@pytest.mark.parametrize(
+    "problem, labels", [("regression", torch.zeros(3, 3)), ("multi_label_classification", torch.ones(3, 3))]
+)
+def test_other_losses(packed, tiny_batch, heads, problem, labels):
+    packed.config.problem_type = problem
+    found = outputs(packed, tiny_batch, "auto", labels=labels)
+    expected = outputs(packed, tiny_batch, "reference", labels=labels)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-4)
+    assert heads == [(True, True)]
+
+
+def halve_pooled(module, arguments, output):
+    output.pooler_output = output.pooler_output / 2
+    return output
+
+
+class ScaledLinear(nn.Linear):
+    """A linear of another class."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def other_forward(path):
+    def change(model):
+        module = model.get_submodule(path)
+        forward = module.forward
+        module.forward = lambda *args, **kwargs: forward(*args, **kwargs) / 2
+
+    return change
+
+
+def replace(path, make):
+    def change(model):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, make().eval())
+
+    return change
+
+
+def other_base_forward(model):
+    forward = model.bert.forward
+
+    def halved(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.pooler_output = output.pooler_output / 2
+        return output
+
+    model.bert.forward = halved
+
+
+def drop_pooled(model):
+    model.dropout.p = 1.0
+    model.dropout.train()
+
+
+def hook(path, function):
+    return lambda model: model.get_submodule(path).register_forward_hook(function)
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    return peft.get_peft_model(model, config).eval()
+
+
+def with_saved_classifier(model):
+    """PEFT's wrapper of a classifier that is trained whole."""
+    wrapper = pytest.importorskip("peft.utils.other").ModulesToSaveWrapper(model.classifier, "default")
+    wrapper.modules_to_save["default"].bias.data.add_(1)
+    model.classifier = wrapper.eval()
+
+
+# Changes of a classifier, by name; what the native encoder computes of pooler and logits afterwards.
+HEADS = {
+    "classifier's weight": (lambda model: model.classifier.weight.mul_(-1), (True, True)),
+    "classifier's bias through .data": (lambda model: model.classifier.bias.data.add_(1), (True, True)),
+    "no bias": (lambda model: setattr(model.classifier, "bias", None), (True, True)),
+    "another classifier": (replace("classifier", lambda: nn.Linear(36, 3)), (True, True)),
+    "a classifier of another class": (replace("classifier", lambda: ScaledLinear(36, 3)), (True, False)),
+    "classifier's hook": (hook("classifier", lambda module, args, output: output / 2), (True, False)),
+    "classifier's forward": (other_forward("classifier"), (True, False)),
+    "classifier's parametrization": (
+        lambda model: parametrize.register_parametrization(model.classifier, "weight", Half()),
+        (True, False),
+    ),
+    "classifier in float64": (lambda model: replace("classifier", lambda: Widened(36, 3))(model), (True, False)),
+    "PEFT's classifier": (with_saved_classifier, (True, False)),
+    "dropout": (drop_pooled, (True, False)),
+    "identity as dropout": (replace("dropout", nn.Identity), (True, False)),
+    "hook of the dropout": (hook("dropout", lambda module, args, output: output / 2), (True, False)),
+    "hook of the base": (hook("bert", halve_pooled), (True, False)),
+    "forward of the base": (other_base_forward, (True, False)),
+    "pooler's bias": (lambda model: model.bert.pooler.dense.bias.add_(1), (True, True)),
+    "pooler's codes": (lambda model: model.bert.pooler.dense.weight_packed.bitwise_not_(), (True, True)),
+    "pooler in float": (replace("bert.pooler.dense", lambda: nn.Linear(36, 36)), (True, True)),
+    "pooler of another class": (replace("bert.pooler.dense", lambda: ScaledLinear(36, 36)), (False, False)),
+    "pooler's activation": (replace("bert.pooler.activation", nn.ReLU), (False, False)),
+    "pooler's hook": (hook("bert.pooler", lambda module, args, output: output / 2), (False, False)),
+    "hook of the pooler's linear": (
+        hook("bert.pooler.dense", lambda module, args, output: output / 2),
+        (False, False),
+    ),
+    "pooler's forward": (other_forward("bert.pooler"), (False, False)),
+    "pooler's activations in float": (
+        lambda model: setattr(model.bert.pooler.dense, "activation", None),
+        (False, False),
+    ),
+    "pooler on the reference": (
+        lambda model: setattr(model.bert.pooler.dense, "backend", "reference"),
+        (False, False),
+    ),
+}
+
+
+class Widened(nn.Linear):
+    """A linear in float64."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x.double(), self.weight.double(), self.bias.double())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_changed_head_is_honoured(packed, tiny_batch, heads, name):
+    """After a first forward, in another one the model computes the change, as the reference does."""
+    with torch.no_grad():
+        for tensor in (packed.classifier.weight, packed.classifier.bias):
+            tensor.normal_(generator=torch.Generator().manual_seed(0))
+        packed.bert.pooler.dense.weight_scale.mul_(10)
+    before = outputs(packed, tiny_batch, "auto").logits
+    change, computed = HEADS[name]
+    with torch.no_grad():
+        change(packed)
+        found = packed(**tiny_batch).logits
+    assert heads == [(True, True), computed]
+    expected = outputs(packed, tiny_batch, "reference").logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, check_dtype=False)
+    if name not in ("identity as dropout", "pooler on the reference", "classifier in float64"):
+        assert (found - before).abs().mean() > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_an_adapter_is_honoured(packed, tiny_batch, heads):
+    packed.set_backend("auto")
+    model = with_lora(packed)
+    with torch.inference_mode():
+        found = model(**tiny_batch).logits
+    assert heads == []
+    packed.set_backend("reference")
+    with torch.inference_mode():
+        torch.testing.assert_close(found, model(**tiny_batch).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_head_that_is_trained_runs_in_pytorch(packed, tiny_batch, heads):
+    packed.set_backend("auto")
+    packed(**tiny_batch).logits.sum().backward()
+    assert packed.classifier.weight.grad is not None
+    assert heads == [(True, False)]
+
+
 @pytest.mark.parametrize("kind", ["register_module_forward_hook", "register_module_forward_pre_hook"])
 def test_hooks_of_all_modules_are_called(packed, tiny_batch, calls, kind):
     outputs(packed, tiny_batch, "auto")

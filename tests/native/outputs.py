@@ -38,7 +38,7 @@ def exact() -> Iterator[torch.Tensor]:
 
 
 def encoder() -> Iterator[torch.Tensor]:
-    """Hidden states, whose sums of floats depend on the width of vectors."""
+    """Hidden states, pooled ones and logits, whose sums of floats depend on the width of vectors."""
     generator = torch.Generator().manual_seed(0)
     hidden, inner = 36, 50
     shapes = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
@@ -49,7 +49,8 @@ def encoder() -> Iterator[torch.Tensor]:
     tables = [native.NativeTable(torch.randn(40, hidden, generator=generator), None, 0, hidden) for _ in range(3)]
     ids = torch.arange(40)
     run = native.NativeEncoder([layer, layer], tables, norm, 3, (1e-12, 1e-5))
-    yield run(torch.tensor([33, 1, 6]), ids, ids, ids)
+    pooler = native.NativePooler(native.NativeWeight([codes[1]], native.NIBBLES))
+    yield from run(torch.tensor([33, 1, 6]), ids, ids, ids, pooler, torch.randn(3, hidden, generator=generator))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,9 @@ def test_codes_that_do_not_fit_together_are_refused(changed):
     packed, scale, bias, columns, levels = weight_of()[1]
     given = {"packed": packed, "scale": scale, "bias": bias, "columns": columns, "levels": levels, **changed}
     x = torch.ones(2, given["columns"])
-    message = r"^(The native operator cannot read torch\.\w+ codes of shape |Expected all tensors to be on the same )"
+    message = (
+        r"^(The native operator cannot read (torch\.)?\w+ codes of shape |Expected all tensors to be on the same )"
+    )
     with pytest.raises(RuntimeError, match=message):
         native.linear(x, *given.values(), native.NIBBLES)
 
@@ -185,11 +187,13 @@ def ids(*values):
 
 def test_encoder():
     run = encoder()
-    hidden = run(ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0))
+    hidden = run(ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0)).hidden
     assert hidden.shape == (3, 8)
-    assert torch.equal(run(ids(1), ids(5), ids(0), ids(0))[0], hidden[2])
-    assert run(*[torch.empty(0, dtype=torch.int64)] * 4).shape == (0, 8)
-    torch.library.opcheck(native._encode, (ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0), run._number))
+    assert torch.equal(run(ids(1), ids(5), ids(0), ids(0)).hidden[0], hidden[2])
+    assert run(*[torch.empty(0, dtype=torch.int64)] * 4).hidden.shape == (0, 8)
+    batch, pooler = (ids(2, 1), ids(5, 6, 5), ids(0, 1, 0), ids(0, 0, 0)), native.NativePooler(random(8, 8))
+    torch.library.opcheck(native._encode, (*batch, None, None, -1, run._number))
+    torch.library.opcheck(native._encode, (*batch, random(3, 8), random(3), pooler.number, run._number))
 
 
 def test_encoder_refuses_rows_that_a_table_does_not_have():
@@ -246,15 +250,73 @@ def test_an_encoder_of_tensors_elsewhere_is_refused():
             make()
 
 
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+@pytest.mark.parametrize("quantizer, layout", [*LAYOUTS, (None, None)])
+@pytest.mark.parametrize("sequences", [1, 3, 100])
+def test_the_head(quantizer, layout, sequences, variant, monkeypatch):
+    """Pooler, tanh and classifier against PyTorch's operations on the same hidden states."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    weight, bias = random(8, 8, seed=3), random(8, seed=4)
+    if quantizer is None:
+        pooler = native.NativePooler(weight, bias)
+    else:
+        packed = pack_weight(weight, QuantSpec(quantizer))
+        codes = native.Codes(packed.packed, packed.scale, bias, 8, get_quantizer(quantizer).levels)
+        pooler, weight = native.NativePooler(native.NativeWeight([codes], layout)), packed.decode()
+    lengths = torch.full((sequences,), 2)
+    words = torch.arange(2 * sequences) % 11
+    batch = (lengths, words, words % 2, words % 2)
+    classifier, shift = random(5, 8, seed=5), random(5, seed=6)
+    hidden, pooled, logits = encoder()(*batch, pooler, classifier, shift)
+    first = hidden[::2] if quantizer is None else ActivationQuantizer(ActivationSpec())(hidden[::2])
+    torch.testing.assert_close(pooled, torch.tanh(F.linear(first, weight, bias)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits, F.linear(pooled, classifier, shift), rtol=1e-5, atol=1e-5)
+    assert torch.equal(encoder()(*batch).hidden, hidden)
+    assert torch.equal(
+        encoder()(*batch, pooler, classifier).logits, encoder()(*batch, pooler, classifier, shift * 0).logits
+    )
+    last = [values[-2:] for values in batch[1:]]
+    alone = encoder()(ids(2), *last, pooler, classifier, shift)
+    assert torch.equal(alone.logits[0], logits[-1])
+
+
+@pytest.mark.parametrize("variant", list(native_library.variants()))
+def test_tanh(variant, monkeypatch):
+    """Of a pooler whose weight is zero and whose bias is the argument: within two units in the last place."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    sizes = torch.logspace(-30, 2, 4000, dtype=torch.float64).float()
+    special = torch.tensor([0.0, 0.625, float("inf"), float("nan")])
+    x = torch.cat([sizes, -sizes, special, -special])
+    run = encoder()
+    found = [
+        run(ids(1), ids(5), ids(0), ids(0), native.NativePooler(torch.zeros(8, 8), part)).pooled[0]
+        for part in x.view(-1, 8)
+    ]
+    expected = x.double().tanh()
+    units = (torch.cat(found).double() - expected).abs() / (expected.abs() * 2.0**-23).clamp_min(2.0**-149)
+    assert units.nan_to_num(0).max() < 2
+    assert torch.equal(torch.cat(found).isnan(), x.isnan())
+
+
+def test_a_head_of_another_width_is_refused():
+    batch = (ids(1), ids(5), ids(0), ids(0))
+    good, other = native.NativePooler(random(8, 8)), native.NativePooler(random(9, 9))
+    for pooler, classifier in ((other, None), (good, random(3, 9)), (None, random(3, 8))):
+        with pytest.raises(RuntimeError, match=r"^A pooler and a classifier do not fit an encoder of width 8\.$"):
+            encoder()(*batch, pooler, classifier)
+    with pytest.raises(RuntimeError, match=r"^A linear cannot have a weight of shape \(8, 8\) and this bias: "):
+        native.NativePooler(random(8, 8), random(7))
+
+
 def test_a_large_batch_is_computed_in_parts():
     """Of 4096 tokens; rows do not depend on their part."""
     run, length = encoder(positions=700), 700
     lengths = torch.tensor([length, 1, 30] * 8)
     words = torch.arange(int(lengths.sum())) % 11
     positions = torch.cat([torch.arange(int(count)) for count in lengths])
-    together = run(lengths, words, positions, words % 2)
+    together = run(lengths, words, positions, words % 2).hidden
     pieces = zip(*(index.split(lengths.tolist()) for index in (words, positions, words % 2)), strict=True)
-    alone = [run(ids(len(piece[0])), *piece) for piece in pieces]
+    alone = [run(ids(len(piece[0])), *piece).hidden for piece in pieces]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -264,7 +326,7 @@ from tests.native.test_encoder import encoder
 run, length = encoder(hidden=1024, inner=64, positions=4000), 4000
 words = torch.zeros(length, dtype=torch.int64)
 def call():
-    return run(torch.tensor([length]), words, words, words)
+    return run(torch.tensor([length]), words, words, words).hidden
 out = torch.empty(length, 1024)
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

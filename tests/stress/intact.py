@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from hf_xtc.files.lock import LOCK_FILE
-from hf_xtc.files.writing import SCRATCH, last_checkpoint
+from hf_xtc.files.writing import LOCK_FILE, SCRATCH, last_checkpoint
 from hf_xtc.reader import PackedBert
 
 

@@ -124,10 +124,13 @@ def call_encoder(data):
         lengths[0] = 0
     if wrong == "stride":
         words = torch.stack([words, words], 1)[:, 0]
-    found = attempt(run, lengths, words, positions, types)
+    packed = data.draw(st.booleans())
+    pooler = native.NativePooler(weight(hidden, hidden) if packed else torch.randn(hidden, hidden))
+    classifier = torch.randn(data.draw(st.integers(1, 9)), hidden)
+    found = attempt(run, lengths, words, positions, types, pooler, classifier)
     assert (found is None) == (wrong not in ("nothing", "stride"))
     if found is not None:
-        assert bool(found.isfinite().all())
+        assert all(bool(output.isfinite().all()) for output in found)
 
 
 def call_fake(data):

@@ -33,8 +33,8 @@ from hf_xtc.distillation.cache.rows import ROW, NumberedRows, sequence_mask
 from hf_xtc.distillation.cache.shards import ShardWriter, TeacherCache
 from hf_xtc.distillation.terms import DistillationTerm
 from hf_xtc.errors import DataError, StateError, XTCError
-from hf_xtc.files.lock import LOCK_FILE, FolderLock
-from hf_xtc.files.writing import SCRATCH, clear_unfinished
+from hf_xtc.files.lock import FolderLock
+from hf_xtc.files.writing import LOCK_FILE, SCRATCH, clear_unfinished
 from hf_xtc.recipe.layer_map import LayerMap
 
 logger = logging.getLogger(__name__)

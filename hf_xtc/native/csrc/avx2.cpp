@@ -2,7 +2,6 @@
 #include "kernels.hpp"
 #if defined(__x86_64__)
 #include <immintrin.h>
-#include <sched.h>
 #include <string.h>
 
 TARGET("avx2,fma,f16c,bmi2")
@@ -15,6 +14,7 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 3;
 constexpr int64_t MAX_ROWS = 36;
+constexpr bool FUSES = true;
 constexpr int SEXTET_ROWS = 0;
 
 template <class V>
@@ -23,11 +23,6 @@ static inline V fused(V a, V b, V c) {
   V sum;
   _mm256_storeu_ps((float*)&sum, _mm256_fmadd_ps(load(a), load(b), load(c)));
   return sum;
-}
-
-static inline void relax(int spins) {
-  _mm_pause();
-  if (spins % 1024 == 1023) sched_yield();
 }
 
 #include "lookup.inl"

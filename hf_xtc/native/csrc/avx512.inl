@@ -6,6 +6,7 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 6;
 constexpr int64_t MAX_ROWS = 36;
+constexpr bool FUSES = true;
 #ifdef VBMI
 constexpr int SEXTET_ROWS = 6;
 #else
@@ -20,9 +21,9 @@ static inline V fused(V a, V b, V c) {
   return sum;
 }
 
-static inline void relax(int spins) {
-  _mm_pause();
-  if (spins % 1024 == 1023) sched_yield();
+template <class V>
+static inline void narrow(V q, int8_t* to) {
+  _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, _mm512_loadu_si512(&q)));
 }
 
 #include "lookup.inl"

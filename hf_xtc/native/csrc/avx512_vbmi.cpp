@@ -2,7 +2,6 @@
 #include "kernels.hpp"
 #if defined(__x86_64__)
 #include <immintrin.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx2,fma,f16c,bmi2")

@@ -118,17 +118,15 @@ static void spread(const Fake& f, int64_t part, const Threads& threads, F body) 
   constexpr int64_t GRAIN = 32768;
   const int64_t cuts = (f.size + part - 1) / part, parts = f.groups * cuts;
   const int64_t block = f.size < GRAIN ? GRAIN / f.size : 1, blocks = (parts + block - 1) / block;
+  const auto piece = [&](int64_t b, int64_t) {
+    for (int64_t p = b * block; p < parts && p < (b + 1) * block; ++p) {
+      const int64_t from = p % cuts * part;
+      body(p / cuts, from, from + part < f.size ? from + part : f.size);
+    }
+  };
   Threads few = threads;
   few.number = blocks < few.number ? blocks : few.number;
-  Team team{few};
-  int64_t counter = 0;
-  run(team, [&](int, int) {
-    for (int64_t b; (b = take(counter)) < blocks;)
-      for (int64_t p = b * block; p < parts && p < (b + 1) * block; ++p) {
-        const int64_t from = p % cuts * part;
-        body(p / cuts, from, from + part < f.size ? from + part : f.size);
-      }
-  });
+  with_crew(few, [&](Crew& crew) { crew.for_each(blocks, piece); });
 }
 
 template <class T>

@@ -1,10 +1,12 @@
 // The operator's data structures, and the interface of its build for one instruction set.
 //
 // Every variant (portable.cpp, avx2.cpp, avx512.cpp) compiles the same kernels.inl under other names; library.cpp picks
-// one at run time. No PyTorch and no Python headers: data come as pointers, threads from the caller's OpenMP runtime.
+// one at run time. No PyTorch and no Python headers: data come as pointers, threads from pool.cpp.
 #pragma once
 
 #include <cstdint>
+
+#include "pool.hpp"
 
 // All functions that follow are compiled for the given instruction sets; END_TARGET ends it (Clang) at the end of a file.
 #define XTC_PRAGMA(text) _Pragma(#text)
@@ -67,6 +69,25 @@ struct Encoder {
   const Layer* layers;
 };
 
+// A linear in float32.
+struct Dense {
+  int64_t rows;         // output features
+  const float* weight;  // (rows, hidden)
+  const float* bias;    // (rows,), or null
+};
+
+// What follows the encoder: the pooler (at most one of the two) on each sequence's first token, then the classifier.
+struct Head {
+  const Weight* packed_pooler;
+  const Dense *pooler, *classifier;
+};
+
+struct Outputs {
+  float* hidden;  // (num_tokens, hidden)
+  float* pooled;  // (num_sequences, hidden), with a pooler
+  float* logits;  // (num_sequences, classifier->rows), with a classifier
+};
+
 // A batch without its padding: sequence s has tokens offsets[s] to offsets[s + 1].
 struct Batch {
   int64_t num_sequences, num_tokens;
@@ -92,18 +113,11 @@ struct Fake {
   void* out;                       // (groups, size)
 };
 
-// The caller's OpenMP: GOMP_parallel and omp_get_num_threads. Null: one thread.
-struct Threads {
-  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
-  int (*count)();
-  int64_t number;
-};
-
 // `linear` and `encoder` return the bytes of memory that they could not have, or 0.
 struct Variant {
   const char* name;
   int64_t (*linear)(const Weight&, const float* x, int64_t tokens, float* out, const Threads&);
-  int64_t (*encoder)(const Encoder&, const Batch&, float* hidden, const Threads&);
+  int64_t (*encoder)(const Encoder&, const Batch&, const Head&, const Outputs&, const Threads&);
   void (*fake)(const Fake&, const Threads&);
 };
 

@@ -5,9 +5,9 @@
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl) takes at once, or 0 where NIBBLES are expanded to BYTES first
 //   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
 //                so that all compilers give the same bits
+//   FUSES        whether `fused` rounds once
 //   SEXTET_ROWS  the same for `lookup_sextets`
 //   narrow       converts 32-bit numbers of one vector to bytes (compilers would do it one by one)
-//   relax        called by a thread between two checks of a barrier
 // Integer sums are exact. Float steps are those of the reference, in float32: activations are divided by their scale and
 // rounded half to even; exp and the normal distribution are polynomials of this project, fitted to below 1e-8.
 
@@ -18,6 +18,7 @@
 #endif
 
 #include "kernels.hpp"
+#include "pool.hpp"
 
 namespace xtc {
 namespace VARIANT {
@@ -49,10 +50,10 @@ static inline V load_part(const T* from, int64_t lanes) {
 
 static inline void store(float* to, Floats v) { memcpy(to, &v, sizeof v); }
 
-static inline void store_part(float* to, Floats v, int64_t lanes) {
-  if (lanes >= LANES) return store(to, v);
-  memcpy(to, &v, lanes * sizeof(float));
-}
+// Not inlined, since taking the address of `v` would keep it in memory in the usual case, too.
+static __attribute__((noinline, cold)) void store_some(float* to, Floats v, int64_t lanes) { memcpy(to, &v, lanes * sizeof(float)); }
+
+static inline void store_part(float* to, Floats v, int64_t lanes) { lanes >= LANES ? store(to, v) : store_some(to, v, lanes); }
 
 struct Whole {  // as many lanes as a vector has: a type, so that code for whole vectors has no branches
   constexpr operator int64_t() const { return LANES; }
@@ -70,19 +71,40 @@ static inline void each(const float* x, int64_t n, F f) {
   if (i < n) f(i, load_part<Floats>(x + i, n - i), n - i);
 }
 
-template <class F>
-static inline float reduce(Floats v, F f) {
-  float result = v[0];
-  for (int i = 1; i < LANES; ++i) result = f(result, v[i]);
-  return result;
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef float EightFloats __attribute__((vector_size(32)));
+
+template <class Half, class V>
+static inline Half half_of(const V& v, int second) {
+  return load<Half>((const float*)&v + second * (sizeof(Half) / 4));
 }
 
+// Half of the lanes with the other half, until one is left.
+template <class F>
+static inline float reduce(FourFloats v, F f) {
+  return f(f(v[0], v[2]), f(v[1], v[3]));
+}
+
+#if VECTOR_BYTES >= 32
+template <class F>
+static inline float reduce(EightFloats v, F f) {
+  return reduce(f(half_of<FourFloats>(v, 0), half_of<FourFloats>(v, 1)), f);
+}
+#endif
+
+#if VECTOR_BYTES >= 64
+template <class F>
+static inline float reduce(Floats v, F f) {
+  return reduce(f(half_of<EightFloats>(v, 0), half_of<EightFloats>(v, 1)), f);
+}
+#endif
+
 static inline float sum_of(Floats v) {
-  return reduce(v, [](float a, float b) { return a + b; });
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 
 static inline float largest_of(Floats v) {
-  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // The polynomial with these coefficients, of the highest power first.
@@ -107,6 +129,13 @@ static inline Floats exponential(Floats x) {
   return p * (Floats)power;
 }
 
+// 1 / x for normal x > 0, to about 1 ulp: an estimate from the bits, and Newton's method.
+static inline Floats reciprocal(Floats x) {
+  Floats y = (Floats)(0x7ef311c7 - (Words)x);
+  for (int i = 0; i < 3; ++i) y = fused(y, fused(-x, y, splat(1.0f)), y);
+  return y;
+}
+
 // x * P(N <= x): the exact GELU, by a rational function of x * x for erf(x / sqrt 2) / x (float32 rounding dominates).
 static inline Floats gelu(Floats x) {
   const Floats limit = splat(3.92f);
@@ -115,7 +144,17 @@ static inline Floats gelu(Floats x) {
                                   5.427848547697067e-2f, 1.8470042943954468e-1f, 1.128379225730896f});
   const Floats q = polynomial(t, {6.342170672724023e-5f, 1.305042183957994e-3f, 1.5430981293320656e-2f,
                                   1.1377549171447754e-1f, 4.9702003598213196e-1f, 1.0f});
-  return x * 0.5f * (z * p / q + 1.0f);
+  return x * 0.5f * fused(z * p, reciprocal(q), splat(1.0f));
+}
+
+// A polynomial near zero, else (1 - e**(-2 |x|)) / (1 + e**(-2 |x|)); x has its sign.
+static inline Floats hyperbolic_tangent(Floats x) {
+  const Floats m = magnitude(x), t = m * m, e = exponential(m * -2.0f);
+  const Floats p = polynomial(t, {2.147515770047903e-3f, -8.182652294635773e-3f, 2.1702958270907402e-2f, -5.394720286130905e-2f,
+                                  1.3333210349082947e-1f, -3.333333134651184e-1f});
+  const Floats y = m < 0.625f ? fused(m * t, p, m) : (1.0f - e) / (1.0f + e);
+  const Floats negative = (Floats)((Words)y | ((Words)x & 0x80000000u));
+  return x == x ? negative : x;
 }
 
 // ---- Rows of activations in 8 bits --------------------------------------------------------------------------------
@@ -127,31 +166,59 @@ struct Quantized {  // `rows` rows of `stride` bytes; zeros beyond the columns
   uint32_t* sum;
 };
 
-// Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
-// or infinity gets scale NaN, as in the reference.
-static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
-  Floats largest{}, zero{};
-  each(x, n, [&](int64_t, Floats v, auto) {
-    largest = larger(largest, magnitude(v));
-    zero += v * 0.0f;
-  });
-  const float scale = largest_of(largest) / 128.0f + sum_of(zero);
-  const float step = scale == 0.0f ? 1.0f : scale;
-  int8_t* values = to.values + row * to.stride;
+// v / step as IEEE 754 rounds it, without a division per number where `fused` rounds once: a product with the reciprocal
+// is within 2 ulp, a first correction by the exact remainder within 1, and a second is exact (Markstein: Computation of
+// elementary functions on the IBM RISC System/6000 processor, 1990, theorem 8.2).
+struct Divisor {
+  Floats step, negative, inverse;
+  bool plain;  // whether remainders could underflow
+  explicit Divisor(float s) : step(splat(s)), negative(splat(-s)), inverse(splat(1.0f / s)), plain(!(s > 1e-24f && s < 1e24f)) {}
+
+  template <bool PLAIN>
+  Floats quotient(Floats v) const {
+    if (PLAIN) return v / step;
+    Floats q = v * inverse;
+    q = fused(fused(q, negative, v), inverse, q);
+    return fused(fused(q, negative, v), inverse, q);
+  }
+};
+
+template <bool PLAIN>
+static uint32_t quantize_values(const float* x, int64_t n, const Divisor& divisor, int8_t* values) {
   Words sum{};
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
-    Ints q = (Ints)((Words)(v / step + 12582912.0f) - 0x4b400000);
+    Ints q = (Ints)((Words)(divisor.quotient<PLAIN>(v) + 12582912.0f) - 0x4b400000);
     q = q > 127 ? Ints{} + 127 : q;
     sum += (Words)q;
     int8_t bytes[LANES];
     narrow(q, bytes);
     memcpy(values + i, bytes, lanes);
   });
-  memset(values + n, 0, to.stride - n);
-  to.scale[row] = scale;
   uint32_t total = 0;
   for (int i = 0; i < LANES; ++i) total += sum[i];
-  to.sum[row] = total;
+  return total;
+}
+
+// Symmetric 8-bit levels of one token: scale max|x| / 128, values round(x / scale) in [-128, 127]. A row that holds NaN
+// or infinity gets scale NaN, as in the reference. Magnitudes are compared as integers, which gives the same order, with
+// NaN the largest.
+static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) {
+  Ints most{};
+  each(x, n, [&](int64_t, Floats v, auto) {
+    const Ints bits = (Ints)magnitude(v);
+    most = bits > most ? bits : most;
+  });
+  int32_t largest = 0;
+  for (int i = 0; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
+  float scale;
+  memcpy(&scale, &largest, sizeof scale);
+  scale = largest < 0x7f800000 ? scale / 128.0f : __builtin_nanf("");
+  const Divisor divisor(scale == 0.0f ? 1.0f : scale);
+  int8_t* values = to.values + row * to.stride;
+  const bool plain = !FUSES || divisor.plain;
+  to.scale[row] = scale;
+  to.sum[row] = plain ? quantize_values<true>(x, n, divisor, values) : quantize_values<false>(x, n, divisor, values);
+  memset(values + n, 0, to.stride - n);
 }
 
 // ---- Codes times activations --------------------------------------------------------------------------------------
@@ -297,12 +364,13 @@ static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, in
 // activation(x) @ weight.T + bias for one block of rows; put(row, column, values, lanes) takes the result.
 template <class F>
 static void linear_block(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F put) {
-  const uint32_t alpha = w.levels == 2 ? 2 : 1, beta = w.levels == 2 ? 1 : w.levels / 2;
+  const int log_alpha = w.levels == 2;
+  const uint32_t beta = w.levels == 2 ? 1 : w.levels / 2;
   multiply(w, x, first_tile, last_tile, s, [&](int64_t row, int64_t first, const int32_t* sums) {
     const uint32_t offset = beta * x.sum[row];
     const float scale = x.scale[row];
     for (int64_t j = 0; j < TILE && first + j < w.rows; j += LANES) {
-      const Floats exact = __builtin_convertvector((Ints)(load<Words>(sums + j) * alpha - offset), Floats);
+      const Floats exact = __builtin_convertvector((Ints)((load<Words>(sums + j) << log_alpha) - offset), Floats);
       Floats y = fused(exact, load<Floats>(w.scale + first + j) * scale, load<Floats>(w.bias + first + j));
       put(row, first + j, y, w.rows - first - j);
     }
@@ -395,15 +463,27 @@ static int64_t attention_floats(int64_t tokens, int64_t size) {
 }
 
 static void layer_norm(const float* x, int64_t n, const float* gamma, const float* beta, float epsilon, float* out) {
-  Floats sum{}, squares{};
-  each(x, n, [&](int64_t, Floats v, auto) { sum += v; });
-  const float mean = sum_of(sum) / n;
-  each(x, n, [&](int64_t, Floats v, auto lanes) {
-    Floats d = v - mean;
-    for (int64_t i = lanes; i < LANES; ++i) d[i] = 0.0f;
-    squares = fused(d, d, squares);
-  });
-  const float scale = 1.0f / __builtin_sqrtf(sum_of(squares) / n + epsilon);
+  const int64_t whole = n / LANES * LANES;
+  Floats sum[2] = {};  // two, so that an addition need not wait for the one before
+  for (int64_t i = 0; i < whole; i += LANES) {
+    sum[0] += load<Floats>(x + i);
+    if ((i += LANES) < whole) sum[1] += load<Floats>(x + i);
+  }
+  float rest = 0.0f;
+  for (int64_t i = whole; i < n; ++i) rest += x[i];
+  const float mean = (sum_of(sum[0] + sum[1]) + rest) / n;
+  Floats squares[2] = {};
+  for (int64_t i = 0; i < whole; i += LANES) {
+    const Floats d = load<Floats>(x + i) - mean;
+    squares[0] = fused(d, d, squares[0]);
+    if ((i += LANES) < whole) {
+      const Floats e = load<Floats>(x + i) - mean;
+      squares[1] = fused(e, e, squares[1]);
+    }
+  }
+  rest = 0.0f;
+  for (int64_t i = whole; i < n; ++i) rest += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / __builtin_sqrtf((sum_of(squares[0] + squares[1]) + rest) / n + epsilon);
   each(x, n, [&](int64_t i, Floats v, auto lanes) {
     store_part(out + i, fused((v - mean) * scale, load_part<Floats>(gamma + i, lanes), load_part<Floats>(beta + i, lanes)), lanes);
   });
@@ -452,7 +532,7 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
   layer_norm(scratch, e.hidden, e.embedding_gamma, e.embedding_beta, e.embedding_epsilon, out);
 }
 
-// ---- Threads and memory -------------------------------------------------------------------------------------------
+// ---- Memory -------------------------------------------------------------------------------------------
 
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
 // filling them; more than KEPT is given back after the call.
@@ -492,45 +572,6 @@ class Workspace {
 
 static thread_local Workspace workspace;
 
-struct Team {
-  const Threads& threads;
-  int next = 0, waiting = 0, phase = 0;
-
-  // All threads wait for the last one.
-  void barrier(int count) {
-    if (count == 1) return;
-    const int before = __atomic_load_n(&phase, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_ACQ_REL) == count) {
-      waiting = 0;
-      __atomic_store_n(&phase, before + 1, __ATOMIC_RELEASE);
-      return;
-    }
-    for (int spins = 0; __atomic_load_n(&phase, __ATOMIC_ACQUIRE) == before; ++spins) relax(spins);
-  }
-};
-
-template <class F>
-struct Call {
-  Team* team;
-  F* body;
-};
-
-// body(thread, threads) on each thread of the caller's OpenMP.
-template <class F>
-static void run(Team& team, F body) {
-  if (!team.threads.parallel || team.threads.number <= 1) return body(0, 1);
-  Call<F> call{&team, &body};
-  team.threads.parallel(
-      [](void* data) {
-        Call<F>& c = *(Call<F>*)data;
-        (*c.body)(__atomic_fetch_add(&c.team->next, 1, __ATOMIC_RELAXED), c.team->threads.count());
-      },
-      &call, (unsigned)team.threads.number, 0);
-}
-
-// The index of the next piece of work of a phase, each taken by one thread.
-static inline int64_t take(int64_t& counter) { return __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED); }
-
 // Rows per block: no more than fit the cache, and equal parts for all threads.
 static int64_t block_rows(int64_t tokens, int64_t threads) {
   const int64_t blocks = round_up((tokens + MAX_ROWS - 1) / MAX_ROWS, threads);
@@ -568,8 +609,7 @@ static void quantize_block(const float* x, int64_t rows, int64_t n, Quantized& t
 // ---- Entry points -------------------------------------------------------------------------------------------------
 
 static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* out, const Threads& threads) {
-  Team team{threads};
-  const int64_t number = threads.parallel ? threads.number : 1;
+  const int64_t number = threads.number;
   const int64_t rows = block_rows(tokens, number), blocks = (tokens + rows - 1) / rows, tiles = tiles_of(w);
   // With few rows the tiles are split over the threads as well, in parts of at least 4.
   const int64_t parts = blocks >= number ? 1 : (tiles + 3) / 4 < number ? (tiles + 3) / 4 : number;
@@ -578,18 +618,16 @@ static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* ou
   const int64_t bytes = number * (int64_t)size;
   char* memory = workspace.get(bytes);
   if (!memory) return bytes;
-  int64_t counter = 0;
-  run(team, [&](int thread, int) {
+  const auto piece = [&](int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)size;
     Scratch s = scratch_of(from, rows, w.columns, w.rows, 0, 0);
-    for (int64_t i; (i = take(counter)) < blocks * parts;) {
-      const int64_t start = i / parts * rows, part = i % parts;
-      quantize_block(x + start * w.columns, tokens - start < rows ? tokens - start : rows, w.columns, s.quantized);
-      linear_block(w, s.quantized, tiles * part / parts, tiles * (part + 1) / parts, s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
-        store_part(out + (start + r) * w.rows + j, y, lanes);
-      });
-    }
-  });
+    const int64_t start = i / parts * rows, part = i % parts;
+    quantize_block(x + start * w.columns, tokens - start < rows ? tokens - start : rows, w.columns, s.quantized);
+    linear_block(w, s.quantized, tiles * part / parts, tiles * (part + 1) / parts, s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+      store_part(out + (start + r) * w.rows + j, y, lanes);
+    });
+  };
+  with_crew(threads, [&](Crew& crew) { crew.for_each(blocks * parts, piece); });
   workspace.give_back();
   return 0;
 }
@@ -622,63 +660,107 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   const int64_t *offsets = batch.offsets + first, begin = *offsets;
   const Batch b{last - first, batch.offsets[last] - begin, offsets, batch.words + begin, batch.positions + begin, batch.types + begin};
   x += begin * e.hidden;
-  Team team{threads};
-  const int64_t number = threads.parallel ? threads.number : 1, hidden = e.hidden, size = hidden / e.heads;
-  const int64_t rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
+  const int64_t hidden = e.hidden, size = hidden / e.heads;
+  const int64_t number = threads.number, rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
   int64_t longest = 0;
   for (int64_t i = 0; i < b.num_sequences; ++i)
     if (b.offsets[i + 1] - b.offsets[i] > longest) longest = b.offsets[i + 1] - b.offsets[i];
   char* share = nullptr;
   scratch_of(share, rows, widest(e), widest(e), hidden, e.intermediate);
   cut(share, attention_floats(longest, size) * 4);
-  const int64_t phases = 2 * e.num_layers + 1;
-  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + phases * 8 + 256;
+  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + 128;
   char* memory = workspace.get(bytes);
   if (!memory) return bytes;
   float* qkv = (float*)cut(memory, b.num_tokens * hidden * 12);
   float* context = (float*)cut(memory, b.num_tokens * hidden * 4);
-  int64_t* counters = (int64_t*)cut(memory, phases * 8);
-  memset(counters, 0, phases * 8);
-  run(team, [&](int thread, int count) {
+  // The layers' blocks of rows and heads of sequences in turn; a block goes through all that needs no other rows at once.
+  const auto rows_of = [&](int64_t l, int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)share;
     Scratch s = scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
-    float* attention = (float*)from;
+    const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
+    float* block = x + start * hidden;
+    if (l == 0)
+      for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
+    else
+      feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
+    if (l == e.num_layers) return;
+    quantize_block(block, part, hidden, s.quantized);
+    linear_block(e.layers[l].qkv, s.quantized, 0, tiles_of(e.layers[l].qkv), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+      store_part(qkv + (start + r) * 3 * hidden + j, y, lanes);
+    });
+  };
+  const auto head_of = [&](int64_t i, int64_t thread) {
+    char* from = memory + thread * (int64_t)share;
+    scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
+    const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
+    attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, (float*)from, context + start * hidden + head);
+  };
+  with_crew(threads, [&](Crew& crew) {
     for (int64_t l = 0; l <= e.num_layers; ++l) {
-      for (int64_t i; (i = take(counters[2 * l])) < blocks;) {
-        const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
-        float* block = x + start * hidden;
-        if (l == 0)
-          for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
-        else
-          feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
-        if (l == e.num_layers) continue;
-        quantize_block(block, part, hidden, s.quantized);
-        linear_block(e.layers[l].qkv, s.quantized, 0, tiles_of(e.layers[l].qkv), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
-          store_part(qkv + (start + r) * 3 * hidden + j, y, lanes);
-        });
-      }
-      if (l == e.num_layers) break;
-      team.barrier(count);
-      for (int64_t i; (i = take(counters[2 * l + 1])) < b.num_sequences * e.heads;) {
-        const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
-        attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, attention, context + start * hidden + head);
-      }
-      team.barrier(count);
+      crew.for_each(blocks, [&](int64_t i, int64_t thread) { rows_of(l, i, thread); });
+      if (l < e.num_layers) crew.for_each(b.num_sequences * e.heads, head_of);
     }
   });
   return 0;
 }
 
+// x @ weight.T + bias for rows of `columns` floats. Each sum runs in the same order, in whatever block its row is.
+template <class F>
+static void dense_block(const Dense& dense, const float* x, int64_t rows, int64_t columns, F put) {
+  constexpr int AT_ONCE = 4;  // sums, which are independent of each other
+  for (int64_t first = 0; first < dense.rows; first += AT_ONCE) {
+    const int count = dense.rows - first < AT_ONCE ? dense.rows - first : AT_ONCE;
+    const float* weight[AT_ONCE];
+    for (int j = 0; j < AT_ONCE; ++j) weight[j] = dense.weight + (first + (j < count ? j : 0)) * columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      Floats sum[AT_ONCE] = {};
+      each(x + r * columns, columns, [&](int64_t i, Floats v, auto lanes) {
+        for (int j = 0; j < AT_ONCE; ++j) sum[j] = fused(v, load_part<Floats>(weight[j] + i, lanes), sum[j]);
+      });
+      for (int j = 0; j < count; ++j) put(r, first + j, sum_of(sum[j]) + (dense.bias ? dense.bias[first + j] : 0.0f));
+    }
+  }
+}
+
+// The pooler and the classifier. It is little work next to the encoder's, and one thread does it.
+static int64_t run_head(const Head& head, int64_t hidden, const Batch& b, const Outputs& out) {
+  if (!head.packed_pooler && !head.pooler) return 0;
+  char* size = nullptr;
+  scratch_of(size, MAX_ROWS, hidden, hidden, hidden, 0);
+  char* memory = workspace.get((int64_t)size);
+  if (!memory) return (int64_t)size;
+  Scratch s = scratch_of(memory, MAX_ROWS, hidden, hidden, hidden, 0);
+  for (int64_t start = 0; start < b.num_sequences; start += MAX_ROWS) {
+    const int64_t rows = b.num_sequences - start < MAX_ROWS ? b.num_sequences - start : MAX_ROWS;
+    float* pooled = out.pooled + start * hidden;
+    for (int64_t r = 0; r < rows; ++r) memcpy(s.first + r * hidden, out.hidden + b.offsets[start + r] * hidden, hidden * 4);
+    if (head.packed_pooler) {
+      quantize_block(s.first, rows, hidden, s.quantized);
+      linear_block(*head.packed_pooler, s.quantized, 0, tiles_of(*head.packed_pooler), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+        store_part(pooled + r * hidden + j, y, lanes);
+      });
+    } else {
+      dense_block(*head.pooler, s.first, rows, hidden, [&](int64_t r, int64_t j, float y) { pooled[r * hidden + j] = y; });
+    }
+    each(pooled, rows * hidden, [&](int64_t i, Floats v, auto lanes) { store_part(pooled + i, hyperbolic_tangent(v), lanes); });
+    if (!head.classifier) continue;
+    float* logits = out.logits + start * head.classifier->rows;
+    dense_block(*head.classifier, pooled, rows, hidden, [&](int64_t r, int64_t j, float y) { logits[r * head.classifier->rows + j] = y; });
+  }
+  return 0;
+}
+
 // Large batches are computed in parts of about MAX_TOKENS, which bounds the workspace.
-static int64_t encoder(const Encoder& e, const Batch& b, float* x, const Threads& threads) {
+static int64_t encoder(const Encoder& e, const Batch& b, const Head& head, const Outputs& out, const Threads& threads) {
   constexpr int64_t MAX_TOKENS = 4096;
   if (b.num_tokens == 0) return 0;
   const int64_t parts = (b.num_tokens + MAX_TOKENS - 1) / MAX_TOKENS, part = (b.num_tokens + parts - 1) / parts;
   int64_t missing = 0;
   for (int64_t first = 0, last; first < b.num_sequences && !missing; first = last) {
     for (last = first + 1; last < b.num_sequences && b.offsets[last + 1] - b.offsets[first] <= part;) ++last;
-    missing = encode(e, b, first, last, x, threads);
+    missing = encode(e, b, first, last, out.hidden, threads);
   }
+  if (!missing) missing = run_head(head, e.hidden, b, out);
   workspace.give_back();
   return missing;
 }

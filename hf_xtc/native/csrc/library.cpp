@@ -18,7 +18,7 @@ static bool runs(const Variant& v) {
 }
 
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
-API int xtc_interface() { return 3; }
+API int xtc_interface() { return 4; }
 
 static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &portable};
 
@@ -34,28 +34,50 @@ API int64_t xtc_layout_bytes(int32_t layout, int64_t rows, int64_t columns) {
   return layout == BYTES ? codes : layout == PAIRS ? codes / 4 : codes / 8;
 }
 
-// Lays the packed rows of a file out, in zeroed memory `out` of xtc_layout_bytes.
-API void xtc_lay_out(int32_t layout, int32_t levels, int64_t rows, int64_t columns, const uint8_t* packed, uint8_t* out) {
-  const int per_byte = levels == 2 ? 8 : levels == 3 ? 5 : 2;
-  const int64_t width = (columns + per_byte - 1) / per_byte, padded = round_up(columns, COLUMN_STEP);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t tile = r / TILE, row = r % TILE;
-    for (int64_t c = 0; c < columns;) {
-      int byte = packed[r * width + c / per_byte];
-      for (int d = 0; d < per_byte && c < columns; ++d, ++c, byte /= levels) {
-        const uint8_t code = byte % levels;
-        const int64_t place = row % 16 * 4 + c % 4, quad = (tile * 4 + row / 16) * (padded / 4) + c / 4;
-        if (layout == BYTES)
-          out[quad * 64 + place] = code;
-        else if (layout == PAIRS)
-          out[quad * 16 + place % 16] |= code << (2 * (place / 16));
-        else if (layout == SEXTETS)
-          out[(tile * (round_up(columns, SEXTET_STEP) / 6) + c / 6) * TILE + row] |= code << SEXTET_BIT[c % 6];
-        else
-          out[(tile * padded / 8 + c / 8) * TILE + row] |= code << (c % 8);
-      }
+// Calls put(column, code) for each code of a row. `Levels` is a constant, since divisions by a variable are slow.
+template <int Levels, class F>
+static void each_code(const uint8_t* packed, int64_t columns, F put) {
+  constexpr int PER_BYTE = Levels == 2 ? 8 : Levels == 3 ? 5 : 2;
+  for (int64_t c = 0; c < columns;) {
+    int byte = *packed++;
+    for (int d = 0; d < PER_BYTE && c < columns; ++d, ++c, byte /= Levels) put(c, (uint8_t)(byte % Levels));
+  }
+}
+
+// One row, from `out` on: where its layout begins for this row.
+template <int Levels>
+static void lay_row(int32_t layout, int64_t r, int64_t columns, const uint8_t* packed, uint8_t* out) {
+  const int64_t tile = r / TILE, row = r % TILE, padded = round_up(columns, COLUMN_STEP);
+  const int64_t quad = (tile * 4 + row / 16) * (padded / 4), place = row % 16 * 4;
+  if (layout == BYTES) {
+    each_code<Levels>(packed, columns, [&](int64_t c, uint8_t code) { out[(quad + c / 4) * 64 + place + c % 4] = code; });
+  } else if (layout == PAIRS) {
+    each_code<Levels>(packed, columns, [&](int64_t c, uint8_t code) {
+      const int64_t at = place + c % 4;
+      out[(quad + c / 4) * 16 + at % 16] |= code << (2 * (at / 16));
+    });
+  } else if (layout == NIBBLES) {  // as in the file, but for the bits that fill its last byte
+    uint8_t* to = out + tile * padded / 8 * TILE + row;
+    for (int64_t b = 0; b < columns / 8; ++b) to[b * TILE] = packed[b];
+    if (columns % 8) to[columns / 8 * TILE] = packed[columns / 8] & ((1 << columns % 8) - 1);
+  } else {
+    uint8_t* to = out + tile * (round_up(columns, SEXTET_STEP) / 6) * TILE + row;
+    const int64_t width = (columns + 7) / 8;
+    for (int64_t c = 0; c < columns; c += 6) {
+      const int both = packed[c / 8] | (c / 8 + 1 < width ? packed[c / 8 + 1] << 8 : 0);
+      const int six = both >> c % 8 & (columns - c < 6 ? (1 << (columns - c)) - 1 : 63);
+      static_assert(SEXTET_BIT[0] == 0 && SEXTET_BIT[1] == 1 && SEXTET_BIT[2] == 4 && SEXTET_BIT[4] == 2, "");
+      to[c / 6 * TILE] = (six & 3) | (six & 12) << 2 | (six & 48) >> 2;
     }
   }
+}
+
+// Lays the packed rows of a file out, in zeroed memory `out` of xtc_layout_bytes; row 0 of them as row `first`.
+API void xtc_lay_out(int32_t layout, int32_t levels, int64_t first, int64_t rows, int64_t columns, const uint8_t* packed, uint8_t* out) {
+  const int per_byte = levels == 2 ? 8 : levels == 3 ? 5 : 2;
+  const int64_t width = (columns + per_byte - 1) / per_byte;
+  const auto lay = levels == 2 ? lay_row<2> : levels == 3 ? lay_row<3> : lay_row<16>;
+  for (int64_t r = 0; r < rows; ++r) lay(layout, first + r, columns, packed + r * width, out);
 }
 
 API int64_t xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens, float* out, const Threads* threads) {
@@ -70,14 +92,14 @@ static bool below(const int64_t* ids, int64_t n, int64_t limit) {
 
 // -1: the offsets are not those of num_tokens tokens, or a sequence has none; -2, -3, -4: an id of a token, a position
 // or a type is no row of its table. Otherwise as Variant::encoder.
-API int64_t xtc_encoder(int variant, const Encoder* e, const Batch* b, float* hidden, const Threads* threads) {
+API int64_t xtc_encoder(int variant, const Encoder* e, const Batch* b, const Head* head, const Outputs* out, const Threads* threads) {
   for (int64_t s = 0; s < b->num_sequences; ++s)
     if (b->offsets[s + 1] <= b->offsets[s]) return -1;
   if (b->offsets[0] != 0 || b->offsets[b->num_sequences] != b->num_tokens) return -1;
   if (!below(b->words, b->num_tokens, e->words.size)) return -2;
   if (!below(b->positions, b->num_tokens, e->positions.size)) return -3;
   if (!below(b->types, b->num_tokens, e->types.size)) return -4;
-  return VARIANTS[variant]->encoder(*e, *b, hidden, *threads);
+  return VARIANTS[variant]->encoder(*e, *b, *head, *out, *threads);
 }
 
 API int64_t xtc_fake(int variant, const Fake* f, const Threads* threads) {

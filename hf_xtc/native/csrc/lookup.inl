@@ -5,6 +5,7 @@
 // two tables of 5 bits, so that 8 looked-up values add up in a byte; then they are widened to 16 bits, and after 256
 // columns to 32.
 
+#if VECTOR_BYTES == 32
 // Converts the 32-bit numbers of a vector to bytes, 8 at a time.
 template <class V>
 static inline void narrow(V q, int8_t* to) {
@@ -17,6 +18,7 @@ static inline void narrow(V q, int8_t* to) {
     to += 8;
   }
 }
+#endif
 
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables) {
   alignas(32) static const uint8_t subsets[2][32] = {

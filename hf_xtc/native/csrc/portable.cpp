@@ -1,6 +1,4 @@
 // Plain C++: the operator for any processor, and the reference of the others' tests.
-#include <sched.h>
-
 #include "kernels.hpp"
 
 #define VARIANT portable_code
@@ -11,6 +9,7 @@ namespace VARIANT {
 
 constexpr int LOOKUP_ROWS = 0;
 constexpr int64_t MAX_ROWS = 36;
+constexpr bool FUSES = false;
 constexpr int SEXTET_ROWS = 0;
 
 template <class V>
@@ -21,10 +20,6 @@ static inline void narrow(V q, int8_t* to) {
 template <class V>
 static inline V fused(V a, V b, V c) {
   return a * b + c;
-}
-
-static inline void relax(int spins) {
-  if (spins % 64 == 63) sched_yield();
 }
 
 // sums[rows][64] += 64 rows of codes times `rows` rows of activations; `quads` groups of 4 columns.

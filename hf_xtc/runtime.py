@@ -1,0 +1,409 @@
+"""Runs packed models without PyTorch and transformers: numpy, safetensors, tokenizers and the native operator.
+
+For a container, a function that starts cold, or a command line. Files are read and checked as `hf_xtc.reader` does;
+logits are bitwise equal to those of the "auto" backend in PyTorch under `torch.no_grad()`. Models that the native
+operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from hf_xtc.backends.layouts import fastest_layout
+from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTCError
+from hf_xtc.files.safe_json import read_json
+from hf_xtc.native import arrays
+from hf_xtc.native.library import variant
+from hf_xtc.reader import PackedBert, ReadError
+
+Array = NDArray[Any]
+Text = str | tuple[str, str]
+
+CLASSIFIER = "XTCBertForSequenceClassification"
+# The files of a repository that a pipeline reads.
+FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json"]
+FILES += ["modules.json", "*_Pooling/config.json"]
+# What the native operator computes of what a recipe can say.
+_ACTIVATIONS = {"activation_bits": 8, "activation_symmetric": True, "activation_calibration": "dynamic"}
+_WEIGHTS = ("binary", "ternary", "int4")
+
+
+class Pipeline:
+    """A packed model and its tokenizer: classifies texts, or embeds them.
+
+    Args:
+        model (`str` or `Path`): A packed folder, or a repository on the Hub (needs huggingface_hub).
+        revision (`str`, *optional*): Commit, branch or tag on the Hub.
+        max_length (`int`, *optional*): Tokens to which texts are truncated; the model's own limit by default.
+        threads (`int`, *optional*): Threads of the native operator; as many as the process has cores by default.
+
+    Raises:
+        PackedFileError: if the folder holds no packed model that the native operator runs, or no tokenizer.
+        StateError: if the native operator is not in use.
+        HubError: if the repository cannot be downloaded.
+        ExtraError: if it is not a folder, and huggingface_hub is not installed.
+
+    Example:
+        >>> pipe = Pipeline("examples/minilm-3l-1bit-sst2")
+        >>> pipe(["A joy from start to end.", "Dull."])[0]["label"]
+        'positive'
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        max_length: int | None = None,
+        threads: int | None = None,
+    ):
+        if threads is not None and threads < 1:
+            raise XTCError(f"threads={threads} must be at least 1.")
+        self.folder = _folder(model, revision)
+        self.threads = threads or _cores()
+        if variant() is None:
+            raise StateError(
+                "The native operator is not in use here (not built, or switched off by XTC_NATIVE), and this runtime "
+                "needs it. hf_xtc.reader runs packed models in numpy, slowly."
+            )
+        try:
+            read = PackedBert(self.folder)
+            self.config = read.config
+            self._model = _NativeModel(read)
+        except ReadError as error:
+            raise PackedFileError(str(error)) from error
+        self._tokenizer = self._read_tokenizer(max_length)
+
+    def _read_tokenizer(self, max_length: int | None) -> Tokenizer:
+        file, options = self.folder / "tokenizer.json", _settings(self.folder / "tokenizer_config.json")
+        try:
+            if not file.is_file():
+                raise OSError("there is no such file")
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise PackedFileError(
+                f"{file} cannot be read ({error}). Write it with save_pretrained of a fast tokenizer."
+            ) from error
+        own, longest = options.get("model_max_length"), self._model.positions
+        if type(own) is int and own > 0:  # transformers writes a very large number where there is none
+            longest = min(longest, own)
+        least = tokenizer.num_special_tokens_to_add(True) + 1
+        if not least <= (longest if max_length is None else max_length) <= longest:
+            raise XTCError(f"max_length={max_length} must lie between {least} and {longest}, the model's limit.")
+        side = "left" if options.get("truncation_side") == "left" else "right"
+        tokenizer.enable_truncation(max_length or longest, direction=side)
+        tokenizer.no_padding()
+        self._has_types = "token_type_ids" in (options.get("model_input_names") or ["token_type_ids"])
+        return tokenizer
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, in the order of the logits."""
+        names = self.config.get("id2label")
+        names = names if isinstance(names, dict) else {}
+        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(self._model.num_labels)]
+
+    def __call__(
+        self, texts: Text | Sequence[Text], *, top_k: int | None = 1, batch_size: int = 32
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Classifies texts, as transformers' text-classification pipeline does.
+
+        Args:
+            texts (`str`, a pair of them as a `tuple`, or a sequence of these): One text or several.
+            top_k (`int`, *optional*): Labels of each text, the best first; `None` for all.
+            batch_size (`int`): Texts that are computed at once.
+
+        Returns:
+            `list[dict]`: A `label` and its `score` for each text; with `top_k` other than 1, a list of such for each.
+            Scores are probabilities (softmax; sigmoid of multi-label models and of one label), or the plain numbers
+            of a regression.
+
+        Raises:
+            XTCError: if the model is no classifier, or an argument is invalid.
+        """
+        if top_k is not None and top_k < 1:
+            raise XTCError(f"top_k={top_k} must be at least 1, or None for all labels.")
+        labels, found = self.labels, []
+        for scores in self._scores(self.logits(texts, batch_size=batch_size)):
+            order = np.argsort(-scores, kind="stable")[:top_k]
+            found.append([{"label": labels[i], "score": float(scores[i])} for i in order])
+        return [best for (best,) in found] if top_k == 1 else found
+
+    def _scores(self, logits: Array) -> Array:
+        problem = self.config.get("problem_type")
+        if problem == "regression":
+            return logits
+        if problem == "multi_label_classification" or (problem is None and logits.shape[1] == 1):
+            return np.asarray(1 / (1 + np.exp(-logits)))
+        exps = np.exp(logits - logits.max(-1, keepdims=True))
+        return np.asarray(exps / exps.sum(-1, keepdims=True))
+
+    def logits(self, texts: Text | Sequence[Text], *, batch_size: int = 32) -> Array:
+        """The logits, float32 of shape `(texts, labels)`; arguments and errors as of a call."""
+        if not self._model.num_labels:
+            raise PackedFileError(
+                f"{self.folder} holds no sequence classifier, but {self.config.get('architectures')}. Use embed."
+            )
+        return self._in_batches(texts, batch_size, self._model.num_labels, lambda outputs, lengths: outputs.logits)
+
+    def embed(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        batch_size: int = 32,
+    ) -> Array:
+        """Embeds texts as vectors.
+
+        Args:
+            texts (`str`, a pair of them as a `tuple`, or a sequence of these): One text or several.
+            pooling (`str`, *optional*): "mean" of a text's hidden states, or "cls" for its first. By default what
+                the folder's `modules.json` says (sentence-transformers), else "mean".
+            normalize (`bool`, *optional*): Scale vectors to length 1. By default as `modules.json` says, else not.
+            batch_size (`int`): Texts that are computed at once.
+
+        Returns:
+            `numpy.ndarray` of shape `(texts, hidden)`, float32.
+
+        Raises:
+            XTCError: if there is no such pooling.
+        """
+        own_pooling, own_normalize = _sentence_settings(self.folder)
+        pooling, normalize = pooling or own_pooling, own_normalize if normalize is None else normalize
+        if pooling not in ("mean", "cls"):
+            raise XTCError(f"pooling={pooling!r} does not exist here. Use 'mean' or 'cls'.")
+
+        def pooled(outputs: arrays.Outputs, lengths: Array) -> Array:
+            starts = np.cumsum(lengths) - lengths
+            if pooling == "cls":
+                return np.asarray(outputs.hidden[starts])
+            return np.asarray(np.add.reduceat(outputs.hidden, starts) / lengths[:, None].astype(np.float32))
+
+        vectors = self._in_batches(texts, batch_size, self._model.encoder.hidden, pooled)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
+
+    def _in_batches(self, texts: Text | Sequence[Text], batch_size: int, width: int, take: Any) -> Array:
+        """What `take` makes of each batch, in the order of the texts; batches are of texts of like lengths."""
+        if batch_size < 1:
+            raise XTCError(f"batch_size={batch_size} must be at least 1.")
+        texts = [texts] if isinstance(texts, str | tuple) else list(texts)
+        if wrong := [text for text in texts if not _is_text(text)]:
+            raise XTCError(f"{wrong[0]!r:.80} is not a text. Give a str, or a tuple of two for a pair.")
+        encodings = self._tokenizer.encode_batch(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
+        found = np.empty((len(texts), width), np.float32)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            lengths, indices = _batch([encodings[i] for i in chosen])
+            if not self._has_types:
+                indices[2][:] = 0
+            try:
+                outputs = self._model.run(lengths, indices, self.threads)
+            except IndexError as error:
+                raise PackedFileError(f"The tokenizer of {self.folder} is not the model's: {error}") from error
+            found[chosen] = take(outputs, lengths)
+        return found
+
+
+class _NativeModel:
+    """The native encoder of a packed model with its pooler and classifier, on the arrays of its file.
+
+    Raises:
+        PackedFileError: if the native operator does not compute such a model.
+        ReadError: if the file does not hold what its config promises.
+    """
+
+    def __init__(self, read: PackedBert):
+        self._read, self._maps = read, {_map_of(tensor) for tensor in read.tensors.values()} - {None}
+        config, base = read.config, f"{read.prefix}embeddings"
+        _check_served(read)
+        tables = [self._table(f"{base}.{name}_embeddings") for name in ("word", "position", "token_type")]
+        layers = [self._layer(f"{read.prefix}encoder.layer.{i}") for i in range(config["num_hidden_layers"])]
+        epsilon = config["layer_norm_eps"]
+        self.encoder = arrays.Encoder(
+            layers, tables, self._norm(f"{base}.LayerNorm"), config["num_attention_heads"], (epsilon, epsilon)
+        )
+        self.positions = tables[1].rows
+        self._pooler, self._classifier = self._head()
+        self.num_labels = 0 if self._classifier is None else self._classifier.rows
+        del self._read
+
+    def run(self, lengths: Array, indices: list[Array], threads: int) -> arrays.Outputs:
+        """As `arrays.Encoder.run`."""
+        return self.encoder.run(lengths, indices, self._pooler, self._classifier, threads=threads)
+
+    def _head(self) -> tuple[arrays.Weight | arrays.Dense | None, arrays.Dense | None]:
+        """The pooler and the classifier of a sequence classifier; nothing of other models, which need none."""
+        if self._read.config.get("architectures") != [CLASSIFIER]:
+            return None, None
+        path, hidden = f"{self._read.prefix}pooler.dense", self.encoder.hidden
+        packed = f"{path}.weight_packed" in self._read.tensors
+        pooler = self._weight([path], hidden) if packed else self._dense(path, hidden)
+        labels = self._read.tensor("classifier.weight").shape[0]
+        return pooler, self._dense("classifier", labels)
+
+    def _dense(self, path: str, rows: int) -> arrays.Dense:
+        weight = self._read.tensor(f"{path}.weight", rows, self.encoder.hidden)
+        return arrays.Dense(weight, self._read.tensor(f"{path}.bias", rows))
+
+    def _weight(self, paths: list[str], rows: int) -> arrays.Weight:
+        """Quantized linears of `rows` output features each, as one weight."""
+        codes = []
+        for path in paths:
+            packed, scale = self._read.packed(path)
+            if len(packed) != rows:
+                raise ReadError(f"{path} holds {len(packed)} rows, not {rows}.")
+            if scale.shape[1] != 1:
+                raise _not_served("its scales are per group")
+            levels, columns = self._read.codes(path).levels, self._read.columns(path)
+            codes.append(arrays.Codes(packed, scale, self._read.tensor(f"{path}.bias", rows), columns, levels))
+        return arrays.Weight(codes, fastest_layout(str(self._read.recipe["weights"])))
+
+    def _norm(self, path: str) -> list[Array]:
+        hidden = self._read.config["hidden_size"]
+        return [self._read.tensor(f"{path}.{name}", hidden) for name in ("weight", "bias")]
+
+    def _layer(self, path: str) -> arrays.Layer:
+        hidden, inner = self._read.config["hidden_size"], self._read.config["intermediate_size"]
+        attention = f"{path}.attention"
+        weights = [
+            self._weight([f"{attention}.self.{name}" for name in ("query", "key", "value")], hidden),
+            self._weight([f"{attention}.output.dense"], hidden),
+            self._weight([f"{path}.intermediate.dense"], inner),
+            self._weight([f"{path}.output.dense"], hidden),
+        ]
+        norms = self._norm(f"{attention}.output.LayerNorm") + self._norm(f"{path}.output.LayerNorm")
+        layer = arrays.Layer(weights, norms)
+        for content in self._maps:  # the pages of the file are read again where they are needed
+            if hasattr(mmap, "MADV_DONTNEED"):
+                content.madvise(mmap.MADV_DONTNEED)
+        return layer
+
+    def _table(self, path: str) -> arrays.Table:
+        hidden = self._read.config["hidden_size"]
+        if f"{path}.weight_packed" not in self._read.tensors:
+            return arrays.Table(self._read.weight(path), None, 0, hidden)
+        packed, scale = self._read.packed(path)
+        if scale.shape != (len(packed), 1):
+            raise ReadError(f"{path} holds scales {scale.shape} for {len(packed)} rows.")
+        return arrays.Table(packed, scale, self._read.codes(path).levels, hidden)
+
+
+def _check_served(read: PackedBert) -> None:
+    """Raises `PackedFileError` unless the native operator computes a model of this config."""
+    config, recipe = read.config, read.recipe
+    if config["hidden_act"] != "gelu":
+        raise _not_served(f"its activation is {config['hidden_act']}")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise _not_served(f"its positions are {config['position_embedding_type']}")
+    for name, value in _ACTIVATIONS.items():
+        if recipe[name] != value:
+            raise _not_served(f"its recipe says {name}={recipe[name]!r}")
+    if recipe.get("weights") not in _WEIGHTS:
+        raise _not_served(f"its weights are {recipe.get('weights')!r}")
+    if 0 in (config["num_hidden_layers"], config["hidden_size"]):
+        raise _not_served("it has no layers")
+
+
+def _not_served(why: str) -> PackedFileError:
+    return PackedFileError(
+        f"The native operator does not run this model: {why}. Load it with transformers, or with hf_xtc.reader."
+    )
+
+
+def _map_of(array: Any) -> Any:
+    """The mapped file that an array lies in; `None` if it was copied."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array.obj if isinstance(array, memoryview) else array
+
+
+def _batch(encodings: list[Encoding]) -> tuple[Array, list[Array]]:
+    """Lengths, and the rows of words, positions and types of all tokens."""
+    lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
+    words, types = (
+        np.array([number for encoding in encodings for number in getattr(encoding, name)], np.int64)
+        for name in ("ids", "type_ids")
+    )
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return lengths, [words, positions, types]
+
+
+def _is_text(text: Any) -> bool:
+    if isinstance(text, tuple):
+        return len(text) == 2 and all(isinstance(part, str) for part in text)
+    return isinstance(text, str)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings(file: Path) -> Any:
+    """The JSON object of a file that a folder may have; empty if it has none.
+
+    Raises:
+        PackedFileError: if it is no JSON object.
+    """
+    if not file.exists():
+        return {}
+    try:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise PackedFileError(f"{file} cannot be read ({error}). Download or write it again.") from error
+    if not isinstance(values, dict):
+        raise PackedFileError(f"{file} is not a JSON object. Download or write it again.")
+    return values
+
+
+def _sentence_settings(folder: Path) -> tuple[str, bool]:
+    """Pooling and normalization that `modules.json` of sentence-transformers says.
+
+    Raises:
+        PackedFileError: if it is invalid, or its pooling is another than "mean" or "cls".
+    """
+    file = folder / "modules.json"
+    if not file.exists():
+        return "mean", False
+    try:
+        modules = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in read_json(file)}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise PackedFileError(f"{file} cannot be read ({error}). Download or write it again.") from error
+    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
+    path = modules.get("Pooling")
+    if unknown or path is None or Path(path).name != path:
+        raise PackedFileError(f"{file} has modules {sorted(modules)}, not a Transformer, a Pooling and Normalize.")
+    options = _settings(folder / path / "config.json")
+    chosen = [name for name, value in options.items() if name.startswith("pooling_mode_") and value is True]
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(chosen) != 1 or chosen[0] not in names:
+        raise PackedFileError(f"{folder / path} pools by {chosen}; use one of: {', '.join(names)}.")
+    return names[chosen[0]], "Normalize" in modules
+
+
+def _folder(model: str | os.PathLike[str], revision: str | None) -> Path:
+    """The local folder of a model, downloaded if it is a repository."""
+    if os.path.isdir(model):
+        return Path(model)
+    name = os.fspath(model)
+    if os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise PackedFileError(f"{name} is not a folder. Give a packed folder, or a repository on the Hub.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ExtraError(
+            f"{name} is not a folder, and huggingface_hub, which downloads it from the Hub, is not installed. "
+            "Run: pip install huggingface_hub"
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except Exception as error:  # of huggingface_hub and of its HTTP client
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise HubError(f"{name} is not a folder, and cannot be downloaded from the Hub: {lines[0]}") from error
