@@ -129,7 +129,7 @@ def test_a_new_architecture_is_distilled_by_all_terms_and_published(hub, teacher
     found = AutoModelForSequenceClassification.from_pretrained("user/out")
     assert torch.equal(outputs(found, batch)[0], outputs(pack_model(trainer.model), batch)[0])
     card = ModelCard.load("user/out")
-    assert "A 2-layer ernie with binary weights" in card.text
+    assert "A 2-layer Ernie with binary weights" in card.text
     assert main(["inspect", "user/out"]) == 0
     assert "XTCErnieForSequenceClassification, packed" in capsys.readouterr().out
 
