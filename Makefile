@@ -111,6 +111,7 @@ stress: .venv/installed-test
 	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3 --output_file benchmarks/results/kills.json
 	$(BIN)/python tests/stress/full_disk.py --first_kb 16 --step_kb 64
 	$(BIN)/python tests/stress/soak.py --output_file benchmarks/results/soak.json
+	$(BIN)/python tests/stress/encoders.py --output_file benchmarks/results/encoders.json
 	HF_XTC_STRESS=1 $(BIN)/python -m pytest tests/training/test_resume.py
 	HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/training/test_distributed.py
 

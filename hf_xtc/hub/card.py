@@ -35,6 +35,12 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
 }
+# Beginning of class names -> the family's name, where the two differ.
+FAMILY_NAMES = {
+    **{"Bert": "BERT", "Roberta": "RoBERTa", "XLMRoberta": "XLM-RoBERTa", "Camembert": "CamemBERT"},
+    **{"DistilBert": "DistilBERT", "Electra": "ELECTRA", "Albert": "ALBERT", "DebertaV2": "DeBERTa-v2"},
+    "ModernBert": "ModernBERT",
+}
 _PIPELINE = """import {package}  # registers the architecture
 from transformers import pipeline
 
@@ -44,9 +50,10 @@ _QUESTION_ANSWERING = """import {package}  # registers the architecture
 from transformers import AutoModelForQuestionAnswering
 
 model = AutoModelForQuestionAnswering.from_pretrained({folder}"""
-_MODEL = """from {package} import {model_class}
+_MODEL = """import {package}  # registers the architecture
+from transformers import {auto_class}
 
-model = {model_class}.from_pretrained({folder}"""
+model = {auto_class}.from_pretrained({folder}"""
 
 
 def run_card(run: Run) -> str:
@@ -65,7 +72,7 @@ def run_card(run: Run) -> str:
         ),
         name=html.escape(run.name),
         depth=packed.layers,
-        family="BERT",
+        family=html.escape(_family(run.model_class)),
         weights=run.recipe.weights or "float",
         bytes=f"{packed.bytes:,}",
         ratio=f"{teacher.bytes / packed.bytes:.1f}",
@@ -119,7 +126,7 @@ def model_card(
         _metadata(recipe, facts, **fields),
         name=html.escape(name),
         depth=config.num_hidden_layers,
-        family="BERT" if config.model_type == "xtc_bert" else html.escape(config.model_type.removeprefix("xtc_")),
+        family=html.escape(_family(model_class.__name__)),
         weights=recipe.weights or "float",
         bytes=f"{size.total_bytes:,}",
         ratio=f"{size.float32_bytes / size.total_bytes:.1f}",
@@ -154,7 +161,15 @@ def usage(class_name: str, package: str = "hf_xtc") -> str:
         return _QUESTION_ANSWERING.format(package=package, folder=FOLDER_ARGUMENT)
     if tag is not None:
         return _PIPELINE.format(package=package, tag=tag, folder=FOLDER_ARGUMENT)
-    return _MODEL.format(package=package, model_class=class_name, folder=FOLDER_ARGUMENT)
+    head = re.search(r"For[A-Z]\w+$", class_name)
+    auto_class = f"AutoModel{'' if head is None else head[0]}"
+    return _MODEL.format(package=package, auto_class=auto_class, folder=FOLDER_ARGUMENT)
+
+
+def _family(class_name: str) -> str:
+    """How people write a family, from the name of a class: "BERT" of `XTCBertForMaskedLM`."""
+    name = re.sub(r"(For[A-Z]\w+|Model)$", "", class_name.removeprefix("XTC"))
+    return FAMILY_NAMES.get(name, name)
 
 
 def quantizer_citations(recipe: XTCRecipe) -> set[str]:

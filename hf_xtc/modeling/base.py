@@ -4,9 +4,11 @@ A packed model saves its float parameters in `recipe.rest_dtype` and computes in
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,12 +20,22 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from hf_xtc.backends import check_backend, default_backend
 from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.files.writing import OLD_CODE, whole_folder
-from hf_xtc.modeling.architecture import check_xtc_block, layer_map_of, recipe_of, swap_modules, xtc_block
-from hf_xtc.modeling.checks import check_files, check_foreign, check_index, check_tensors, check_values
+from hf_xtc.modeling.architecture import (
+    architecture_of,
+    check_xtc_block,
+    layer_map_of,
+    recipe_of,
+    swap_modules,
+    xtc_block,
+)
+from hf_xtc.modeling.checks import check_config, check_files, check_foreign, check_index, check_tensors, check_values
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+# Runs a packed model where this package is not installed; a copy goes into every packed folder.
+CODE = Path(__file__).parent.parent / "remote_code" / "modeling_xtc.py"
 
 _HUB_OPTIONS = ("repo_id", "private", "token", "revision", "commit_message", "commit_description", "create_pr")
 
@@ -32,16 +44,22 @@ def _unusable(error: Exception) -> PackedFileError:
     return PackedFileError(f"one value is none that transformers can take ({type(error).__name__}: {error}).")
 
 
+def auto_map(config: Any) -> dict[str, str]:
+    """Name of an Auto class -> the class in `CODE` that it loads for this config."""
+    classes = {"AutoConfig": type(config), **architecture_of(config).auto_classes}
+    return {auto: f"{CODE.stem}.{cls.__name__}" for auto, cls in classes.items()}
+
+
 class XTCConfig:
-    """Base of the configurations of latent and packed models. Derive from it and an architecture's, in this order,
-    decorate with `strict`, and declare the two fields with defaults, as `XTCBertConfig` does.
+    """Base of the configurations of latent and packed models, which `register_family` makes.
 
     Args:
         state (`str`): "latent" (float weights, for training) or "packed" (codes and scales, for everything else).
         xtc (`dict`): Format version, recipe, layer map and provenance; by default the default recipe.
 
     Raises:
-        PackedFileError: if the format version is unknown or the layer map disagrees with the depth.
+        PackedFileError: if the format version is unknown, the layer map disagrees with the depth, or a value that a
+            model is built with is invalid (transformers checks none).
         XTCError: if the recipe names something that does not exist.
     """
 
@@ -49,6 +67,7 @@ class XTCConfig:
     xtc: dict[str, Any] | None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_config(self)
         if self.xtc is None:
             self.xtc = xtc_block(XTCRecipe())
         own = {name: getattr(self, name, None) for name in ("dtype", "architectures", "id2label")}
@@ -78,6 +97,17 @@ class XTCConfig:
             advice = "If it was changed, restore the config written with the file."
             raise PackedFileError(f"config.json: {found} {advice}") from error
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As in transformers; a packed model's config names, in `auto_map`, the code that is written beside it."""
+        self.__dict__.pop("auto_map", None)  # that of the folder it was loaded from
+        if self.state == "packed" and architecture_of(self).has_remote_code:
+            self.auto_map = auto_map(self)
+            os.makedirs(save_directory, exist_ok=True)
+            shutil.copyfile(CODE, Path(save_directory) / CODE.name)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)  # type: ignore[misc]
+
     @property
     def recipe(self) -> XTCRecipe:
         """The recipe the model is made by."""
@@ -90,14 +120,12 @@ class XTCConfig:
 
 
 class XTCModel(PreTrainedModel):
-    """Base of latent and packed models of any architecture: the swap of modules, saving and loading.
+    """Base of latent and packed models of any family: the swap of modules, saving and loading.
 
-    An architecture derives its own base class from this one and transformers', in this order, with its `config_class`
-    (an `XTCConfig`) and its `scopes`: recipe scope -> paths of modules under the base model; `*` is a layer index.
+    Their classes derive from this one and transformers', in this order; `register_family` makes them.
     """
 
     config: Any
-    scopes: ClassVar[dict[str, tuple[str, ...]]] = {}
     # Losses of encoders ignore `num_items_in_batch`: Trainer must scale them for gradient accumulation and DDP itself.
     accepts_loss_kwargs = False
 
@@ -148,16 +176,28 @@ class XTCModel(PreTrainedModel):
         """Called by `set_backend` for the model and each XTC model in it; drops what a forward has prepared."""
 
     def post_init(self) -> None:
-        """Swaps the base model's modules, then initialises as any transformers model.
+        """Swaps modules, then initialises as any transformers model.
 
-        A packed model, made or loaded, is frozen except for its head: codes cannot be trained, and biases beside them
-        should not be.
+        The base model in a head, which transformers' own `__init__` has made, becomes one of this package. A packed
+        model, made or loaded, is frozen except for its head: codes cannot be trained, and biases beside them should
+        not be.
         """
-        if not hasattr(self, self.base_model_prefix):
-            swap_modules(self, self.scopes, self.config)
-            if self.packed:
-                self.requires_grad_(False)
+        architecture, base = architecture_of(self.config), self.base_model
+        if not isinstance(base, XTCModel):
+            base.__class__ = architecture.auto_classes["AutoModel"]
+            # transformers notes, when a model is made, which outputs those of its class record.
+            PreTrainedModel.__init__(object.__new__(base.__class__), self.config)
+        swap_modules(self, architecture)
+        if self.packed:
+            self._freeze()
         super().post_init()
+
+    def _freeze(self) -> None:
+        """Leaves what is not quantized of a head to be trained, the bias of an output layer too, and nothing else."""
+        output = self.get_output_embeddings()
+        for module in self.modules():
+            if module is self.base_model or (isinstance(module, PackedLinear) and module is not output):
+                module.requires_grad_(False)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -169,7 +209,11 @@ class XTCModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As in transformers; a packed layer or a range that the file lacks becomes zeros, not random memory."""
-        super()._init_weights(module)
+        try:
+            super()._init_weights(module)
+        except AttributeError:  # ModernBERT's writes the weights of a module's children, which packed ones do not have
+            if not any(isinstance(child, PackedLinear | PackedEmbedding) for child in module.children()):
+                raise
         if isinstance(module, PackedLinear | PackedEmbedding | ActivationQuantizer):
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 init.zeros_(tensor)
@@ -258,7 +302,7 @@ class XTCModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.packed:  # transformers loads into new parameters, which are all trainable
-            model.base_model.requires_grad_(False)
+            model._freeze()
         return loaded
 
     def _file_state_dict(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

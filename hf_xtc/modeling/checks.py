@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from hf_xtc.errors import PackedFileError
 from hf_xtc.files.headers import check_header, read_header
@@ -18,6 +19,14 @@ from hf_xtc.quantization.packing import LARGEST, check_packed
 from hf_xtc.quantization.quantizers import get_quantizer
 
 # Limits beyond any real model: building a larger one would take hours before its file is read.
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_dim"),
+    *("num_hidden_groups", "inner_group_num", "relative_attention_num_buckets", "local_attention"),
+)
+NO_TOKEN_TYPES = ("xtc_deberta_v2",)  # may have none at all
+ACTIVATIONS = ("hidden_act", "hidden_activation", "classifier_activation", "activation")
+EPSILONS = ("layer_norm_eps", "norm_eps")
 MOST = {"layers": 1000, "labels": 1_000_000, "size": 2**31 - 1}
 
 
@@ -50,16 +59,38 @@ def check_foreign(values: dict[str, Any]) -> None:
         raise PackedFileError("id2label has labels that are not text. Give each label a name.")
 
 
-def check_sizes(config: Any, names: tuple[str, ...]) -> None:
-    """Checks the sizes that a model is built with, before anything is built.
+def check_config(config: Any) -> None:
+    """Checks the values that a model is built with, before anything is built, since transformers does not. Families
+    have some of these fields each, under one name or another.
 
     Raises:
-        PackedFileError: if one of these fields is not a positive whole number, or is beyond `MOST`.
+        PackedFileError: if a size, the number of heads, the activation, the epsilon, a dropout or the pad token is
+            invalid.
     """
-    for name in names:
+    for name in (name for name in SIZES if hasattr(config, name)):
         value, most = getattr(config, name), MOST["layers" if name == "num_hidden_layers" else "size"]
-        if type(value) is not int or not 0 < value <= most:
-            raise PackedFileError(f"{name}={value!r:.80} must be a whole number from 1 to {most}.")
+        least = 0 if name == "type_vocab_size" and config.model_type in NO_TOKEN_TYPES else 1
+        if type(value) is not int or not least <= value <= most:
+            raise PackedFileError(f"{name}={value!r:.80} must be a whole number from {least} to {most}.")
+    if config.hidden_size % config.num_attention_heads:
+        raise PackedFileError(
+            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}."
+        )
+    for name in (name for name in ACTIVATIONS if hasattr(config, name)):
+        if getattr(config, name) not in ACT2FN:
+            raise PackedFileError(
+                f"{name}={getattr(config, name)!r:.80} is no activation of transformers, such as 'gelu' or 'relu'."
+            )
+    for name in (name for name in EPSILONS if hasattr(config, name)):
+        if not 0 < getattr(config, name) <= 1:
+            raise PackedFileError(f"{name}={getattr(config, name)!r} must be above 0 and at most 1.")
+    for name in (name for name in vars(config) if "dropout" in name):
+        if not 0 <= (getattr(config, name) or 0) <= 1:
+            raise PackedFileError(f"{name}={getattr(config, name)!r} must lie between 0 and 1.")
+    if config.pad_token_id is not None and not -config.vocab_size <= config.pad_token_id < config.vocab_size:
+        raise PackedFileError(
+            f"pad_token_id={config.pad_token_id} is not one of the {config.vocab_size} tokens of vocab_size."
+        )
 
 
 def check_index(folder: str) -> None:

@@ -252,6 +252,11 @@ class PackedLinear(_Packed):
         backend: Backend = BACKENDS[choose(self.backend, product, gradient=gradient)]()
         return backend.prepare(product)
 
+    @property
+    def qweight(self) -> Tensor:
+        """The codes, by the name at which PEFT looks for the device of a quantized layer."""
+        return self.weight_packed
+
     def forget_prepared(self) -> None:
         """Prepares the operands anew at the next forward, for example after a write that PyTorch does not count."""
         _PREPARED.pop(self, None)

@@ -61,9 +61,10 @@ def check_tuner(model: nn.Module, config: Any) -> None:
             isinstance(name, str) for name in (names if isinstance(names, list | tuple | set) else [names or ""])
         ):
             raise XTCError(f"{option}={names!r:.80} of the adapter must be names of modules.")
+    encoder = {id(layer) for _, layer in _layers(getattr(model, "base_model", model))}
     for name, layer in _layers(model):
-        if _saves(config, name):
-            if isinstance(layer, PackedLayer):
+        if _saves(config, name):  # a copy of a head may hold packed linears, whose biases are then trained
+            if isinstance(layer, PackedLayer) and id(layer) in encoder:
                 raise XTCError(
                     f"modules_to_save names {name}, which is packed: a copy of its codes cannot be trained either. "
                     "Leave it out, or train the model that unpack_model returns."
@@ -211,7 +212,7 @@ def _all_linears(peft_config: Any, model: Any) -> Any:
     if found.target_modules is not wanted:
         head = model.get_output_embeddings()
         packed = {n for n, m in model.named_modules() if isinstance(m, PackedLinear) and m is not head}
-        found.target_modules |= {name for name in packed if not name.endswith(".base_layer")}
+        found.target_modules |= {n for n in packed if not (n.endswith(".base_layer") or _saves(peft_config, n))}
     return found
 
 

@@ -27,7 +27,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import BertConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import load_state_dict
 
@@ -63,8 +63,12 @@ RECIPE: dict[str, tuple[Any, ...]] = {
     "rest_dtype": FLOATS,  # of what is not quantized, in the file
 }
 OTHER_FIELDS = ("group_size", "keep_layers", "layers", "shifted_hidden_map")  # the last three are of training
-SIZES = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-SIZES += ["max_position_embeddings", "type_vocab_size"]
+# Fields of a configuration; a family has some of them.
+SIZES = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_dim"]
+SIZES += ["max_position_embeddings", "type_vocab_size", "embedding_size", "num_hidden_groups", "inner_group_num"]
+SIZES += ["relative_attention_num_buckets", "local_attention"]
+ACTIVATIONS = ["hidden_act", "hidden_activation", "classifier_activation", "activation"]
+EPSILONS = ["layer_norm_eps", "norm_eps"]
 
 
 def require(fits: bool, name: str, value: object) -> None:
@@ -91,10 +95,9 @@ def read_recipe(xtc: Any) -> dict[str, Any]:
     return recipe
 
 
-class XTCBertConfig(BertConfig):  # type: ignore[misc]
-    """A `BertConfig` with `state` ("packed") and `xtc`, which holds format version, recipe and provenance."""
-
-    model_type = "xtc_bert"
+class XTCConfig:
+    """What configurations of packed models share: `state` ("packed") and `xtc`, with format version, recipe and
+    provenance. Each derives from this class and from that of a family in transformers."""
 
     def __init__(self, state: str = "packed", xtc: dict[str, Any] | None = None, **kwargs: Any):
         if state == "latent":
@@ -110,16 +113,17 @@ class XTCBertConfig(BertConfig):  # type: ignore[misc]
             raise PackedFileError(f"config.json holds a value that transformers cannot take ({error!r}).") from error
         self.dtype: Any = torch.float32 if self.dtype is None else self.dtype  # not float16, that of the first scale
 
-    def _check_values(self) -> None:
+    def _check_values(self: Any) -> None:
         """Refuses what no packed model has. transformers would build any size before it looks at the weights, import
         another library for a `quantization_config`, and run the code of an attention named like a Hub repository."""
-        for name in SIZES:
+        for name in (name for name in SIZES if hasattr(self, name)):
             size, most = getattr(self, name), 1000 if name == "num_hidden_layers" else 2**31 - 1
-            require(type(size) is int and 0 < size <= most, name, size)
+            least = 0 if name == "type_vocab_size" else 1
+            require(type(size) is int and least <= size <= most, name, size)
         fits = {
             "num_attention_heads": self.hidden_size % self.num_attention_heads == 0,
-            "hidden_act": self.hidden_act in ACT2FN,
-            "layer_norm_eps": 0 < self.layer_norm_eps <= 1,
+            **{name: getattr(self, name) in ACT2FN for name in ACTIVATIONS if hasattr(self, name)},
+            **{name: 0 < getattr(self, name) <= 1 for name in EPSILONS if hasattr(self, name)},
             "pad_token_id": self.pad_token_id is None or -self.vocab_size <= self.pad_token_id < self.vocab_size,
             "dtype": self.dtype is None or isinstance(self.dtype, (str, torch.dtype)),
             "architectures": all(isinstance(name, str) for name in self.architectures or ()),
@@ -361,7 +365,7 @@ def check_values(model: nn.Module) -> None:
 def zero_padding(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     """A hook of encoders: hidden states of padding are zeros, as in hf_xtc, which does not compute them."""
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    if mask is None or mask.dim() != 2:
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
         return output
     hidden = output[0].masked_fill(mask[:, -output[0].shape[1] :, None] == 0, 0)
     if isinstance(output, tuple):
@@ -373,29 +377,31 @@ def zero_padding(module: nn.Module, args: Any, kwargs: dict[str, Any], output: A
 class XTCModel(PreTrainedModel):  # type: ignore[misc]
     """What packed models of all families share; each derives from this class and from one of transformers."""
 
-    parts: dict[str, str] = {}  # part of the recipe -> pattern of the paths of its modules in the encoder
+    parts: dict[str, str] = {}  # see FAMILIES
     accepts_loss_kwargs = False  # for Trainer: the losses of encoders take no `num_items_in_batch`
     _tied_weights_keys: Any
 
     def post_init(self) -> None:
         """Swaps modules. transformers calls this at the end of `__init__`, before it loads weights."""
-        recipe, encoder = read_recipe(self.config.xtc), self.base_model
+        recipe, encoder, output = read_recipe(self.config.xtc), self.base_model, self.get_output_embeddings()
+        pooler = recipe["weights"] if recipe["quantize_pooler"] else None
         quantizers = {
-            "linear": recipe["weights"],
-            "pooler": recipe["weights"] if recipe["quantize_pooler"] else None,
-            "words": recipe["embedding_weights"],
-            "positions": recipe["position_weights"],
+            **{"linear": recipe["weights"], "words": recipe["embedding_weights"]},
+            **{"positions": recipe["position_weights"], "pooler": pooler, "head": pooler},
         }
-        for path, module in list(encoder.named_modules()):
-            for part, pattern in self.parts.items():
-                if quantizers[part] and re.fullmatch(pattern, path):
+        for part, pattern in self.parts.items():
+            owner = self if part == "head" else encoder
+            if quantizers[part] is None or (part == "head" and (output is not None or encoder is self)):
+                continue  # a language model's head, but for its output layer, is not packed
+            for path, module in list(owner.named_modules()):
+                if re.fullmatch(pattern, path):
                     packed = PackedEmbedding if isinstance(module, nn.Embedding) else PackedLinear
-                    encoder.set_submodule(path, packed(module, quantizers[part], recipe, path))
-        words, output = self.get_input_embeddings(), self.get_output_embeddings()
+                    owner.set_submodule(path, packed(module, quantizers[part], recipe, path))
+        words = self.get_input_embeddings()
         if output is not None and isinstance(words, PackedEmbedding) and self.config.tie_word_embeddings:
             path = next(name for name, module in self.named_modules() if module is output)
             self.set_submodule(path, TiedDecoder(words, output.bias))
-            self._tied_weights_keys = dict(self._tied_weights_keys)  # what transformers ties: the bias alone
+            self._tied_weights_keys = dict(self._tied_weights_keys)  # what transformers ties: a bias, or nothing else
             del self._tied_weights_keys[f"{path}.weight"]
         encoder.register_forward_hook(zero_padding, with_kwargs=True)
         super().post_init()
@@ -410,6 +416,15 @@ class XTCModel(PreTrainedModel):  # type: ignore[misc]
                         tensor.zero_()
         super().initialize_weights()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As in transformers, where ModernBERT's writes the weights of a module's children; packed ones have none."""
+        try:
+            super()._init_weights(module)
+        except AttributeError:
+            if not any(isinstance(child, (PackedLayer, TiedDecoder)) for child in module.children()):
+                raise
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused, for rows of codes cannot be trained."""
         raise PackedFileError("The vocabulary of a packed model cannot change. hf_xtc can unpack and train the model.")
@@ -421,7 +436,9 @@ class XTCModel(PreTrainedModel):  # type: ignore[misc]
             check_index(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.base_model.requires_grad_(False)
+        for module in model.modules():
+            if module is model.base_model or isinstance(module, PackedLinear):
+                module.requires_grad_(False)
         return loaded
 
     @classmethod
@@ -445,23 +462,75 @@ class XTCModel(PreTrainedModel):  # type: ignore[misc]
         super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
 
-def make_classes(config_class: Any, parts: dict[str, str]) -> None:
-    """Defines, for each class that transformers has for a family, one here: XTCBertModel for BertModel, and so on."""
-    for task in (
-        *("", "_FOR_PRETRAINING", "_FOR_MASKED_LM", "_FOR_NEXT_SENTENCE_PREDICTION", "_FOR_SEQUENCE_CLASSIFICATION"),
-        *("_FOR_TOKEN_CLASSIFICATION", "_FOR_QUESTION_ANSWERING", "_FOR_MULTIPLE_CHOICE"),
-    ):
-        base = getattr(transformers, f"MODEL{task}_MAPPING")[config_class.__base__]
-        fields = {"config_class": config_class, "parts": parts, "__module__": __name__}
-        globals()[f"XTC{base.__name__}"] = type(f"XTC{base.__name__}", (XTCModel, base), fields)
-
-
-make_classes(
-    XTCBertConfig,
-    parts={
-        "words": r"embeddings\.word_embeddings",
-        "positions": r"embeddings\.(position|token_type)_embeddings",
-        "linear": r"encoder\.layer\.\d+\.(attention|intermediate|output)\.(.+\.)?(query|key|value|dense)",
-        "pooler": r"pooler\.dense",
+BERT = {
+    "words": r"embeddings\.word_embeddings",
+    "positions": r"embeddings\.(position|token_type)_embeddings",
+    "linear": r"encoder\.layer\.\d+\.(attention|intermediate|output)\.(.+\.)?(query|key|value|dense)",
+    "pooler": r"pooler\.dense",
+}
+ROBERTA = {**BERT, "head": r"classifier\.dense"}
+# Family, as transformers begins the names of its classes -> part of the recipe -> pattern of the paths of its modules:
+# in the encoder, and for "head" in a model that is no language model.
+FAMILIES = {
+    "Bert": BERT,
+    "Roberta": ROBERTA,
+    "XLMRoberta": ROBERTA,
+    "Camembert": ROBERTA,
+    "Electra": {
+        **BERT,
+        "linear": BERT["linear"] + "|embeddings_project",
+        "head": r"classifier\.dense|sequence_summary\.summary",
     },
-)
+    "DistilBert": {
+        **BERT,
+        "linear": r"transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
+        "head": "pre_classifier",
+    },
+    "MPNet": {
+        **ROBERTA,
+        "linear": r"encoder\.layer\.\d+\.(attention\.attn\.[qkvo]|(intermediate|output)\.dense)",
+    },
+    "Albert": {
+        **BERT,
+        "linear": r"encoder\.(embedding_hidden_mapping_in|.+\.(query|key|value|attention\.dense|ffn|ffn_output))",
+        "pooler": "pooler",
+    },
+    "DebertaV2": {
+        **BERT,
+        "linear": r"embeddings\.embed_proj|encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)",
+        "head": r"pooler\.dense",
+    },
+    "ModernBert": {
+        "words": r"embeddings\.tok_embeddings",
+        "linear": r"layers\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
+        "head": r"head\.dense",
+    },
+}
+HEADS = ["", "_FOR_PRETRAINING", "_FOR_MASKED_LM", "_FOR_NEXT_SENTENCE_PREDICTION", "_FOR_SEQUENCE_CLASSIFICATION"]
+HEADS += ["_FOR_TOKEN_CLASSIFICATION", "_FOR_QUESTION_ANSWERING", "_FOR_MULTIPLE_CHOICE"]
+
+
+def make_classes(family: str) -> None:
+    """Defines a configuration and, for each class that transformers has for a family, one here: XTCBertModel for
+    BertModel, and so on."""
+    base = getattr(transformers, f"{family}Config")
+    model_type = f"xtc_{base.model_type.replace('-', '_')}"
+    fields = {"model_type": model_type, "__init__": XTCConfig.__init__, "__module__": __name__}
+    config_class: Any = type(f"XTC{family}Config", (XTCConfig, base), fields)
+    globals()[config_class.__name__] = config_class
+    for head in HEADS:
+        mapping = getattr(transformers, f"MODEL{head}_MAPPING")
+        if base in mapping:
+            model = mapping[base]
+            fields = {"config_class": config_class, "parts": FAMILIES[family], "__module__": __name__}
+            globals()[f"XTC{model.__name__}"] = type(f"XTC{model.__name__}", (XTCModel, model), fields)
+
+
+def __getattr__(name: str) -> Any:
+    """Makes the classes of a family when the first of them is asked for; Python calls this for unknown names."""
+    for family in FAMILIES:
+        if name.startswith(f"XTC{family}") and f"XTC{family}Config" not in globals():
+            make_classes(family)
+            if name in globals():
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,14 +9,14 @@ Trainer would upload `training_args.bin` too.
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers import AutoConfig, PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils import PushInProgress
@@ -30,7 +30,8 @@ from hf_xtc.files.writing import WEIGHT_FILES, whole_checkpoint, whole_folder
 from hf_xtc.hub.publish import write_packed
 from hf_xtc.hub.upload import hub_errors, push_folder
 from hf_xtc.modeling.adapters import has_adapters
-from hf_xtc.modeling.attention import SCORES
+from hf_xtc.modeling.architecture import check_pair
+from hf_xtc.modeling.attention import SCORES, check_scores, return_scores
 from hf_xtc.modeling.sharded_weights import is_sharded
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.training.adversarial import embedding_weight, moved
@@ -98,7 +99,7 @@ class XTCTrainer(Trainer):
         self._schedule = QuantizationCallback()
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
-        self._original_attention: list[tuple[Any, str]] = []
+        self._restore_attention: list[Callable[[], None]] = []
         self._read_arguments(args)
         if model is not None:
             restore_forward(model)
@@ -169,7 +170,8 @@ class XTCTrainer(Trainer):
                 f"The terms {', '.join(self._teacher_terms)} need a teacher. Give teacher_model, or "
                 "terms={'labels': 1.0} to train on labels alone."
             )
-        return PreTrainedConfig.from_dict(TeacherCache(args.teacher_cache).manifest.teacher_config)
+        values = TeacherCache(args.teacher_cache).manifest.teacher_config
+        return AutoConfig.for_model(**values)
 
     def _prepare_student(self, student: Any) -> None:
         """Checks a student, and fits the terms, the layer map and the order of labels to it and the teacher."""
@@ -181,6 +183,9 @@ class XTCTrainer(Trainer):
         teacher = self._teacher_config
         if teacher is None:
             return
+        check_pair(student.config, teacher)
+        if any("attentions" in term.needs for term in self.terms.values()):
+            check_scores(teacher)
         fit_logits(self.terms.get("logits"), student.config)
         self._layer_map = fit_layers(student.config, teacher)
         self._label_order = label_order(student.config, teacher)
@@ -212,9 +217,8 @@ class XTCTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
-            while self._original_attention:
-                model, implementation = self._original_attention.pop()
-                model.set_attn_implementation(implementation)
+            while self._restore_attention:
+                self._restore_attention.pop()()
 
     def term_weights(self) -> dict[str, float]:
         """Name and weight of the terms of the current step, which depend on `state.global_step` only."""
@@ -372,8 +376,7 @@ class XTCTrainer(Trainer):
         unwrapped: Any = self.accelerator.unwrap_model(model)
         needed = any("attentions" in term.needs for term in self.terms.values())
         if needed and unwrapped.config._attn_implementation != SCORES:
-            self._original_attention.append((unwrapped, unwrapped.config._attn_implementation))
-            unwrapped.set_attn_implementation(SCORES)
+            self._restore_attention.append(return_scores(unwrapped))
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():

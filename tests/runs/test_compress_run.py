@@ -10,15 +10,17 @@ import pandas as pd
 import pytest
 import torch
 from commands import blocks
-from compress_options import QUICK, VOCAB, compress_options, data_options, sentences
+from compress_options import QUICK, SHAPE, VOCAB, compress_options, data_options, sentences
 from compress_options import folder as folder
+from families import make_config
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    ErnieConfig,
+    ErnieForSequenceClassification,
+    set_seed,
 )
 
 from hf_xtc import XTCTrainer, ledger
@@ -380,13 +382,42 @@ def test_a_finished_run_is_published_and_verifies(hub, folder, tmp_path, capsys,
     assert "accuracy" in told
 
 
-def test_teacher_of_another_architecture_is_refused(folder, tmp_path, capsys):
-    config = DistilBertConfig(vocab_size=len(VOCAB), dim=36, n_layers=2, n_heads=4, hidden_dim=50)
-    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "distilbert")
-    options = [f"--teacher={tmp_path / 'distilbert'}", f"--output_dir={tmp_path / 'out'}", *data_options(folder)]
+def test_teacher_of_an_unknown_family_is_refused(folder, tmp_path, capsys):
+    config = ErnieConfig(vocab_size=len(VOCAB), **SHAPE)
+    ErnieForSequenceClassification(config).save_pretrained(tmp_path / "ernie")
+    options = [f"--teacher={tmp_path / 'ernie'}", f"--output_dir={tmp_path / 'out'}", *data_options(folder)]
     assert main(["compress", *options]) == 1
-    assert "XTC does not know the model type 'distilbert'; it compresses: bert." in capsys.readouterr().err
+    assert "XTC does not know the model type 'ernie'; it compresses albert, bert, " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["distilbert", "mpnet", "modernbert"])
+def test_teacher_of_another_family(family, folder, tmp_path, capsys):
+    changes = {} if family == "distilbert" else {"vocab_size": len(VOCAB)}
+    config = make_config(family, **changes, pad_token_id=0, num_labels=2)
+    config.vocab_size, config.id2label = len(VOCAB), {0: "positive", 1: "negative"}
+    config.label2id = {"positive": 0, "negative": 1}
+    set_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    out = tmp_path / "out"
+    options = [f"--teacher={tmp_path / 'teacher'}", f"--output_dir={out}", "--keep_layers=2", "--max_steps=2"]
+    assert main(["compress", *options, f"--teacher_cache={tmp_path / 'cache'}", *data_options(folder), *QUICK]) == 0
+    card = (out / "README.md").read_text(encoding="utf-8")
+    name = {"distilbert": "DistilBERT", "mpnet": "MPNet", "modernbert": "ModernBERT"}[family]
+    assert f"A 2-layer {name} with binary weights" in card
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    made_of = ledger(model.config)
+    file = (out / "model.safetensors").read_bytes()
+    assert len(file) == made_of.total_bytes + 8 + int.from_bytes(file[:8], "little")
+    capsys.readouterr()
+    for command in ("inspect", "verify", "report"):
+        assert main([command, str(out)]) == 0
+    assert type(model).__name__ in capsys.readouterr().out
+    assert main(["export", "--model", str(out), "--output_dir", str(tmp_path / "onnx")]) == 1
+    assert "cannot be exported. Those that can: XTCBertModel" in capsys.readouterr().err
 
 
 def test_stages_share_a_teacher_cache(folder, tmp_path, caplog):

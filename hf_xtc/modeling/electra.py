@@ -1,0 +1,14 @@
+"""ELECTRA: BERT's modules; where embeddings are narrower than layers, a linear lies between the two."""
+
+from transformers import ElectraConfig
+
+from hf_xtc.modeling.bert import BERT_SCOPES
+from hf_xtc.modeling.family import register_family
+
+register_family(
+    ElectraConfig,
+    layers="encoder.layer",
+    scopes={**BERT_SCOPES, "feed_forward": (*BERT_SCOPES["feed_forward"], "embeddings_project")},
+    head_scopes={"pooler": ("classifier.dense", "sequence_summary.summary")},
+    module=__name__,
+)
