@@ -376,7 +376,8 @@ def test_offload_to_disk(offload_buffers, packed, folder, tiny_batch, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder, **kwargs)
     assert model.classifier.weight.is_meta
     assert model.bert.encoder.layer[1].output.dense.weight_packed.is_meta is offload_buffers
-    assert equal(run(model, tiny_batch), run(packed, tiny_batch))
+    # The offloaded classifier runs on its own, and adds up in another order than in the native call.
+    torch.testing.assert_close(run(model, tiny_batch), run(packed, tiny_batch), rtol=1e-5, atol=1e-6)
     with pytest.warns(UserWarning, match="Attempting to save a model with offloaded modules"):
         model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
