@@ -144,8 +144,11 @@ class Run:
         self.latency += [latency_row(model, *cell, values, first[cell]) for cell, values in times.items()]
 
 
-def latency_row(model: str, runtime: str, shape: str, seconds: list[float], first_seconds: float) -> dict[str, Any]:
-    """Median and deciles of one cell, with all its times and that of the first call of its shape."""
+def latency_row(
+    model: str, runtime: str, shape: str, times: list[dict[str, float]], first_seconds: float
+) -> dict[str, Any]:
+    """Median and deciles of one cell, with all its times, those after a pause, and that of its first call."""
+    seconds = [time["seconds"] for time in times]
     deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 9
     return {
         "model": model,
@@ -155,6 +158,7 @@ def latency_row(model: str, runtime: str, shape: str, seconds: list[float], firs
         "p10_seconds": deciles[0],
         "p90_seconds": deciles[-1],
         "first_seconds": first_seconds,
+        "after_pause_seconds": statistics.median(time["after_pause_seconds"] for time in times),
         "repeats": len(seconds),
         "seconds": seconds,
     }

@@ -22,7 +22,8 @@ def _head(results: dict[str, Any]) -> str:
     return (
         f"{results['date']}, {results['cpu']} ({flags}), {results['threads']} threads, {versions}.\n"
         f"`{results['command']}`\n\n"
-        "Milliseconds of a batch, rows x tokens: median, 10 %-90 % in brackets; random weights, two labels. "
+        "Milliseconds of a batch, rows x tokens, in steady work (each time after a pause and untimed calls): median, "
+        "10 %-90 % in brackets; random weights, two labels. "
         f"32xsst2: mean over {batches} batches of 32 rows with the lengths of SST-2 sentences, padded to the longest. "
         "Load: seconds to load the files; first: seconds from imports to first logits (1x128); "
         "memory: peak MB of the fresh process up to then, in brackets above its imports; files: MB."
@@ -75,16 +76,19 @@ def _ratio(ratio: float) -> str:
 
 
 def _first_calls(results: dict[str, Any], model: str) -> str:
-    """Milliseconds of the first call of each shape in a process that has answered other shapes before."""
-    seconds = _seconds(results, model, "first_seconds")
-    runtimes = list(dict.fromkeys(name for values in seconds.values() for name in values))
-    if not runtimes:
-        return ""
-    lines = [f"| {model}, first call of a shape | {' | '.join(seconds)} |", f"|---|{'---:|' * len(seconds)}"]
-    for name in runtimes:
-        cells = [f"{values[name] * 1e3:.1f}" if name in values else "" for values in seconds.values()]
-        lines.append(f"| {RUNTIMES[name].label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Milliseconds of the first call of each shape in a process that has answered other shapes before, and of the
+    first call after a pause."""
+    tables = []
+    for key, what in (("first_seconds", "first call of a shape"), ("after_pause_seconds", "first call after a pause")):
+        seconds = _seconds(results, model, key)
+        if not any(seconds.values()):
+            continue
+        lines = [f"| {model}, {what} | {' | '.join(seconds)} |", f"|---|{'---:|' * len(seconds)}"]
+        for name in dict.fromkeys(name for values in seconds.values() for name in values):
+            cells = [f"{values[name] * 1e3:.1f}" if name in values else "" for values in seconds.values()]
+            lines.append(f"| {RUNTIMES[name].label} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def docs_table(results: dict[str, Any], model: str) -> str:

@@ -76,21 +76,22 @@ def planned_repeats(estimate: float, repeats: int, seconds: float) -> int:
 def plan(
     workers: list[Worker], shapes: dict[str, Any], repeats: int, seconds: float
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], float]]:
-    """(runtime, shape) -> how often to time it, after a first call that prepares and a second that is looked at; and
-    the seconds of a batch of that first call, which compiles or calibrates where a runtime does."""
+    """(runtime, shape) -> how often to time it, after calls that prepare; and the seconds of a batch of the first call
+    of all, which compiles or calibrates where a runtime does."""
     planned, first = {}, {}
     for worker in workers:
         for shape, batches in shapes.items():
-            taken = first[worker.name, shape] = worker.ask({"time": shape})
-            if taken * len(batches) < seconds / LEAST_REPEATS:
-                taken = worker.ask({"time": shape})
-            planned[worker.name, shape] = planned_repeats(taken * len(batches), repeats, seconds)
+            taken = worker.ask({"time": shape})
+            first[worker.name, shape] = taken["after_pause_seconds"]
+            planned[worker.name, shape] = planned_repeats(taken["seconds"] * len(batches), repeats, seconds)
     return planned, first
 
 
-def run_rounds(workers: list[Worker], planned: dict[tuple[str, str], int]) -> dict[tuple[str, str], list[float]]:
-    """(runtime, shape) -> seconds of a batch, one value per round that it took part in."""
-    times: dict[tuple[str, str], list[float]] = {cell: [] for cell in planned}
+def run_rounds(
+    workers: list[Worker], planned: dict[tuple[str, str], int]
+) -> dict[tuple[str, str], list[dict[str, float]]]:
+    """(runtime, shape) -> the worker's answers about a batch, one per round that it took part in."""
+    times: dict[tuple[str, str], list[dict[str, float]]] = {cell: [] for cell in planned}
     rounds = max(planned.values(), default=0)
     by_name = {worker.name: worker for worker in workers}
     for index in range(rounds):

@@ -34,7 +34,13 @@ def results():
         "threads": 2,
         "versions": {"torch": "2.13.0"},
         "latency": [
-            inference.latency_row(model, name, shape, [0.9 * value, value, 1.3 * value], 2 * value)
+            inference.latency_row(
+                model,
+                name,
+                shape,
+                [{"seconds": f * value, "after_pause_seconds": 2 * value} for f in (0.9, 1, 1.3)],
+                2 * value,
+            )
             for (model, name), value in seconds.items()
             for shape in SHAPES
         ],
