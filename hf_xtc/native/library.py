@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 4
+INTERFACE = 5
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -48,7 +48,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
     loaded.xtc_variant.restype = ctypes.c_char_p
     loaded.xtc_layout_bytes.restype = Long
-    loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
+    loaded.xtc_layout_bytes.argtypes = [Int, Int, Long, Long]
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Long, Pointer, Pointer]
     for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):
         function.restype = Long

@@ -90,15 +90,16 @@ static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables)
 }
 
 // sums[M][64] += codes of 64 rows (SEXTETS) times M rows of activations given by their tables; a multiple of 4 groups.
-template <int M>
+template <int M, int PLANES>
 static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
+  const int64_t steps = groups * PLANES;
   const __m512i weights = _mm512_set1_epi16(1 + (64 << 8)), zero = _mm512_setzero_si512();
-  for (int64_t start = 0; start < groups; start += 40) {  // sums of 240 int8 values fit 16 bits
-    const int64_t end = start + 40 < groups ? start + 40 : groups;
+  for (int64_t start = 0; start < steps; start += 40) {  // sums of 240 int8 values fit 16 bits
+    const int64_t end = start + 40 < steps ? start + 40 : steps;
     __m512i wide[M][2];
 #pragma GCC unroll 6
     for (int i = 0; i < M; ++i) wide[i][0] = wide[i][1] = zero;
-    for (int64_t g = start; g < end; g += 4) {
+    for (int64_t step = start; step < end; step += 4) {
       __m512i low[M], high[M];
 #pragma GCC unroll 6
       for (int i = 0; i < M; ++i) low[i] = high[i] = zero;
@@ -107,7 +108,7 @@ static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t 
         const __m512i c = _mm512_loadu_si512(codes);
 #pragma GCC unroll 6
         for (int i = 0; i < M; ++i) {
-          const uint8_t* table = tables + i * stride + (g + k) * 128;
+          const uint8_t* table = tables + i * stride + (step / PLANES + k / PLANES) * 128;
           low[i] = _mm512_add_epi8(low[i], _mm512_permutexvar_epi8(c, _mm512_loadu_si512(table)));
           high[i] = _mm512_add_epi8(high[i], _mm512_permutexvar_epi8(c, _mm512_loadu_si512(table + 64)));
           HOLD(low[i], high[i]);

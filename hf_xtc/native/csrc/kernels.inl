@@ -228,7 +228,7 @@ static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
-template <int M>
+template <int M, int PLANES>
 static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
 
 constexpr int64_t CHUNK = 768;  // columns whose tables or codes are worked on at a time
@@ -244,13 +244,14 @@ struct Fours {
   }
 };
 
+template <int PLANES>
 struct Sixes {
   static constexpr int64_t ROWS = SEXTET_ROWS, COLUMNS = 6, TABLE = 128, STEP = SEXTET_STEP, CHUNK = 240;
-  static constexpr int64_t column_bytes(int64_t columns) { return columns / 6 * TILE; }
+  static constexpr int64_t column_bytes(int64_t columns) { return columns / 6 * TILE * PLANES; }
   static void make(const int8_t* x, int64_t groups, uint8_t* tables) { make_sextet_tables(x, groups, tables); }
   template <int M>
   static void look_up(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
-    lookup_sextets<M>(codes, tables, stride, groups, sums);
+    lookup_sextets<M, PLANES>(codes, tables, stride, groups, sums);
   }
 };
 
@@ -288,8 +289,13 @@ static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, in
         const int64_t groups = round_up(w.columns, SEXTET_STEP) / 6;
         for (int k = 0; k < 4; ++k) {
           const int64_t column = from + q * 4 + k;
-          const uint8_t* source = w.codes + (tile * groups + column / 6) * TILE + p * 16;
-          for (int j = 0; j < 16; ++j) target[j * 4 + k] = column < w.columns ? (source[j] >> SEXTET_BIT[column % 6]) & 1 : 0;
+          const int planes = w.levels - 1, bit = SEXTET_BIT[column % 6];
+          const uint8_t* source = w.codes + (tile * groups + column / 6) * TILE * planes + p * 16;
+          for (int j = 0; j < 16; ++j) {
+            target[j * 4 + k] = 0;
+            for (int plane = 0; plane < planes && column < w.columns; ++plane)
+              target[j * 4 + k] += (source[plane * TILE + j] >> bit) & 1;
+          }
         }
       } else {
         const int64_t group = from / 4 + q;
@@ -356,7 +362,9 @@ static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_t
 template <class F>
 static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
   if constexpr (SEXTET_ROWS > 0)
-    if (w.layout == SEXTETS) return multiply_by_lookup<Sixes>(w, x, first_tile, last_tile, s, finish);
+    if (w.layout == SEXTETS)
+      return w.levels == 2 ? multiply_by_lookup<Sixes<1>>(w, x, first_tile, last_tile, s, finish)
+                           : multiply_by_lookup<Sixes<2>>(w, x, first_tile, last_tile, s, finish);
   if constexpr (LOOKUP_ROWS > 0)
     if (w.layout == NIBBLES) return multiply_by_lookup<Fours>(w, x, first_tile, last_tile, s, finish);
   multiply_by_dot(w, x, first_tile, last_tile, s, finish);
@@ -592,7 +600,7 @@ static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t ou
   s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (uint32_t*)cut(from, rows * 4)};
   s.tables = (uint8_t*)cut(from, LOOKUP_ROWS * CHUNK * 8);
   s.codes = (uint8_t*)cut(from, TILE * CHUNK);
-  static_assert(SEXTET_ROWS * (Sixes::CHUNK / 6) * Sixes::TABLE <= LOOKUP_ROWS * CHUNK * 8 && SEXTET_ROWS <= LOOKUP_ROWS, "");
+  static_assert(SEXTET_ROWS * (Sixes<1>::CHUNK / 6) * Sixes<1>::TABLE <= LOOKUP_ROWS * CHUNK * 8 && SEXTET_ROWS <= LOOKUP_ROWS, "");
   const int64_t looked_up = LOOKUP_ROWS * round_up(outputs, TILE), at_once = rows * TILE;
   s.sums = (int32_t*)cut(from, (looked_up > at_once ? looked_up : at_once) * 4);
   s.first = (float*)cut(from, rows * hidden * 4);
