@@ -419,18 +419,42 @@ static void product_rows(int m, const float* a, int64_t a_stride, const float* b
   if constexpr (M > 1) product_rows<M - 1>(m, a, a_stride, b, b_stride, depth, columns, c, c_stride);
 }
 
-// Softmax of one query's scores without the division by their sum, in place; returns one over the sum.
-static float softmax(float* scores, int64_t tokens, int64_t padded, float scaling) {
-  Floats top = splat(-3.4e38f);
-  for (int64_t i = 0; i + LANES <= tokens; i += LANES) top = larger(top, load<Floats>(scores + i));
-  float highest = largest_of(top);
-  for (int64_t i = tokens / LANES * LANES; i < tokens; ++i) highest = scores[i] > highest ? scores[i] : highest;
-  for (int64_t i = 0; i < padded; i += LANES)
-    store(scores + i, exponential((load<Floats>(scores + i) - highest) * scaling));
-  memset(scores + tokens, 0, (padded - tokens) * sizeof(float));
-  Floats sum{};
-  for (int64_t i = 0; i < padded; i += LANES) sum += load<Floats>(scores + i);
-  return 1.0f / sum_of(sum);
+// Softmax of some queries' scores without the division by their sums, in place; factors: one over each sum. Several
+// rows at once, since each step of one row waits for the one before.
+template <int M>
+static void softmax(float* scores, int64_t tokens, int64_t padded, float scaling, float* factors) {
+  const int64_t whole = tokens / LANES * LANES;
+  Floats top[M], sum[M];
+  for (int i = 0; i < M; ++i) top[i] = splat(-3.4e38f), sum[i] = Floats{};
+  for (int64_t t = 0; t < whole; t += LANES)
+    for (int i = 0; i < M; ++i) top[i] = larger(top[i], load<Floats>(scores + i * padded + t));
+  float highest[M];
+  for (int i = 0; i < M; ++i) {
+    highest[i] = largest_of(top[i]);
+    for (int64_t t = whole; t < tokens; ++t) highest[i] = scores[i * padded + t] > highest[i] ? scores[i * padded + t] : highest[i];
+  }
+  const auto exponentials = [&](int64_t t, int i) { return exponential((load<Floats>(scores + i * padded + t) - highest[i]) * scaling); };
+  for (int64_t t = 0; t < whole; t += LANES)
+    for (int i = 0; i < M; ++i) {
+      const Floats e = exponentials(t, i);
+      store(scores + i * padded + t, e);
+      sum[i] += e;
+    }
+  for (int i = 0; i < M; ++i) {
+    if (whole < padded) {
+      const Floats e = exponentials(whole, i);
+      memset(scores + i * padded + whole, 0, (padded - whole) * sizeof(float));
+      store_part(scores + i * padded + whole, e, tokens - whole);
+      sum[i] += load<Floats>(scores + i * padded + whole);
+    }
+    factors[i] = 1.0f / sum_of(sum[i]);
+  }
+}
+
+template <int M>
+static void softmax_rows(int m, float* scores, int64_t tokens, int64_t padded, float scaling, float* factors) {
+  if (m == M) return softmax<M>(scores, tokens, padded, scaling, factors);
+  if constexpr (M > 1) softmax_rows<M - 1>(m, scores, tokens, padded, scaling, factors);
 }
 
 // Floats per row of keys: whole vectors, but no multiple of 64: whole pages would map all rows to a few cache sets.
@@ -457,7 +481,7 @@ static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t siz
     const int m = tokens - t < ATTENTION_ROWS ? tokens - t : ATTENTION_ROWS;
     product_rows<ATTENTION_ROWS>(m, qkv + t * stride, stride, keys, padded, size, padded, scores, padded);
     float weight[ATTENTION_ROWS];
-    for (int i = 0; i < m; ++i) weight[i] = softmax(scores + i * padded, tokens, padded, scaling);
+    softmax_rows<ATTENTION_ROWS>(m, scores, tokens, padded, scaling, weight);
     product_rows<ATTENTION_ROWS>(m, scores, padded, values, wide, tokens, wide, result, wide);
     for (int i = 0; i < m; ++i)
       each(result + i * wide, size, [&](int64_t d, Floats v, auto lanes) {
