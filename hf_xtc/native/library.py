@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 4
+INTERFACE = 5
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -50,6 +50,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
     loaded.xtc_layout_bytes.restype = Long
     loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Long, Pointer, Pointer]
+    loaded.xtc_evict.restype, loaded.xtc_evict.argtypes = None, [Pointer, Long]
     for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):
         function.restype = Long
     loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]

@@ -47,7 +47,7 @@ static bool runs(const Variant& v) {
 }
 
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
-API int xtc_interface() { return 4; }
+API int xtc_interface() { return 5; }
 
 static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &neon_i8mm, &neon_dotprod, &neon, &portable};
 
@@ -107,6 +107,24 @@ API void xtc_lay_out(int32_t layout, int32_t levels, int64_t first, int64_t rows
   const int64_t width = (columns + per_byte - 1) / per_byte;
   const auto lay = levels == 2 ? lay_row<2> : levels == 3 ? lay_row<3> : lay_row<16>;
   for (int64_t r = 0; r < rows; ++r) lay(layout, first + r, columns, packed + r * width, out);
+}
+
+// Writes memory back and drops it from all caches of the processor where a program may do that, to time products of weights
+// that come from memory.
+API void xtc_evict(const uint8_t* from, int64_t bytes) {
+  constexpr int LINE = 64;  // or a multiple
+  for (int64_t i = 0; i < bytes; i += LINE) {
+#if defined(__x86_64__)
+    __builtin_ia32_clflush(from + i);
+#elif defined(__aarch64__) && defined(__linux__)
+    asm volatile("dc civac, %0" ::"r"(from + i) : "memory");
+#endif
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_mfence();
+#elif defined(__aarch64__) && defined(__linux__)
+  asm volatile("dsb ish" ::: "memory");
+#endif
 }
 
 API int64_t xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens, float* out, const Threads* threads) {
