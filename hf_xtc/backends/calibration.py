@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -137,21 +136,18 @@ def _times(layouts: Any) -> Times:
 
 
 def _write(path: Path, name: str, times: Times) -> None:
-    """Adds measurements to the file, under a name of this process before it is renamed; others may write it too."""
+    """Adds measurements to the file. Another process may do so too: each writes a scratch file and renames it."""
     if path.exists() and not path.is_file():
         return  # a device or a folder, which reading has reported
     content = {**_HEAD, "seconds": {**_read(path), name: times}}
-    scratch = None
+    scratch = path.with_name(f".incomplete-{os.urandom(8).hex()}-{path.name}")
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".incomplete-", dir=path.parent, text=True)
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
+        scratch.write_text(json.dumps(content, indent=2), encoding="utf-8")
         os.replace(scratch, path)
     except OSError as error:
         _warn(path, f"cannot be written ({error.strerror}); other processes will calibrate again")
-        if scratch is not None:
-            with suppress(OSError):
-                os.unlink(scratch)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 @cache

@@ -2,8 +2,9 @@
 
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
 time. It has one variant per instruction set, and one in portable code, and uses the best one that the processor
-supports; the environment variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own
-OpenMP where PyTorch is loaded, else on threads of its own; this module and `arrays` run without PyTorch.
+supports. This is a fixed rule: variants may differ in the last bit, and results must not depend on measured times.
+The environment variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP where
+PyTorch is loaded, else on threads of its own; this module, `arrays` and `timing` run without PyTorch.
 """
 
 import ctypes
