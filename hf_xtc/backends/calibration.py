@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 Times = dict[int, list[float]]
 """Layout -> seconds of a product, as `product_seconds` returns them."""
 
+# The weight that is measured, without the caches and with them: not as wide as most that are like it, to be quick.
+_SHAPE = ((768, 768), (768, 384))
+
 _HEAD = {"file": "measurements of hf_xtc's native operator", "version": 1}
 
 
@@ -34,8 +37,8 @@ class Measurement(NamedTuple):
     source: str
 
 
-# By variant, levels, rows, and whether the caches were measured too.
-_KEPT: dict[tuple[str | None, int, int, bool], Measurement] = {}
+# By variant, levels, and whether the caches were measured too.
+_KEPT: dict[tuple[str | None, int, bool], Measurement] = {}
 # Calibrations in several threads would disturb each other.
 _ONE_AT_A_TIME = Lock()
 
@@ -70,20 +73,26 @@ def _sysctl(name: str) -> str:
     return value.value.decode(errors="replace")
 
 
-def measured(levels: int, layouts: Sequence[int], rows: int, cached: bool) -> Measurement:
-    """Times of products by a weight of `rows` rows in these layouts, by the variant in use: those that this process
-    has, else those of the file, else a calibration of a few milliseconds."""
-    key = (variant(), levels, rows, cached)
+def measured(levels: int, layouts: Sequence[int], cached: bool) -> Measurement:
+    """Times of products by a weight in these layouts, by the variant in use: those that this process has, else those
+    of the file, else a calibration of a few milliseconds.
+
+    Args:
+        levels (`int`): Of the codes: 2 or 3.
+        layouts (`Sequence[int]`): Of the codes.
+        cached (`bool`): For a narrow weight, whose codes may come from the caches; else a wide one, from memory.
+    """
+    key = (variant(), levels, cached)
     with _ONE_AT_A_TIME:
         if key not in _KEPT:
-            _KEPT[key] = _from_file(levels, layouts, rows, cached) or _calibrated(levels, layouts, rows, cached)
+            _KEPT[key] = _from_file(levels, layouts, cached) or _calibrated(levels, layouts, cached)
         return _KEPT[key]
 
 
-def _calibrated(levels: int, layouts: Sequence[int], rows: int, cached: bool) -> Measurement:
-    times = product_seconds(levels, layouts, rows, cached=cached)
+def _calibrated(levels: int, layouts: Sequence[int], cached: bool) -> Measurement:
+    times = product_seconds(levels, layouts, *_SHAPE[cached], cached=cached)
     if path := _path():
-        _write(path, _name(levels, rows, cached), times)
+        _write(path, _name(levels, cached), times)
     return Measurement(times, "by calibration")
 
 
@@ -92,15 +101,15 @@ def _path() -> Path | None:
     return Path(name) if name else None
 
 
-def _name(levels: int, rows: int, cached: bool) -> str:
+def _name(levels: int, cached: bool) -> str:
     """Under which the times are in the file; the variant's own times change with the interface's version."""
-    place = "caches and memory" if cached else "memory"
-    return f"{processor()}, {variant()}, interface {INTERFACE}, {levels} levels, {rows} rows, {place}"
+    (rows, columns), place = _SHAPE[cached], "caches and memory" if cached else "memory"
+    return f"{processor()}, {variant()}, interface {INTERFACE}, {levels} levels, {rows} x {columns} from {place}"
 
 
-def _from_file(levels: int, layouts: Sequence[int], rows: int, cached: bool) -> Measurement | None:
+def _from_file(levels: int, layouts: Sequence[int], cached: bool) -> Measurement | None:
     path = _path()
-    found = None if path is None else _read(path).get(_name(levels, rows, cached))
+    found = None if path is None else _read(path).get(_name(levels, cached))
     if found is None or found.keys() != set(layouts) or {*map(len, found.values())} != {len(TOKENS) * (1 + cached)}:
         return None
     return Measurement(found, f"by the calibration in {path}")

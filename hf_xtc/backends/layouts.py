@@ -14,10 +14,6 @@ from hf_xtc.native.library import variant
 NAMES = {BYTES: "bytes", PAIRS: "pairs", NIBBLES: "nibbles", SEXTETS: "sextets"}
 
 _LEVELS = {"binary": 2, "ternary": 3}
-# Rows of a weight, at most -> rows of the weight that is measured for it. The rows decide how often the tables of a
-# lookup are used; more columns change all layouts alike (benchmarks/products.py).
-_MEASURED_ROWS = {512: 384, 1024: 768}
-_MOST_ROWS = 1152
 # Weights of as many rows or columns, at most, are taken to be of a model that caches may hold; larger ones come from
 # memory at every use, where bytes are slow to read.
 _CACHED = 512
@@ -81,10 +77,8 @@ def choose_layout(quantizer: str, rows: int, columns: int) -> Choice:
     known = _TABLE.get(processor(), {}).get((str(native), quantizer))
     if known is not None:
         return Choice(known[0 if cached else 1], f"{quantizer} weights of {size}", "by the table of known processors")
-    limit = next((limit for limit in _MEASURED_ROWS if rows <= limit), None)
-    some = f"more than {max(_MEASURED_ROWS)} rows" if limit is None else f"at most {limit} rows"
-    times, source = measured(_LEVELS[quantizer], layouts, _MEASURED_ROWS.get(limit or 0, _MOST_ROWS), cached)
-    return Choice(fastest(times, layouts[0]), f"{quantizer} weights of {size} and {some}", source)
+    times, source = measured(_LEVELS[quantizer], layouts, cached)
+    return Choice(fastest(times, layouts[0]), f"{quantizer} weights of {size}", source)
 
 
 def fastest(times: Times, default: int) -> int:

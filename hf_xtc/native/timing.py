@@ -9,7 +9,6 @@ import numpy as np
 from hf_xtc.native.arrays import WeightStruct
 from hf_xtc.native.library import call, library
 
-COLUMNS = 384
 TOKENS = (16, 128)
 # Rounds of each number of tokens: as many as fit the seconds, within these limits.
 _ROUNDS = range(3, 9)
@@ -21,6 +20,7 @@ def product_seconds(
     levels: int,
     layouts: Sequence[int],
     rows: int,
+    columns: int,
     *,
     cached: bool,
     clock: Callable[[], float] = time.perf_counter,
@@ -33,7 +33,7 @@ def product_seconds(
     Args:
         levels (`int`): Of the codes: 2 or 3.
         layouts (`Sequence[int]`): Of the codes. They take turns, so that a disturbance meets all of them.
-        rows (`int`): Of the weight, which has `COLUMNS` columns.
+        rows, columns (`int`): Of the weight.
         cached (`bool`): Whether to time products by codes that come from the caches, too.
         clock: Returns seconds.
 
@@ -47,16 +47,16 @@ def product_seconds(
     loaded = library()
     if loaded is None:
         raise RuntimeError("The native operator was not built.")
-    codes = {layout: _random_codes(levels, loaded.xtc_layout_bytes(layout, rows, COLUMNS)) for layout in layouts}
+    codes = {layout: _random_codes(levels, loaded.xtc_layout_bytes(layout, rows, columns)) for layout in layouts}
     scale, bias = np.ones(rows + _ALIGNMENT, np.float32), np.zeros(rows + _ALIGNMENT, np.float32)
     pointers = scale.ctypes.data, bias.ctypes.data
     weights = {
-        layout: WeightStruct(layout, levels, rows, COLUMNS, values.ctypes.data, *pointers)
+        layout: WeightStruct(layout, levels, rows, columns, values.ctypes.data, *pointers)
         for layout, values in codes.items()
     }
     seconds: dict[int, list[float]] = {layout: [] for layout in layouts}
     for tokens in TOKENS:
-        x = np.sin(np.arange(tokens * COLUMNS, dtype=np.float32))
+        x = np.sin(np.arange(tokens * columns, dtype=np.float32))
         out = np.empty((tokens, rows), np.float32)
         times: dict[int, list[list[float]]] = {layout: [] for layout in layouts}
         begin = clock()

@@ -20,8 +20,8 @@ def measurements(monkeypatch):
     """The shapes that were measured, by a stand-in that gives `TIMES`; nothing is known before."""
     made = []
 
-    def product_seconds(levels, layouts, rows, *, cached):
-        made.append((levels, rows, cached))
+    def product_seconds(levels, layouts, rows, columns, *, cached):
+        made.append((levels, rows, columns, cached))
         return {layout: TIMES[layout] * (1 + cached) for layout in layouts}
 
     monkeypatch.setattr(calibration, "product_seconds", product_seconds)
@@ -42,25 +42,25 @@ def new_process(monkeypatch):
     calibration._warn.cache_clear()
 
 
-def measured(rows=768, cached=False):
-    return calibration.measured(2, LAYOUTS, rows, cached)
+def measured(cached=False):
+    return calibration.measured(2, LAYOUTS, cached)
 
 
 def test_a_shape_is_measured_once(measurements):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: measured(), range(8)))
     assert found == [(TIMES, "by calibration")] * 8
-    assert measured(384, True).times[BYTES] == [1.0, 2.0, 1.0, 2.0]
-    assert measurements == [(2, 768, False), (2, 384, True)]
+    assert measured(True).times[BYTES] == [1.0, 2.0, 1.0, 2.0]
+    assert measurements == [(2, 768, 768, False), (2, 768, 384, True)]
 
 
 def test_the_file_serves_other_processes(measurements, file, monkeypatch, caplog):
-    measured(), measured(384, True)
+    measured(), measured(True)
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # no scratch file is left
     new_process(monkeypatch)
     assert measured() == (TIMES, f"by the calibration in {file}")
-    assert measured(384, True).source == f"by the calibration in {file}"
-    assert measurements == [(2, 768, False), (2, 384, True)]
+    assert measured(True).source == f"by the calibration in {file}"
+    assert measurements == [(2, 768, 768, False), (2, 768, 384, True)]
     assert caplog.messages == []
 
 
@@ -105,7 +105,7 @@ def test_a_file_of_another_kind_is_not_used_and_written_anew(measurements, file,
 
 @pytest.mark.parametrize("layouts", [{"0": [1.0, 1.0]}, {"0": [1.0, 1.0], "2": [1.0]}])
 def test_incomplete_times_are_measured_again(measurements, file, layouts):
-    name = calibration._name(2, 768, False)
+    name = calibration._name(2, False)
     file.write_text(json.dumps({**calibration._HEAD, "seconds": {name: layouts}}))
     assert measured().source == "by calibration"
     assert calibration._read(file) == {name: TIMES}
@@ -113,7 +113,7 @@ def test_incomplete_times_are_measured_again(measurements, file, layouts):
 
 def test_a_file_that_cannot_be_written_costs_one_warning(measurements, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XTC_CALIBRATION", str(tmp_path / "none" / "x.json"))
-    assert measured().times == measured(384).times == TIMES
+    assert measured().source == measured(True).source == "by calibration"
     (message,) = caplog.messages
     assert message.endswith(
         "x.json cannot be written (No such file or directory); other processes will calibrate again."

@@ -18,9 +18,9 @@ def unknown(monkeypatch):
     def machine(variant, times):
         asked = []
 
-        def measured(levels, candidates, rows, cached):
-            asked.append((levels, rows, cached))
-            return calibration.Measurement(times(candidates, rows, cached), "by calibration")
+        def measured(levels, candidates, cached):
+            asked.append((levels, cached))
+            return calibration.Measurement(times(candidates, cached), "by calibration")
 
         monkeypatch.setattr(layouts, "processor", lambda: "X")
         monkeypatch.setattr(layouts, "variant", lambda: variant)
@@ -30,7 +30,7 @@ def unknown(monkeypatch):
     return machine
 
 
-def equal(candidates, rows, cached):
+def equal(candidates, cached):
     return {layout: [1.0, 1.0] for layout in candidates}
 
 
@@ -54,19 +54,19 @@ def test_candidates_hold_the_levels(variant, quantizer, levels):
 
 
 def test_times_decide_by_shape(unknown):
-    def times(candidates, rows, cached):
-        return {NIBBLES: [1.0], BYTES: [0.5 if rows == 384 else 2.0]}
+    def times(candidates, cached):
+        return {NIBBLES: [1.0], BYTES: [0.5 if cached else 2.0]}
 
     asked = unknown("avx2", times)
-    assert [layouts.fastest_layout("binary", *shape) for shape in SHAPES] == [BYTES, BYTES, NIBBLES, NIBBLES, NIBBLES]
-    assert asked == [(2, 384, True), (2, 384, True), (2, 768, False), (2, 1152, True), (2, 1152, False)]
+    assert [layouts.fastest_layout("binary", *shape) for shape in SHAPES] == [BYTES, BYTES, NIBBLES, BYTES, NIBBLES]
+    assert asked == [(2, cached) for cached in (True, True, False, True, False)]
 
 
-def test_few_shapes_are_measured_for_a_model(unknown):
+def test_one_shape_is_measured_for_a_model(unknown):
     asked = unknown("avx2", equal)
     for rows, columns in ((2304, 768), (768, 768), (3072, 768), (768, 3072)):
         layouts.fastest_layout("binary", rows, columns)
-    assert set(asked) == {(2, 1152, False), (2, 768, False)}
+    assert set(asked) == {(2, False)}
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,11 @@ def test_the_table_names_candidates():
 
 def test_the_choice_in_words(unknown):
     unknown("avx2", equal)
+    start = "the native operator (avx2) on X: "
     assert layouts.describe_choice("binary", 768, 3072) == (
-        "the native operator (avx2) on X: binary weights of more than 512 rows and columns and at most 1024 rows as "
-        "nibbles, by calibration"
+        start + "binary weights of more than 512 rows and columns as nibbles, by calibration"
     )
-    assert layouts.describe_choice("binary", 1152, 384) == (
-        "the native operator (avx2) on X: binary weights of at most 512 rows or columns and more than 1024 rows as "
-        "nibbles, by calibration"
+    assert layouts.describe_choice("ternary", 1152, 384) == (
+        start + "ternary weights of at most 512 rows or columns as bytes, by calibration"
     )
-    assert layouts.describe_choice("int4", 5, 5) == (
-        "the native operator (avx2) on X: int4 weights as bytes, without another way"
-    )
+    assert layouts.describe_choice("int4", 5, 5) == start + "int4 weights as bytes, without another way"

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not library.variants(), reason="the native opera
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("levels, layouts", [(2, (arrays.NIBBLES, arrays.BYTES)), (3, (arrays.BYTES, arrays.PAIRS))])
 def test_every_layout_is_timed_in_every_cell(levels, layouts, cached):
-    found = timing.product_seconds(levels, layouts, 130, cached=cached)
+    found = timing.product_seconds(levels, layouts, 130, 70, cached=cached)
     assert tuple(found) == layouts
     assert all(len(seconds) == len(timing.TOKENS) * (1 + cached) and min(seconds) > 0 for seconds in found.values())
 
@@ -28,7 +28,7 @@ def test_layouts_take_turns_and_the_least_time_counts(monkeypatch):
         assert (function, threads) == ("xtc_linear", 1)
 
     monkeypatch.setattr(timing, "call", call)
-    found = timing.product_seconds(2, (2, 0), 64, cached=False, clock=lambda: seconds)
+    found = timing.product_seconds(2, (2, 0), 64, 64, cached=False, clock=lambda: seconds)
     assert found == {2: [3.0, 3.0], 0: [1.0, 1.0]}
     assert calls == [(layout, tokens) for tokens in timing.TOKENS for _ in range(3) for layout in (2, 0)]
 
@@ -42,4 +42,4 @@ def test_codes_are_aligned_and_within_the_levels():
 def test_without_the_native_operator(monkeypatch):
     monkeypatch.setattr(timing, "library", lambda: None)
     with pytest.raises(RuntimeError, match="was not built"):
-        timing.product_seconds(2, (0,), 64, cached=False)
+        timing.product_seconds(2, (0,), 64, 64, cached=False)
