@@ -5,9 +5,11 @@ logits are bitwise equal to those of the "auto" backend in PyTorch under `torch.
 operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
 """
 
+import logging
 import mmap
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from hf_xtc.backends.layouts import fastest_layout
+from hf_xtc.backends.layouts import describe_choice, fastest_layout
 from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTCError
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.native import arrays
 from hf_xtc.native.library import variant
 from hf_xtc.reader import PackedBert, ReadError
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Text = str | tuple[str, str]
@@ -264,7 +268,9 @@ class _NativeModel:
                 raise _not_served("its scales are per group")
             levels, columns = self._read.codes(path).levels, self._read.columns(path)
             codes.append(arrays.Codes(packed, scale, self._read.tensor(f"{path}.bias", rows), columns, levels))
-        return arrays.Weight(codes, fastest_layout(str(self._read.recipe["weights"])))
+        shape = str(self._read.recipe["weights"]), rows * len(paths), codes[0].columns
+        _say_choice(describe_choice(*shape))
+        return arrays.Weight(codes, fastest_layout(*shape))
 
     def _norm(self, path: str) -> list[Array]:
         hidden = self._read.config["hidden_size"]
@@ -294,6 +300,11 @@ class _NativeModel:
         if scale.shape != (len(packed), 1):
             raise ReadError(f"{path} holds scales {scale.shape} for {len(packed)} rows.")
         return arrays.Table(packed, scale, self._read.codes(path).levels, hidden)
+
+
+@cache
+def _say_choice(way: str) -> None:
+    logger.info("Packed linears run on %s.", way)
 
 
 def _check_served(read: PackedBert) -> None:

@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
-from hf_xtc import XTCRecipe, compress, pack_model
+from hf_xtc import XTCRecipe, compress, pack_model, runtime
+from hf_xtc.backends import layouts
 from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTCError
 from hf_xtc.native.library import variants
 from hf_xtc.runtime import Pipeline
@@ -94,6 +95,14 @@ def test_logits_are_those_of_pytorch(recipe, variant, tiny_teacher, tmp_path, mo
         found = Pipeline(folder, threads=threads).logits(TEXTS, batch_size=batch_size)
         assert found.dtype == np.float32
         assert np.array_equal(found, expected)
+
+
+def test_the_choice_of_layouts_is_logged_once(folder, caplog, monkeypatch):
+    monkeypatch.setenv("XTC_NATIVE", "portable")
+    runtime._say_choice.cache_clear()
+    with caplog.at_level("INFO"):
+        Pipeline(folder), Pipeline(folder)
+    assert caplog.messages == [f"Packed linears run on {layouts.describe_choice('binary', 8, 8)}."]
 
 
 def test_token_types_are_left_out_where_the_tokenizer_has_none(folder):

@@ -6,8 +6,9 @@ from functools import cache
 
 import torch
 
-from hf_xtc.backends import integer, reference  # noqa: F401 (registers the backends)
+from hf_xtc.backends import integer, reference  # noqa: F401 (both register backends)
 from hf_xtc.backends.base import BACKENDS, Backend, Product
+from hf_xtc.backends.layouts import describe_choice, packed_layout
 from hf_xtc.errors import StateError
 from hf_xtc.native.library import variant
 
@@ -56,7 +57,7 @@ def choose(name: str, product: Product, *, gradient: bool) -> str:
     supported = backend.supports(product)
     if not torch.compiler.is_compiling():  # a log would end the graph
         if supported:
-            say_choice(name, variant())
+            say_choice(name, _way(name, product))
         else:
             _warn_fallback(name, _unsupported(product))
     return name if supported else "reference"
@@ -74,11 +75,25 @@ def _unsupported(product: Product) -> str:
     return f"{weight.spec.quantizer} weights of {weight.columns} columns on {weight.packed.device}"
 
 
+def _way(name: str, product: Product) -> str:
+    """What computes a product on the backend `name`, which supports it, in words."""
+    weight = product.weight
+    if integer.native_serves(product) and not (name == "packed" and packed_layout(weight.spec.quantizer) is None):
+        return native_way(name, weight.spec.quantizer, weight.packed.shape[0], weight.columns)
+    if weight.packed.device.type == "cpu":
+        return "PyTorch operations" if variant() else "PyTorch operations (no native operator)"
+    return "Triton kernels" if name == "packed" and integer.gpu_serves(product) else "PyTorch operations on the GPU"
+
+
+def native_way(name: str, quantizer: str, rows: int, columns: int) -> str:
+    """How the native operator computes products by `rows x columns` weights on the backend `name`, in words."""
+    return describe_choice(quantizer, rows, columns) if name == "auto" else f"the native operator ({variant()})"
+
+
 @cache
-def say_choice(name: str, native: str | None) -> None:
-    """Logs, once, the backend and operations that packed linears run on."""
-    how = "PyTorch operations (no native operator)" if native is None else f"the native operator ({native})"
-    logger.info("Packed linears run on the %r backend, %s.", name, how)
+def say_choice(name: str, way: str) -> None:
+    """Logs, once, the backend and the way that packed linears are computed."""
+    logger.info("Packed linears run on the %r backend, %s.", name, way)
 
 
 @cache

@@ -194,7 +194,7 @@ class PackedBackend(_IntegerBackend):
 
 @BACKENDS.register("auto")
 class AutoBackend(_IntegerBackend):
-    """The faster of `int8` and `packed`, as measured: see `fastest_layout`. On a GPU, where neither was, `int8`.
+    """The fastest layout for the shape, as measured: see `choose_layout`. On a GPU, where none was, `int8`.
 
     An exported program gets the reference's operations, which run without this package. So does compiled code where
     there is no native operator: it would expand the codes again at every call.
@@ -206,4 +206,5 @@ class AutoBackend(_IntegerBackend):
             return ReferenceBackend().prepare(product)
         if not serves:
             return _Expanded(product)
-        return _native(product, fastest_layout(product.weight.spec.quantizer))
+        weight = product.weight
+        return _native(product, fastest_layout(weight.spec.quantizer, weight.packed.shape[0], weight.columns))

@@ -18,7 +18,7 @@ from transformers.activations import GELUActivation
 from transformers.models.bert import modeling_bert as bert
 
 from hf_xtc.backends import Product
-from hf_xtc.backends.choice import say_choice
+from hf_xtc.backends.choice import native_way, say_choice
 from hf_xtc.backends.integer import native_serves
 from hf_xtc.backends.layouts import fastest_layout, packed_layout
 from hf_xtc.modeling.layers import PackedEmbedding, PackedLinear, in_forward_mode
@@ -189,7 +189,6 @@ def fused_encoder(model: Any) -> FusedEncoder | None:
     if fused is None:
         _FUSED.pop(model, None)
     else:
-        say_choice(model.backend, variant())
         _FUSED[model] = fused
     return fused
 
@@ -311,14 +310,16 @@ def _settings(layer: Any) -> tuple[Any, ...]:
 
 def _is_supported(linear: PackedLinear) -> bool:
     product = Product(linear.packed_weight, linear.bias, linear.activation, torch.float32)
-    return native_serves(product) and _layout(linear, linear.backend) is not None
+    packs = linear.backend != "packed" or packed_layout(linear.spec.quantizer) is not None
+    return packs and native_serves(product)
 
 
-def _layout(linear: PackedLinear, backend: str) -> int | None:
-    quantizer = linear.spec.quantizer
+def _layout(backend: str, quantizer: str, rows: int, columns: int) -> int:
     if backend == "packed":
-        return packed_layout(quantizer)
-    return native.BYTES if backend == "int8" else fastest_layout(quantizer)
+        layout = packed_layout(quantizer)
+        assert layout is not None  # checked by `_is_supported`
+        return layout
+    return native.BYTES if backend == "int8" else fastest_layout(quantizer, rows, columns)
 
 
 def _linears(layer: Any) -> list[Any]:
@@ -337,9 +338,10 @@ def _native_layer(layer: Any, backend: str) -> native.NativeLayer:
 
 def _native_weight(linears: list[PackedLinear], backend: str) -> native.NativeWeight:
     """Linears of one spec laid out as one weight."""
-    layout = _layout(linears[0], backend)
-    assert layout is not None  # checked by `_is_supported`
-    levels = get_quantizer(linears[0].spec.quantizer).levels
+    quantizer = linears[0].spec.quantizer
+    shape = quantizer, sum(linear.out_features for linear in linears), linears[0].columns
+    layout, levels = _layout(backend, *shape), get_quantizer(quantizer).levels
+    say_choice(backend, native_way(backend, *shape))
     codes = [native.Codes(m.weight_packed, m.weight_scale, m.bias, m.columns, levels) for m in linears]
     return native.NativeWeight(codes, layout)
 

@@ -26,7 +26,9 @@ _LEVELS = {BYTES: (2, 3, 16), PAIRS: (2, 3), NIBBLES: (2,), SEXTETS: (2, 3)}
 _MOST_COLUMNS = 2**17
 
 
-class _Weight(ctypes.Structure):
+class WeightStruct(ctypes.Structure):
+    """`Weight` of csrc/kernels.hpp."""
+
     _fields_ = [("layout", Int), ("levels", Int), ("rows", Long), ("columns", Long)] + [
         (name, Pointer) for name in ("codes", "scale", "bias")
     ]
@@ -37,7 +39,7 @@ class _Table(ctypes.Structure):
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, _Weight) for name in ("qkv", "attention_output", "intermediate", "output")] + [
+    _fields_ = [(name, WeightStruct) for name in ("qkv", "attention_output", "intermediate", "output")] + [
         (name, Pointer) for name in ("attention_gamma", "attention_beta", "output_gamma", "output_beta")
     ]
 
@@ -146,7 +148,7 @@ class Weight:
                 self._bias[place] = bias
             first += rows
         pointers = map(_address, (self._codes, self._scale, self._bias))
-        self.struct = _Weight(layout, levels, self.rows, self.columns, *pointers)
+        self.struct = WeightStruct(layout, levels, self.rows, self.columns, *pointers)
 
     @property
     def nbytes(self) -> int:

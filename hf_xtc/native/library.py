@@ -2,8 +2,9 @@
 
 Built by `pip install` if there is a compiler, and left out without an error if there is none. Nothing is built at run
 time. It has one variant per instruction set, and one in portable code, and uses the best one that the processor
-supports; the environment variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own
-OpenMP where PyTorch is loaded, else on threads of its own; this module and `arrays` run without PyTorch.
+supports. This is a fixed rule: variants may differ in the last bit, and results must not depend on measured times.
+The environment variable `XTC_NATIVE` selects another, or "off". It runs on the threads of PyTorch's own OpenMP where
+PyTorch is loaded, else on threads of its own; this module, `arrays` and `timing` run without PyTorch.
 """
 
 import ctypes
@@ -50,6 +51,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
     loaded.xtc_layout_bytes.restype = Long
     loaded.xtc_layout_bytes.argtypes = [Int, Int, Long, Long]
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Long, Pointer, Pointer]
+    loaded.xtc_evict.restype, loaded.xtc_evict.argtypes = None, [Pointer, Long]
     for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):
         function.restype = Long
     loaded.xtc_linear.argtypes = [Int, Pointer, Pointer, Long, Pointer, Pointer]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from hf_xtc.backends import BACKENDS, Backend, Product, ReferenceBackend, choose, default_backend, integer, layouts
@@ -17,7 +18,7 @@ from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
 from hf_xtc.quantization.activations import ActivationQuantizer
-from hf_xtc.quantization.packing import pack_weight
+from hf_xtc.quantization.packing import PackedWeight, pack_weight
 from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import FLOAT_DTYPES, QUANTIZERS, ActivationSpec, QuantSpec
 
@@ -330,6 +331,41 @@ def test_the_choice_of_auto_is_logged_once(variant, how, caplog, monkeypatch):
     assert caplog.messages == [f"Packed linears run on the 'int8' backend, {how}."]
 
 
+@pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
+def test_the_choice_of_auto_is_logged_with_its_reason_once(caplog, monkeypatch):
+    monkeypatch.setenv("XTC_NATIVE", "portable")
+    monkeypatch.setattr(layouts, "processor", lambda: "X")
+    choice_module.say_choice.cache_clear()
+    small, large = packed_linear("auto"), packed_linear("auto", columns=64)
+    with caplog.at_level("INFO"):
+        small(random(3, 21)), large(random(3, 64)), small(random(4, 21))
+    assert caplog.messages == [
+        "Packed linears run on the 'auto' backend, the native operator (portable) on X: binary weights as bytes, "
+        "without another way."
+    ]
+
+
+@pytest.mark.parametrize(
+    "backend, triton, way",
+    [
+        ("auto", True, "PyTorch operations on the GPU"),
+        ("packed", True, "Triton kernels"),
+        ("packed", False, "PyTorch operations on the GPU"),
+    ],
+)
+def test_the_native_operator_is_not_named_for_a_gpu(backend, triton, way, caplog, monkeypatch):
+    monkeypatch.setattr(integer.gpu, "runs_on", lambda device: triton)
+    choice_module.say_choice.cache_clear()
+    with FakeTensorMode():
+        weight = PackedWeight(
+            torch.empty(5, 3, dtype=torch.uint8, device="cuda"), torch.empty(5, 1, device="cuda"), 21, QuantSpec()
+        )
+        operands = Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32)
+        with caplog.at_level("INFO"):
+            assert choose(backend, operands, gradient=False) == backend
+    assert caplog.messages == [f"Packed linears run on the '{backend}' backend, {way}."]
+
+
 def test_the_environment_variable_sets_the_default(monkeypatch):
     monkeypatch.setenv("XTC_BACKEND", "packed")
     assert packed_linear(default_backend()).backend == "packed"
@@ -409,23 +445,18 @@ def test_an_exported_program_takes_any_number_of_rows(backend, variant, monkeypa
     torch.testing.assert_close(exported.module()(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
-@pytest.mark.parametrize(
-    "variant", ["avx512_vbmi", "avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "portable", None]
-)
-def test_auto_uses_table_look_up_for_binary_codes_and_byte_products_for_others(variant, quantizer, monkeypatch):
+@pytest.mark.parametrize("layout", [native.BYTES, native.PAIRS, None])
+def test_auto_uses_the_fastest_layout(layout, monkeypatch):
     """Operands are prepared once, in one layout for any number of rows."""
     taken = []
-    for module in (layouts, integer):
-        monkeypatch.setattr(module, "variant", lambda: variant)
+    monkeypatch.setattr(integer, "variant", lambda: None if layout is None else "avx2")
+    monkeypatch.setattr(integer, "fastest_layout", lambda *shape: taken.append(shape) or layout)
     monkeypatch.setattr(native, "linear", lambda *operands: taken.append(operands[-1]))
-    weight = pack_weight(random(5, 21), QuantSpec(quantizer))
-    product = Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32)
-    BACKENDS["auto"]().prepare(product)(random(3, 21))
-    by_variant = {"avx512_vbmi": native.SEXTETS}
-    by_variant |= dict.fromkeys(("neon_dotprod", "neon_i8mm", "portable"), native.BYTES)
-    expected = by_variant.get(variant, native.NIBBLES) if quantizer == "binary" else native.BYTES
-    assert taken == ([] if variant is None or quantizer == "int8" else [expected])
+    weight = pack_weight(random(5, 21), QuantSpec("ternary"))
+    BACKENDS["auto"]().prepare(Product(weight, None, ActivationQuantizer(ActivationSpec()), torch.float32))(
+        random(3, 21)
+    )
+    assert taken == ([] if layout is None else [("ternary", 5, 21), layout])
 
 
 @pytest.mark.parametrize("rows, columns, depth", [(1, 5, 7), (16, 8, 8), (17, 9, 16), (40, 1, 1)])

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,8 +26,12 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertIntermediate
 
 from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
+from hf_xtc.backends import layouts
+from hf_xtc.backends.choice import say_choice
+from hf_xtc.backends.layouts import fastest_layout
 from hf_xtc.errors import StateError
-from hf_xtc.modeling.fused import FusedEncoder, fused_encoder
+from hf_xtc.modeling import fused as fused_module
+from hf_xtc.modeling.fused import FusedEncoder, forget_fused_encoder, fused_encoder
 from hf_xtc.modeling.layers import _PREPARED
 from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
@@ -77,22 +82,45 @@ def test_equals_the_reference(weights, embeddings, backend, variant, tiny_teache
 def test_weight_layout_of_every_backend(weights, variant, tiny_teacher, monkeypatch):
     monkeypatch.setenv("XTC_NATIVE", variant)
     model = pack_model(compress(tiny_teacher, XTCRecipe(weights=weights))).bert
-    by_variant = {"avx512_vbmi": native.SEXTETS}
-    by_variant |= dict.fromkeys(("neon_dotprod", "neon_i8mm", "portable"), native.BYTES)
-    expected = {
-        "int8": native.BYTES,
-        "packed": {"binary": native.NIBBLES, "ternary": native.PAIRS}.get(weights),
-        "auto": by_variant.get(variant, native.NIBBLES) if weights == "binary" else native.BYTES,
-    }
-    for backend, layout in expected.items():
+    packed = {"binary": native.NIBBLES, "ternary": native.PAIRS}.get(weights)
+    for backend in ("int8", "packed", "auto"):
         model.set_backend(backend)
         fused = fused_encoder(model)
-        if layout is None:
+        if backend == "packed" and packed is None:
             assert fused is None
             continue
         layers = [layer.struct for layer in fused._encoder._layers]
-        found = [w.layout for x in layers for w in (x.qkv, x.attention_output, x.intermediate, x.output)]
-        assert found == [layout] * 4 * model.config.num_hidden_layers
+        found = [w for x in layers for w in (x.qkv, x.attention_output, x.intermediate, x.output)]
+        by_shape = [fastest_layout(weights, w.rows, w.columns) for w in found]
+        expected = {"int8": [native.BYTES] * len(found), "packed": [packed] * len(found), "auto": by_shape}
+        assert [w.layout for w in found] == expected[backend]
+
+
+def test_the_layouts_that_auto_chooses_change_no_bit(packed, tiny_batch, monkeypatch):
+    """Not even if each weight has another one."""
+    everywhere = [native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS]
+    by_turns = itertools.cycle(everywhere)
+    choices = [*[lambda *shape, layout=layout: layout for layout in everywhere], lambda *shape: next(by_turns)]
+    found = []
+    for choice in choices:
+        monkeypatch.setattr(fused_module, "fastest_layout", choice)
+        forget_fused_encoder(packed.bert)
+        found.append(outputs(packed, tiny_batch, "auto").logits)
+    assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+def test_the_choice_is_logged_once_for_each_size_of_weight(packed, tiny_batch, caplog, monkeypatch):
+    def choice(quantizer, rows, columns):
+        return layouts.Choice(native.NIBBLES, "large weights" if rows > 100 else "small weights", "by the test")
+
+    monkeypatch.setattr(layouts, "choose_layout", choice)
+    monkeypatch.setattr(layouts, "processor", lambda: "X")
+    say_choice.cache_clear()
+    forget_fused_encoder(packed.bert)
+    with caplog.at_level("INFO"):
+        outputs(packed, tiny_batch, "auto"), outputs(packed, tiny_batch, "auto")
+    way = f"Packed linears run on the 'auto' backend, the native operator ({native_library.variant()}) on X: "
+    assert caplog.messages == [f"{way}{size} weights as nibbles, by the test." for size in ("large", "small")]
 
 
 @pytest.mark.parametrize("variant", list(native_library.variants()))

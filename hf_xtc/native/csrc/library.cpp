@@ -114,6 +114,24 @@ API void xtc_lay_out(int32_t layout, int32_t levels, int64_t first, int64_t rows
   for (int64_t r = 0; r < rows; ++r) lay(layout, first + r, columns, packed + r * width, out);
 }
 
+// Writes memory back and drops it from all caches of the processor where a program may do that, to time products of weights
+// that come from memory.
+API void xtc_evict(const uint8_t* from, int64_t bytes) {
+  constexpr int LINE = 64;  // or a multiple
+  for (int64_t i = 0; i < bytes; i += LINE) {
+#if defined(__x86_64__)
+    __builtin_ia32_clflush(from + i);
+#elif defined(__aarch64__) && defined(__linux__)
+    asm volatile("dc civac, %0" ::"r"(from + i) : "memory");
+#endif
+  }
+#if defined(__x86_64__)
+  __builtin_ia32_mfence();
+#elif defined(__aarch64__) && defined(__linux__)
+  asm volatile("dsb ish" ::: "memory");
+#endif
+}
+
 API int64_t xtc_linear(int variant, const Weight* w, const float* x, int64_t tokens, float* out, const Threads* threads) {
   return VARIANTS[variant]->linear(*w, x, tokens, out, *threads);
 }
