@@ -25,7 +25,8 @@ _CLEARLY = 1.05
 _TABLE: dict[str, dict[tuple[str, str], tuple[int, int]]] = {
     "AuthenticAMD family 26 model 2": {  # Zen 5
         ("avx512_vbmi", "binary"): (SEXTETS, SEXTETS),
-        ("avx512_vbmi", "ternary"): (BYTES, BYTES),
+        # Bytes are a fifth faster with many tokens, sextets twice as fast with 16, whose codes come from memory.
+        ("avx512_vbmi", "ternary"): (BYTES, SEXTETS),
         ("avx512_vnni", "binary"): (BYTES, NIBBLES),
         ("avx512_vnni", "ternary"): (BYTES, BYTES),
         ("avx2", "binary"): (NIBBLES, NIBBLES),
@@ -49,7 +50,7 @@ def candidates(native: str | None, quantizer: str) -> tuple[int, ...]:
     if quantizer not in _LEVELS or native in (None, "portable"):
         return (BYTES,)
     if quantizer == "ternary":
-        return (BYTES, PAIRS)
+        return (BYTES, PAIRS, SEXTETS) if native == "avx512_vbmi" else (BYTES, PAIRS)
     if native == "avx512_vbmi":
         return (SEXTETS, NIBBLES, BYTES)
     return (BYTES, NIBBLES) if native in ("neon_dotprod", "neon_i8mm") else (NIBBLES, BYTES)
