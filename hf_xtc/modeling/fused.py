@@ -7,7 +7,8 @@ hidden states are zeros. The pooler and the classifier are asked one by one: whe
 its module runs on what was computed.
 """
 
-import operator
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -43,8 +44,14 @@ _FORWARDS: dict[type[nn.Module], Any] = {
 }
 
 
+# Attributes of a module that decide nothing about its forward, or that `_Snapshot` looks into.
+_BOOKKEEPING = frozenset(vars(nn.Module()))
+
+
 class _Snapshot:
     """Modules as they were: their settings, children, tensors, and counts of writes to these.
+
+    It is asked at each forward: its loops over all modules run in C, or hold one call.
 
     Args:
         modules (`list[nn.Module]`): The modules.
@@ -54,25 +61,37 @@ class _Snapshot:
     def __init__(self, modules: list[nn.Module], children: list[dict[str, Any]]):
         # Dicts of the modules, not the modules: a reference to the model, a key of `_FUSED`, would keep it alive.
         self._attributes = [module.__dict__ for module in modules]
-        self._copies = [attributes.copy() for attributes in self._attributes]
-        self._children = [entries for entries in children if entries]
-        self._parts = _values(self._children)
-        self._holders = [holder for m in modules for holder in (m._parameters, m._buffers) if holder]
-        self._tensors = _values(self._holders)
+        self._counts = [*map(len, self._attributes)]
+        own = [attributes.keys() - _BOOKKEEPING for attributes in self._attributes]
+        getters = [itemgetter("training", *names) for names in own]
+        self._settings_of = list(zip(getters, self._attributes, strict=True))
+        self._settings = [get(attributes) for get, attributes in self._settings_of]
+        tensors = [holder for m in modules for holder in (m._parameters, m._buffers)]
+        self._holders = [holder.values() for holder in (*children, *tensors) if holder]
+        self._held = [*chain.from_iterable(self._holders)]
         # Tensors made in inference mode have no count of writes.
-        self._counted = [tensor for tensor in self._tensors if tensor is not None and not tensor.is_inference()]
+        self._counted = [held for held in self._held if isinstance(held, Tensor) and not held.is_inference()]
         self._versions = [tensor._version for tensor in self._counted]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
 
     def is_current(self) -> bool:
         """Whether the modules are unchanged, and have no hooks that have to run."""
+        held = [*chain.from_iterable(self._holders)]
         return (
-            _same(self._parts, _values(self._children))
-            and _same(self._tensors, _values(self._holders))
-            and self._versions == [tensor._version for tensor in self._counted]
-            and _equal(self._attributes, self._copies)
+            len(held) == len(self._held)
+            and all(map(is_, held, self._held))
+            and [tensor._version for tensor in self._counted] == self._versions
+            and [*map(len, self._attributes)] == self._counts
+            and self._has_its_settings()
             and not (any(self._hooks) and any(map(has_user_hooks, self._hooks)))
         )
+
+    def _has_its_settings(self) -> bool:
+        """Whether settings are the same or equal; tensors and arrays only if they are the same."""
+        try:
+            return [get(attributes) for get, attributes in self._settings_of] == self._settings
+        except (KeyError, RuntimeError, ValueError):
+            return False
 
 
 class _Pooler:
@@ -99,7 +118,9 @@ class FusedEncoder:
         self._pooler: _Pooler | None = None
         tables = (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
         norm, attention = embeddings.LayerNorm, layers[0].attention
-        self._position_ids, self._token_type_ids = embeddings.position_ids, embeddings.token_type_ids
+        # Positions and token types where none are given.
+        self._positions, self._token_type_ids = embeddings.position_ids[0].contiguous(), embeddings.token_type_ids
+        self._types = self._token_type_ids[0][self._positions]
         self._encoder = native.NativeEncoder(
             [_native_layer(layer, model.backend) for layer in layers],
             [_native_table(table) for table in tables],
@@ -148,30 +169,37 @@ class FusedEncoder:
         Raises:
             IndexError: if an id is out of range.
         """
-        batch, length = input_ids.shape
+        batch, length = shape = input_ids.shape
         given = [ids for ids in (input_ids, mask, token_type_ids, position_ids) if ids is not None]
-        if not input_ids.numel() or not all(map(is_readable, given)) or length > self._position_ids.shape[1]:
+        if not input_ids.numel() or not all(map(is_readable, given)) or length > len(self._positions):
             return None
         if any(ids is not mask and ids.dtype not in (torch.int64, torch.int32) for ids in given):
             return None
-        if position_ids is None:
-            position_ids = self._position_ids[:, :length]
         if token_type_ids is None:
-            token_type_ids = self._token_type_ids[0][position_ids]
-        indices = [ids.expand(batch, length).reshape(-1).long() for ids in (input_ids, position_ids, token_type_ids)]
+            types = self._types[:length] if position_ids is None else self._token_type_ids[0][position_ids]
+        else:
+            types = token_type_ids
+        positions = self._positions[:length] if position_ids is None else position_ids
+        words, positions, types = (_flat(ids, shape) for ids in (input_ids, positions, types))
         head = (pooler, None, None) if classifier is None else (pooler, classifier.weight, classifier.bias)
         if mask is None or bool(mask.all()):
-            outputs = self._encoder(torch.full((batch,), length), indices[0], indices[1], indices[2], *head)
+            outputs = self._encoder(torch.full((batch,), length), words, positions, types, *head)
             return outputs._replace(hidden=outputs.hidden.view(batch, length, -1))
         kept = mask.bool()
         if not bool(kept[:, 0].all()):
             return None
         places = kept.reshape(-1).nonzero()[:, 0]
-        words, positions, types = (ids[places] for ids in indices)
+        words, positions, types = (ids[places] for ids in (words, positions, types))
         outputs = self._encoder(kept.sum(1), words, positions, types, *head)
         hidden = outputs.hidden
         padded = hidden.new_zeros(batch * length, hidden.shape[1]).index_copy_(0, places, hidden)
         return outputs._replace(hidden=padded.view(batch, length, -1))
+
+
+def _flat(ids: Tensor, shape: torch.Size) -> Tensor:
+    """Ids expanded to `(batch, tokens)`, as one row of int64."""
+    ids = ids if ids.dtype == torch.int64 else ids.long()
+    return (ids if ids.shape == shape else ids.expand(shape)).reshape(-1)
 
 
 _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
@@ -365,22 +393,6 @@ def _modules(model: Any) -> list[nn.Module]:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-
-
-def _values(dicts: list[dict[str, Any]]) -> list[Any]:
-    return [value for entries in dicts for value in entries.values()]
-
-
-def _same(before: list[Any], now: list[Any]) -> bool:
-    return len(before) == len(now) and all(map(operator.is_, before, now))
-
-
-def _equal(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
-    """Whether attributes are the same or equal; tensors and arrays only if they are the same."""
-    try:
-        return now == before
-    except (RuntimeError, ValueError):
-        return False
 
 
 def _trains(*parts: nn.Module) -> bool:

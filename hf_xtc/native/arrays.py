@@ -57,7 +57,9 @@ class _Batch(ctypes.Structure):
     ]
 
 
-class _Dense(ctypes.Structure):
+class DenseStruct(ctypes.Structure):
+    """A linear in float32, of addresses."""
+
     _fields_ = [("rows", Long), ("weight", Pointer), ("bias", Pointer)]
 
 
@@ -147,6 +149,7 @@ class Weight:
             first += rows
         pointers = map(_address, (self._codes, self._scale, self._bias))
         self.struct = _Weight(layout, levels, self.rows, self.columns, *pointers)
+        self.address = ctypes.addressof(self.struct)
 
     @property
     def nbytes(self) -> int:
@@ -198,11 +201,18 @@ class Dense:
     """
 
     def __init__(self, weight: Array, bias: Array | None):
-        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-            raise RuntimeError(f"A linear cannot have a weight of shape {weight.shape} and this bias: {bias!r:.80}.")
+        check_dense(weight.shape, None if bias is None else bias.shape)
         self.rows, self.columns = weight.shape
         self._weight, self._bias = _floats(weight), None if bias is None else _floats(bias)
-        self.struct = _Dense(self.rows, _address(self._weight), _address(self._bias))
+        self.struct = DenseStruct(self.rows, _address(self._weight), _address(self._bias))
+        self.address = ctypes.addressof(self.struct)
+
+
+def check_dense(weight: Sequence[int], bias: Sequence[int] | None) -> None:
+    """Raises a RuntimeError unless these are shapes of a linear's weight and bias."""
+    if len(weight) != 2 or (bias is not None and tuple(bias) != (weight[0],)):
+        bias_shape = None if bias is None else tuple(bias)
+        raise RuntimeError(f"A linear cannot have a weight of shape {tuple(weight)} and a bias of shape {bias_shape}.")
 
 
 class Outputs(NamedTuple):
@@ -212,6 +222,12 @@ class Outputs(NamedTuple):
     hidden: Any
     pooled: Any | None
     logits: Any | None
+
+
+def wrong_indices(given: Sequence[Any]) -> RuntimeError:
+    """The error for lengths and rows of tables that are no vectors of int64, or do not fit together."""
+    got = ", ".join(f"{values.dtype} {tuple(values.shape)}" for values in given)
+    return RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
 
 
 class Encoder:
@@ -281,27 +297,55 @@ class Encoder:
             RuntimeError: if shapes or dtypes are others, or a length is below 1.
             MemoryError: if there is no memory for intermediate results.
         """
-        arrays, tokens = (lengths, *indices), len(indices[0])
-        if any(a.dtype != np.int64 or a.ndim != 1 for a in arrays) or {tokens} != {*map(len, indices)}:
-            got = ", ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
-        if (pooler is not None and (pooler.rows, pooler.columns) != (self.hidden, self.hidden)) or (
-            classifier is not None and (pooler is None or classifier.columns != self.hidden)
-        ):
-            raise RuntimeError(f"A pooler and a classifier do not fit an encoder of width {self.hidden}.")
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        indices = [np.ascontiguousarray(index) for index in indices]
-        batch = _Batch(len(lengths), tokens, *map(_address, (offsets, *indices)))
+        given = (lengths, *indices)
+        if any(a.dtype != np.int64 or a.ndim != 1 for a in given) or len({*map(len, indices)}) != 1:
+            raise wrong_indices(given)
+        self.check_head(pooler, None if classifier is None else classifier.columns)
+        tokens, indices = len(indices[0]), [np.ascontiguousarray(index) for index in indices]
         hidden = np.empty((tokens, self.hidden), np.float32)
         pooled = None if pooler is None else np.empty((len(lengths), self.hidden), np.float32)
         logits = None if classifier is None else np.empty((len(lengths), classifier.rows), np.float32)
-        structs = [None if part is None else ctypes.addressof(part.struct) for part in (pooler, classifier)]
-        head = _Pointers(*((structs[0], None) if isinstance(pooler, Weight) else (None, structs[0])), structs[1])
-        out = _Pointers(*map(_address, (hidden, pooled, logits)))
-        references = map(ctypes.byref, (self._struct, batch, head, out))
-        status = call("xtc_encoder", *references, threads=threads)
+        inputs, outputs = ([_address(values) for values in part] for part in (indices, (hidden, pooled, logits)))
+        struct = None if classifier is None else classifier.struct
+        status = self.compute(lengths, tokens, inputs, outputs, pooler, struct, threads)
+        self.check_status(status, indices)
+        return Outputs(hidden, pooled, logits)
+
+    def compute(
+        self,
+        lengths: Array,
+        tokens: int,
+        indices: Sequence[int | None],
+        outputs: Sequence[int | None],
+        pooler: Weight | Dense | None,
+        classifier: DenseStruct | None,
+        threads: int,
+    ) -> int:
+        """As `run`, of addresses: those of `indices`, and those where `Outputs` go. For `check_status`."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        batch = _Batch(len(lengths), tokens, offsets.ctypes.data, *indices)
+        linear = None if pooler is None else pooler.address
+        head = _Pointers(
+            *((linear, None) if isinstance(pooler, Weight) else (None, linear)),
+            None if classifier is None else ctypes.addressof(classifier),
+        )
+        byref = ctypes.byref
+        return call(
+            "xtc_encoder", byref(self._struct), byref(batch), byref(head), byref(_Pointers(*outputs)), threads=threads
+        )
+
+    def check_head(self, pooler: Weight | Dense | None, classifier_columns: int | None) -> None:
+        """Raises a RuntimeError unless a pooler, and a classifier of so many columns, fit the encoder."""
+        if (pooler is not None and (pooler.rows, pooler.columns) != (self.hidden, self.hidden)) or (
+            classifier_columns is not None and (pooler is None or classifier_columns != self.hidden)
+        ):
+            raise RuntimeError(f"A pooler and a classifier do not fit an encoder of width {self.hidden}.")
+
+    def check_status(self, status: int, indices: Sequence[Any]) -> None:
+        """Raises the error that a status of `compute` stands for."""
         if status == -1:
+            tokens = len(indices[0])
             raise RuntimeError(f"The lengths of the sequences must be positive and sum up to {tokens} tokens.")
         if status:
             kind = -2 - status
@@ -309,4 +353,3 @@ class Encoder:
             wrong = int(index[(index < 0) | (index >= rows)][0])
             name = ("token", "position", "token type")[kind]
             raise IndexError(f"index out of range: {name} id {wrong}, but the embedding has {rows} rows.")
-        return Outputs(hidden, pooled, logits)

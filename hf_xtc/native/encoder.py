@@ -31,6 +31,11 @@ def _array(tensor: Any) -> Any:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
+def _floats(tensor: Tensor) -> Tensor:
+    """The values as contiguous float32, without a copy if they are."""
+    return tensor if tensor.dtype == torch.float32 and tensor.is_contiguous() else tensor.detach().float().contiguous()
+
+
 class NativeWeight(arrays.Weight):
     """`arrays.Weight` of `Codes` whose arrays are tensors on the CPU."""
 
@@ -239,12 +244,30 @@ def _encode(
     encoder: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, pooler's outputs and logits; the last two have no columns without a pooler or classifier."""
-    indices = [_array(index) for index in (words, positions, types)]
+    run, given = _ENCODERS[encoder], (lengths, words, positions, types)
+    tokens = len(words)
+    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or not tokens == len(positions) == len(types):
+        raise arrays.wrong_indices(given)
     linear = None if pooler < 0 else _POOLERS[pooler].linear
-    classifier = None if weight is None else arrays.Dense(_array(weight), _array(bias))
-    threads = torch.get_num_threads()
-    outputs = _ENCODERS[encoder].run(_array(lengths), indices, linear, classifier, threads=threads)
-    hidden, pooled, logits = (
-        torch.empty(len(lengths), 0) if out is None else torch.from_numpy(out) for out in outputs
+    run.check_head(linear, None if weight is None else weight.shape[-1])
+    classifier = None
+    if weight is not None:
+        arrays.check_dense(weight.shape, None if bias is None else bias.shape)
+        weight, bias = _floats(weight), None if bias is None else _floats(bias)
+        address = None if bias is None else bias.data_ptr()
+        classifier = arrays.DenseStruct(weight.shape[0], weight.data_ptr(), address)
+    indices = [index.contiguous() for index in given[1:]]
+    hidden = torch.empty(tokens, run.hidden)
+    pooled = torch.empty(len(lengths), 0 if linear is None else run.hidden)
+    logits = torch.empty(len(lengths), 0 if weight is None else weight.shape[0])
+    status = run.compute(
+        lengths.numpy(),
+        tokens,
+        [index.data_ptr() for index in indices],
+        [out.data_ptr() for out in (hidden, pooled, logits)],
+        linear,
+        classifier,
+        torch.get_num_threads(),
     )
+    run.check_status(status, indices)
     return hidden, pooled, logits

@@ -109,7 +109,7 @@ def call(function: str, *arguments: Any, threads: int) -> int:
     if loaded is None or name is None:
         raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
     torch = sys.modules.get("torch._C")
-    team = _Threads(None if torch is None else _openmp(str(torch.__file__)), threads)
+    team = _Threads(None if torch is None else _openmp(torch.__file__), threads)
     status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(team))
     if status > 0:
         raise MemoryError(

@@ -304,7 +304,7 @@ def test_a_head_of_another_width_is_refused():
     for pooler, classifier in ((other, None), (good, random(3, 9)), (None, random(3, 8))):
         with pytest.raises(RuntimeError, match=r"^A pooler and a classifier do not fit an encoder of width 8\.$"):
             encoder()(*batch, pooler, classifier)
-    with pytest.raises(RuntimeError, match=r"^A linear cannot have a weight of shape \(8, 8\) and this bias: "):
+    with pytest.raises(RuntimeError, match=r"^A linear cannot have a weight of shape \(8, 8\) and a bias of "):
         native.NativePooler(random(8, 8), random(7))
 
 
