@@ -147,6 +147,11 @@ class NativeLayer(arrays.Layer):
         super().__init__(weights, [_array(norm) for norm in norms])
 
 
+def native_linear(linear: NativeWeight | Tensor, bias: Tensor | None = None) -> arrays.Weight | arrays.Dense:
+    """A packed linear, or one in float of tensors on the CPU."""
+    return linear if isinstance(linear, NativeWeight) else arrays.Dense(_array(linear), _array(bias))
+
+
 class NativePooler:
     """The linear of a pooler; tanh follows it.
 
@@ -156,15 +161,13 @@ class NativePooler:
     """
 
     def __init__(self, linear: NativeWeight | Tensor, bias: Tensor | None = None):
-        self.linear: arrays.Weight | arrays.Dense = (
-            linear if isinstance(linear, NativeWeight) else arrays.Dense(_array(linear), _array(bias))
-        )
+        self.linear = native_linear(linear, bias)
         self.number = next(_NUMBERS)
         _POOLERS[self.number] = self
 
 
 class NativeEncoder(arrays.Encoder):
-    """`arrays.Encoder` whose LayerNorm has tensors on the CPU, registered for the PyTorch operator."""
+    """`arrays.Encoder` of tensors on the CPU, registered for the PyTorch operator."""
 
     def __init__(
         self,
@@ -173,8 +176,11 @@ class NativeEncoder(arrays.Encoder):
         norm: Sequence[Tensor],
         heads: int,
         epsilons: tuple[float, float],
+        projection: arrays.Weight | arrays.Dense | None = None,
+        distances: Tensor | None = None,
     ):
-        super().__init__(layers, tables, [_array(part) for part in norm], heads, epsilons)
+        parts = [_array(part) for part in norm]
+        super().__init__(layers, tables, parts, heads, epsilons, projection, _array(distances))
         self._number = next(_NUMBERS)
         _ENCODERS[self._number] = self
 
@@ -183,7 +189,7 @@ class NativeEncoder(arrays.Encoder):
         lengths: Tensor,
         words: Tensor,
         positions: Tensor,
-        types: Tensor,
+        types: Tensor | None,
         pooler: NativePooler | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
@@ -192,7 +198,8 @@ class NativeEncoder(arrays.Encoder):
 
         Args:
             lengths (`torch.Tensor` of shape `(sequences,)`, int64): Tokens of each sequence, none 0.
-            words, positions, types (`torch.Tensor` of shape `(lengths.sum(),)`, int64): Rows of the tables.
+            words, positions, types (`torch.Tensor` of shape `(lengths.sum(),)`, int64): Rows of the tables; `None` for
+                types where there is no such table.
             pooler (`NativePooler`, *optional*).
             weight (`torch.Tensor` of shape `(labels, hidden)`, *optional*): Of a classifier on the pooler's outputs.
             bias (`torch.Tensor` of shape `(labels,)`, *optional*).
@@ -216,7 +223,7 @@ def _encode_like(
     lengths: Tensor,
     words: Tensor,
     positions: Tensor,
-    types: Tensor,
+    types: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pooler: int,
@@ -229,7 +236,7 @@ def _encode_like(
 
 
 @operator(
-    "encoder(Tensor lengths, Tensor words, Tensor positions, Tensor types, Tensor? weight, Tensor? bias, int pooler, "
+    "encoder(Tensor lengths, Tensor words, Tensor positions, Tensor? types, Tensor? weight, Tensor? bias, int pooler, "
     "int encoder) -> (Tensor, Tensor, Tensor)",
     fake=_encode_like,
 )
@@ -237,17 +244,18 @@ def _encode(
     lengths: Tensor,
     words: Tensor,
     positions: Tensor,
-    types: Tensor,
+    types: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pooler: int,
     encoder: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, pooler's outputs and logits; the last two have no columns without a pooler or classifier."""
-    run, given = _ENCODERS[encoder], (lengths, words, positions, types)
-    tokens = len(words)
-    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or not tokens == len(positions) == len(types):
+    run, tokens = _ENCODERS[encoder], len(words)
+    given = (lengths, words, positions) if types is None else (lengths, words, positions, types)
+    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or any(len(t) != tokens for t in given[1:]):
         raise arrays.wrong_indices(given)
+    run.check_tables(len(given) - 1)
     linear = None if pooler < 0 else _POOLERS[pooler].linear
     run.check_head(linear, None if weight is None else weight.shape[-1])
     classifier = None
