@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from families import CONFIGS, make_batch, make_teacher
 from torch import nn
 
 from hf_xtc import ARCHITECTURES, XTCRecipe, compress, pack_model
@@ -9,7 +10,6 @@ from hf_xtc.modeling.fused import fused_encoder
 from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
-from tests.families import CONFIGS, make_batch, make_teacher
 
 pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
 FAMILIES = [name for name in CONFIGS if hasattr(ARCHITECTURES[name].auto_classes["AutoModel"], "native_form")]
