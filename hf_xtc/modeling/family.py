@@ -8,7 +8,7 @@ them with the Auto classes. The forward passes are transformers' own.
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from transformers import AutoConfig
 
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture
 from hf_xtc.modeling.base import XTCConfig, XTCModel
+from hf_xtc.modeling.fused import forget_fused_encoder, fused_outputs
+from hf_xtc.modeling.native_form import NativeForm
 
 # The Auto classes of encoders. The Auto mapping of AutoModelForX is MODEL_FOR_X_MAPPING, in capitals.
 AUTO_CLASSES = (
@@ -43,6 +45,7 @@ def register_family(
     cut_weights: Callable[[dict[str, Tensor], tuple[int, ...]], None] | None = None,
     scores: dict[type, type] | None = None,
     has_scores: bool = True,
+    native: NativeForm | None = None,
     classes: Iterable[type] = (),
     module: str,
 ) -> Architecture:
@@ -65,6 +68,8 @@ def register_family(
         scores (`dict[type, type]`, *optional*): How attention scores before softmax are had, if not by a registered
             attention implementation: attention class -> subclass whose second output is the scores.
         has_scores (`bool`): `False` if there is no way to the scores; the term attention_scores is then refused.
+        native (`NativeForm`, *optional*): How the base model's modules map to the native encoder; by default packed
+            models run layer by layer.
         classes (`Iterable[type]`): Classes written by hand, used instead of made ones; named "XTC" and the teacher's.
         module (`str`): `__name__` of the declaring module, in which made classes can be found by name.
 
@@ -86,7 +91,9 @@ def register_family(
         if teacher_class is not None:
             made_name = f"XTC{teacher_class.__name__}"
             if made_name not in made:
-                made[made_name] = _model_class(teacher_class, config_class, module, is_base=auto == "AutoModel")
+                made[made_name] = _model_class(teacher_class, config_class, module)
+                if auto == "AutoModel":
+                    _make_base(made[made_name], native)
             auto_classes[auto] = made[made_name]
     architecture: Architecture = register(
         Architecture(
@@ -135,7 +142,7 @@ def _config_class(teacher_config: Any, module: str) -> Any:
     return Config
 
 
-def _model_class(teacher_class: Any, config_class: Any, module: str, *, is_base: bool) -> Any:
+def _model_class(teacher_class: Any, config_class: Any, module: str) -> Any:
     """The compressed form of a class of transformers."""
     name = teacher_class.__name__
     fields = {
@@ -144,9 +151,43 @@ def _model_class(teacher_class: Any, config_class: Any, module: str, *, is_base:
         "__qualname__": f"XTC{name}",
         "__doc__": f"`{name}` with latent or packed weights.",
     }
-    if is_base:
-        fields["forward"] = _zeroing_padding(teacher_class.forward)
     return type(f"XTC{name}", (XTCModel, teacher_class), fields)
+
+
+def _make_base(cls: Any, native: NativeForm | None) -> None:
+    """Makes a class that of base models: padding becomes zeros, and what the native encoder computes is one call."""
+    cls.forward = _zeroing_padding(cls.forward)
+    if native is not None:
+        cls.native_form = native
+        cls.forward = _fused_first(cls.forward, native)
+        cls.forget_prepared = forget_fused_encoder
+
+
+def _fused_first(forward: Any, native: NativeForm) -> Any:
+    """A base model's forward that is one call of the native operator wherever that computes the same."""
+    names = list(inspect.signature(forward).parameters)[1:]
+
+    @functools.wraps(forward)
+    def fused_first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = fused_outputs(self, {**dict(zip(names, args, strict=False)), **kwargs})
+        if outputs is None:
+            return forward(self, *args, **kwargs)
+        hidden, pooled, _ = outputs
+        if native.pooler is None:
+            output = native.output(last_hidden_state=hidden)
+        else:
+            if pooled is None and self.pooler is not None:
+                pooled = self.pooler(hidden)
+            output = native.output(last_hidden_state=hidden, pooler_output=pooled)
+        return output if as_dict(self.config, kwargs) else output.to_tuple()
+
+    return fused_first
+
+
+def as_dict(config: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a call asks for a `ModelOutput`, not a tuple."""
+    asked = options.get("return_dict")
+    return bool(config.return_dict if asked is None else asked)
 
 
 def _zeroing_padding(forward: Any) -> Any:

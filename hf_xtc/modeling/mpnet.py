@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import MPNetConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.mpnet import modeling_mpnet as mpnet
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from hf_xtc.modeling.family import register_family
+from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts
 
 
 class MPNetScoresAttention(MPNetSelfAttention):  # type: ignore[misc]
@@ -36,6 +39,53 @@ class MPNetScoresAttention(MPNetSelfAttention):  # type: ignore[misc]
         return (output, scores) if output_attentions else (output,)
 
 
+# transformers counts this many buckets of distances, whatever the config says.
+_BUCKETS = 32
+
+
+def _positions(embeddings: Any, input_ids: Tensor) -> Tensor:
+    positions: Tensor = mpnet.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+    return positions
+
+
+def _parts(model: Any) -> Parts:
+    embeddings, encoder = model.embeddings, model.encoder
+    table = encoder.relative_attention_bias
+    has_buckets = type(table) is nn.Embedding and table.max_norm is None and len(table.weight) >= _BUCKETS
+
+    def distances(tokens: int) -> Tensor:
+        buckets = encoder.relative_position_bucket(torch.arange(1 - tokens, tokens), num_buckets=_BUCKETS)
+        by_bucket: Tensor = table.weight
+        return by_bucket[buckets].T
+
+    return Parts(
+        tables=(embeddings.word_embeddings, embeddings.position_embeddings),
+        norm=embeddings.LayerNorm,
+        layers=[_layer(layer, has_buckets and table.embedding_dim) for layer in encoder.layer],
+        distances=distances,
+    )
+
+
+def _layer(layer: Any, biased_heads: int) -> LayerParts:
+    attention, own, inner, outer = layer.attention, layer.attention.attn, layer.intermediate, layer.output
+    linears = (own.q, own.k, own.v, own.o, inner.dense, outer.dense)
+    heads, size = own.num_attention_heads, own.attention_head_size
+    is_plain = heads == biased_heads and heads * size == own.all_head_size == getattr(own.q, "out_features", None)
+    return LayerParts(linears, inner.intermediate_act_fn, (attention.LayerNorm, outer.LayerNorm), heads, is_plain)
+
+
+_NATIVE = NativeForm(
+    roots=("embeddings", "encoder"),
+    classes=(
+        *(mpnet.MPNetEmbeddings, mpnet.MPNetEncoder, mpnet.MPNetLayer, mpnet.MPNetAttention, MPNetSelfAttention),
+        *(mpnet.MPNetIntermediate, mpnet.MPNetOutput, mpnet.MPNetPooler),
+    ),
+    parts=_parts,
+    output=BaseModelOutputWithPooling,
+    pooler=mpnet.MPNetPooler,
+    positions=_positions,
+)
+
 register_family(
     MPNetConfig,
     layers="encoder.layer",
@@ -52,6 +102,7 @@ register_family(
         "position_embeddings": ("embeddings.position_embeddings",),
     },
     head_scopes={"pooler": ("classifier.dense",)},
+    native=_NATIVE,
     scores={MPNetSelfAttention: MPNetScoresAttention},
     module=__name__,
 )

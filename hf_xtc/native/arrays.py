@@ -48,8 +48,12 @@ class _Encoder(ctypes.Structure):
     _fields_ = [
         *[(name, Long) for name in ("hidden", "heads", "intermediate", "num_layers")],
         *[(name, Float) for name in ("attention_epsilon", "embedding_epsilon")],
+        ("width", Long),
         *[(name, _Table) for name in ("words", "positions", "types")],
-        *[(name, Pointer) for name in ("embedding_gamma", "embedding_beta", "layers")],
+        *[(name, Pointer) for name in ("embedding_gamma", "embedding_beta", "packed_projection", "projection")],
+        ("distances", Pointer),
+        ("reach", Long),
+        ("layers", Pointer),
     ]
 
 
@@ -59,7 +63,9 @@ class _Batch(ctypes.Structure):
     ]
 
 
-class _Dense(ctypes.Structure):
+class DenseStruct(ctypes.Structure):
+    """A linear in float32, of addresses."""
+
     _fields_ = [("rows", Long), ("weight", Pointer), ("bias", Pointer)]
 
 
@@ -149,6 +155,7 @@ class Weight:
             first += rows
         pointers = map(_address, (self._codes, self._scale, self._bias))
         self.struct = WeightStruct(layout, levels, self.rows, self.columns, *pointers)
+        self.address = ctypes.addressof(self.struct)
 
     @property
     def nbytes(self) -> int:
@@ -200,11 +207,18 @@ class Dense:
     """
 
     def __init__(self, weight: Array, bias: Array | None):
-        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
-            raise RuntimeError(f"A linear cannot have a weight of shape {weight.shape} and this bias: {bias!r:.80}.")
+        check_dense(weight.shape, None if bias is None else bias.shape)
         self.rows, self.columns = weight.shape
         self._weight, self._bias = _floats(weight), None if bias is None else _floats(bias)
-        self.struct = _Dense(self.rows, _address(self._weight), _address(self._bias))
+        self.struct = DenseStruct(self.rows, _address(self._weight), _address(self._bias))
+        self.address = ctypes.addressof(self.struct)
+
+
+def check_dense(weight: Sequence[int], bias: Sequence[int] | None) -> None:
+    """Raises a RuntimeError unless these are shapes of a linear's weight and bias."""
+    if len(weight) != 2 or (bias is not None and tuple(bias) != (weight[0],)):
+        bias_shape = None if bias is None else tuple(bias)
+        raise RuntimeError(f"A linear cannot have a weight of shape {tuple(weight)} and a bias of shape {bias_shape}.")
 
 
 class Outputs(NamedTuple):
@@ -216,15 +230,24 @@ class Outputs(NamedTuple):
     logits: Any | None
 
 
+def wrong_indices(given: Sequence[Any]) -> RuntimeError:
+    """The error for lengths and rows of tables that are no vectors of int64, or do not fit together."""
+    got = ", ".join(f"{values.dtype} {tuple(values.shape)}" for values in given)
+    return RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
+
+
 class Encoder:
-    """A whole BERT encoder, embeddings included, as one call.
+    """A whole encoder in the manner of BERT, embeddings included, as one call.
 
     Args:
         layers (`Sequence[Layer]`): In order.
-        tables (`Sequence[Table]`): Word, position and token-type embeddings.
+        tables (`Sequence[Table]`): Word and position embeddings, and those of token types where there are any.
         norm (`Sequence[numpy.ndarray]`): Gamma and beta of the embeddings' LayerNorm.
         heads (`int`): Attention heads.
         epsilons (`tuple[float, float]`): Of the LayerNorms in the layers, and of the embeddings'.
+        projection (`Weight` or `Dense`, *optional*): Linear from the embeddings to the first layer, `hidden x width`.
+        distances (`numpy.ndarray` of shape `(heads, 2 * reach - 1)`, *optional*): Added to the scaled scores of query
+            q and key k at `k - q + reach - 1`, in all layers; sequences then have at most `reach` tokens.
 
     Raises:
         RuntimeError: if their shapes do not fit together.
@@ -237,27 +260,43 @@ class Encoder:
         norm: Sequence[Array],
         heads: int,
         epsilons: tuple[float, float],
+        projection: Weight | Dense | None = None,
+        distances: Array | None = None,
     ):
-        self._layers, self._tables = layers, tables
-        self._norm = [_floats(part) for part in norm]
+        self._layers, self._tables, self._projection = layers, tables, projection
+        self._norm, self._distances = [_floats(part) for part in norm], None
         self._array = (_Layer * len(layers))(*(layer.struct for layer in layers))
         first = layers[0].struct
         self.hidden, inner = first.attention_output.rows, first.intermediate.rows
         shapes = [(3, 1), (1, 1), (inner / self.hidden, 1), (1, inner / self.hidden)]
         weights = [[(w.rows / self.hidden, w.columns / self.hidden) for w in layer.weights] for layer in layers]
-        widths = {len(part) for part in (*self._norm, *(norm for layer in layers for norm in layer.norms))}
+        width = len(self._norm[0])
         if (
             any(found != shapes for found in weights)
-            or {self.hidden, *(table.width for table in tables)} != widths
+            or {len(norm) for layer in layers for norm in layer.norms} != {self.hidden}
+            or {*map(len, self._norm), *(table.width for table in tables)} != {width}
+            or (width if projection is None else projection.rows) != self.hidden
+            or (projection is not None and projection.columns != width)
             or self.hidden % heads
         ):
             raise RuntimeError(f"An encoder of width {self.hidden} with {heads} heads cannot have layers {weights}.")
+        self._reach = 0
+        if distances is not None:
+            if distances.ndim != 2 or len(distances) != heads or distances.shape[1] % 2 == 0:
+                raise RuntimeError(
+                    f"An encoder with {heads} heads cannot add {distances.shape} numbers to its scores."
+                )
+            self._distances, self._reach = _floats(distances), (distances.shape[1] + 1) // 2
+        linear = None if projection is None else projection.address
         self._struct = _Encoder(
             *(self.hidden, heads, inner, len(layers)),
             *epsilons,
+            width,
             *(table.struct for table in tables),
+            *[_Table()] * (3 - len(tables)),
             *map(_address, self._norm),
-            ctypes.addressof(self._array),
+            *((linear, None) if isinstance(projection, Weight) else (None, linear)),
+            *(_address(self._distances), self._reach, ctypes.addressof(self._array)),
         )
 
     def run(
@@ -273,42 +312,77 @@ class Encoder:
 
         Args:
             lengths (`numpy.ndarray` of shape `(sequences,)`, int64): Tokens of each sequence, none 0.
-            indices (three `numpy.ndarray` of shape `(lengths.sum(),)`, int64): Rows of the three tables.
+            indices (`numpy.ndarray` of shape `(lengths.sum(),)`, int64, for each table): Rows of the tables.
             pooler (`Weight` or `Dense`, *optional*): Linear of the pooler, `hidden x hidden`; tanh follows.
             classifier (`Dense`, *optional*): Linear on the pooler's outputs, `labels x hidden`.
             threads (`int`): Number of threads.
 
         Raises:
             IndexError: if a table has no such row.
-            RuntimeError: if shapes or dtypes are others, or a length is below 1.
+            RuntimeError: if shapes or dtypes are others, or a length is below 1 or beyond the distances.
             MemoryError: if there is no memory for intermediate results.
         """
-        arrays, tokens = (lengths, *indices), len(indices[0])
-        if any(a.dtype != np.int64 or a.ndim != 1 for a in arrays) or {tokens} != {*map(len, indices)}:
-            got = ", ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise RuntimeError(f"The native encoder takes int64 vectors, one number a token; it got {got}.")
-        if (pooler is not None and (pooler.rows, pooler.columns) != (self.hidden, self.hidden)) or (
-            classifier is not None and (pooler is None or classifier.columns != self.hidden)
-        ):
-            raise RuntimeError(f"A pooler and a classifier do not fit an encoder of width {self.hidden}.")
-        offsets = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        indices = [np.ascontiguousarray(index) for index in indices]
-        batch = _Batch(len(lengths), tokens, *map(_address, (offsets, *indices)))
+        given = (lengths, *indices)
+        if any(a.dtype != np.int64 or a.ndim != 1 for a in given) or len({*map(len, indices)}) != 1:
+            raise wrong_indices(given)
+        self.check_tables(len(indices))
+        self.check_head(pooler, None if classifier is None else classifier.columns)
+        tokens, indices = len(indices[0]), [np.ascontiguousarray(index) for index in indices]
         hidden = np.empty((tokens, self.hidden), np.float32)
         pooled = None if pooler is None else np.empty((len(lengths), self.hidden), np.float32)
         logits = None if classifier is None else np.empty((len(lengths), classifier.rows), np.float32)
-        structs = [None if part is None else ctypes.addressof(part.struct) for part in (pooler, classifier)]
-        head = _Pointers(*((structs[0], None) if isinstance(pooler, Weight) else (None, structs[0])), structs[1])
-        out = _Pointers(*map(_address, (hidden, pooled, logits)))
-        references = map(ctypes.byref, (self._struct, batch, head, out))
-        status = call("xtc_encoder", *references, threads=threads)
+        inputs, outputs = ([_address(values) for values in part] for part in (indices, (hidden, pooled, logits)))
+        struct = None if classifier is None else classifier.struct
+        status = self.compute(lengths, tokens, inputs, outputs, pooler, struct, threads)
+        self.check_status(status, indices)
+        return Outputs(hidden, pooled, logits)
+
+    def compute(
+        self,
+        lengths: Array,
+        tokens: int,
+        indices: Sequence[int | None],
+        outputs: Sequence[int | None],
+        pooler: Weight | Dense | None,
+        classifier: DenseStruct | None,
+        threads: int,
+    ) -> int:
+        """As `run`, of addresses: those of `indices`, and those where `Outputs` go. For `check_status`."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        batch = _Batch(len(lengths), tokens, offsets.ctypes.data, *indices)  # null for types where there are none
+        linear = None if pooler is None else pooler.address
+        head = _Pointers(
+            *((linear, None) if isinstance(pooler, Weight) else (None, linear)),
+            None if classifier is None else ctypes.addressof(classifier),
+        )
+        byref = ctypes.byref
+        return call(
+            "xtc_encoder", byref(self._struct), byref(batch), byref(head), byref(_Pointers(*outputs)), threads=threads
+        )
+
+    def check_tables(self, number: int) -> None:
+        """Raises a RuntimeError unless there are indices for all of the tables."""
+        if number != len(self._tables):
+            raise RuntimeError(f"An encoder of {len(self._tables)} tables cannot read {number} rows for each token.")
+
+    def check_head(self, pooler: Weight | Dense | None, classifier_columns: int | None) -> None:
+        """Raises a RuntimeError unless a pooler, and a classifier of so many columns, fit the encoder."""
+        if (pooler is not None and (pooler.rows, pooler.columns) != (self.hidden, self.hidden)) or (
+            classifier_columns is not None and (pooler is None or classifier_columns != self.hidden)
+        ):
+            raise RuntimeError(f"A pooler and a classifier do not fit an encoder of width {self.hidden}.")
+
+    def check_status(self, status: int, indices: Sequence[Any]) -> None:
+        """Raises the error that a status of `compute` stands for."""
         if status == -1:
+            tokens = len(indices[0])
             raise RuntimeError(f"The lengths of the sequences must be positive and sum up to {tokens} tokens.")
+        if status == -5:
+            raise RuntimeError(f"A sequence has more than the {self._reach} tokens that the distances are for.")
         if status:
             kind = -2 - status
             index, rows = indices[kind], self._tables[kind].rows
             wrong = int(index[(index < 0) | (index >= rows)][0])
             name = ("token", "position", "token type")[kind]
             raise IndexError(f"index out of range: {name} id {wrong}, but the embedding has {rows} rows.")
-        return Outputs(hidden, pooled, logits)

@@ -31,6 +31,11 @@ def _array(tensor: Any) -> Any:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
+def _floats(tensor: Tensor) -> Tensor:
+    """The values as contiguous float32, without a copy if they are."""
+    return tensor if tensor.dtype == torch.float32 and tensor.is_contiguous() else tensor.detach().float().contiguous()
+
+
 class NativeWeight(arrays.Weight):
     """`arrays.Weight` of `Codes` whose arrays are tensors on the CPU."""
 
@@ -142,6 +147,11 @@ class NativeLayer(arrays.Layer):
         super().__init__(weights, [_array(norm) for norm in norms])
 
 
+def native_linear(linear: NativeWeight | Tensor, bias: Tensor | None = None) -> arrays.Weight | arrays.Dense:
+    """A packed linear, or one in float of tensors on the CPU."""
+    return linear if isinstance(linear, NativeWeight) else arrays.Dense(_array(linear), _array(bias))
+
+
 class NativePooler:
     """The linear of a pooler; tanh follows it.
 
@@ -151,15 +161,13 @@ class NativePooler:
     """
 
     def __init__(self, linear: NativeWeight | Tensor, bias: Tensor | None = None):
-        self.linear: arrays.Weight | arrays.Dense = (
-            linear if isinstance(linear, NativeWeight) else arrays.Dense(_array(linear), _array(bias))
-        )
+        self.linear = native_linear(linear, bias)
         self.number = next(_NUMBERS)
         _POOLERS[self.number] = self
 
 
 class NativeEncoder(arrays.Encoder):
-    """`arrays.Encoder` whose LayerNorm has tensors on the CPU, registered for the PyTorch operator."""
+    """`arrays.Encoder` of tensors on the CPU, registered for the PyTorch operator."""
 
     def __init__(
         self,
@@ -168,8 +176,11 @@ class NativeEncoder(arrays.Encoder):
         norm: Sequence[Tensor],
         heads: int,
         epsilons: tuple[float, float],
+        projection: arrays.Weight | arrays.Dense | None = None,
+        distances: Tensor | None = None,
     ):
-        super().__init__(layers, tables, [_array(part) for part in norm], heads, epsilons)
+        parts = [_array(part) for part in norm]
+        super().__init__(layers, tables, parts, heads, epsilons, projection, _array(distances))
         self._number = next(_NUMBERS)
         _ENCODERS[self._number] = self
 
@@ -178,7 +189,7 @@ class NativeEncoder(arrays.Encoder):
         lengths: Tensor,
         words: Tensor,
         positions: Tensor,
-        types: Tensor,
+        types: Tensor | None,
         pooler: NativePooler | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
@@ -187,7 +198,8 @@ class NativeEncoder(arrays.Encoder):
 
         Args:
             lengths (`torch.Tensor` of shape `(sequences,)`, int64): Tokens of each sequence, none 0.
-            words, positions, types (`torch.Tensor` of shape `(lengths.sum(),)`, int64): Rows of the tables.
+            words, positions, types (`torch.Tensor` of shape `(lengths.sum(),)`, int64): Rows of the tables; `None` for
+                types where there is no such table.
             pooler (`NativePooler`, *optional*).
             weight (`torch.Tensor` of shape `(labels, hidden)`, *optional*): Of a classifier on the pooler's outputs.
             bias (`torch.Tensor` of shape `(labels,)`, *optional*).
@@ -211,7 +223,7 @@ def _encode_like(
     lengths: Tensor,
     words: Tensor,
     positions: Tensor,
-    types: Tensor,
+    types: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pooler: int,
@@ -224,7 +236,7 @@ def _encode_like(
 
 
 @operator(
-    "encoder(Tensor lengths, Tensor words, Tensor positions, Tensor types, Tensor? weight, Tensor? bias, int pooler, "
+    "encoder(Tensor lengths, Tensor words, Tensor positions, Tensor? types, Tensor? weight, Tensor? bias, int pooler, "
     "int encoder) -> (Tensor, Tensor, Tensor)",
     fake=_encode_like,
 )
@@ -232,19 +244,38 @@ def _encode(
     lengths: Tensor,
     words: Tensor,
     positions: Tensor,
-    types: Tensor,
+    types: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     pooler: int,
     encoder: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, pooler's outputs and logits; the last two have no columns without a pooler or classifier."""
-    indices = [_array(index) for index in (words, positions, types)]
+    run, tokens = _ENCODERS[encoder], len(words)
+    given = (lengths, words, positions) if types is None else (lengths, words, positions, types)
+    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or any(len(t) != tokens for t in given[1:]):
+        raise arrays.wrong_indices(given)
+    run.check_tables(len(given) - 1)
     linear = None if pooler < 0 else _POOLERS[pooler].linear
-    classifier = None if weight is None else arrays.Dense(_array(weight), _array(bias))
-    threads = torch.get_num_threads()
-    outputs = _ENCODERS[encoder].run(_array(lengths), indices, linear, classifier, threads=threads)
-    hidden, pooled, logits = (
-        torch.empty(len(lengths), 0) if out is None else torch.from_numpy(out) for out in outputs
+    run.check_head(linear, None if weight is None else weight.shape[-1])
+    classifier = None
+    if weight is not None:
+        arrays.check_dense(weight.shape, None if bias is None else bias.shape)
+        weight, bias = _floats(weight), None if bias is None else _floats(bias)
+        address = None if bias is None else bias.data_ptr()
+        classifier = arrays.DenseStruct(weight.shape[0], weight.data_ptr(), address)
+    indices = [index.contiguous() for index in given[1:]]
+    hidden = torch.empty(tokens, run.hidden)
+    pooled = torch.empty(len(lengths), 0 if linear is None else run.hidden)
+    logits = torch.empty(len(lengths), 0 if weight is None else weight.shape[0])
+    status = run.compute(
+        lengths.numpy(),
+        tokens,
+        [index.data_ptr() for index in indices],
+        [out.data_ptr() for out in (hidden, pooled, logits)],
+        linear,
+        classifier,
+        torch.get_num_threads(),
     )
+    run.check_status(status, indices)
     return hidden, pooled, logits

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 6
+INTERFACE = 7
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -111,7 +111,7 @@ def call(function: str, *arguments: Any, threads: int) -> int:
     if loaded is None or name is None:
         raise RuntimeError("The native operator was not built, or is switched off by XTC_NATIVE=off.")
     torch = sys.modules.get("torch._C")
-    team = _Threads(None if torch is None else _openmp(str(torch.__file__)), threads)
+    team = _Threads(None if torch is None else _openmp(torch.__file__), threads)
     status: int = getattr(loaded, function)(variants()[name], *arguments, ctypes.byref(team))
     if status > 0:
         raise MemoryError(

@@ -138,8 +138,13 @@ def fakes() -> list[tuple[Case, bytes]]:
     return found
 
 
-def random_encoder(quantizer: str, layout: int, hidden: int, heads: int, inner: int, lengths: Sequence[int]) -> Case:
-    """Two layers on packed word embeddings (binary, ternary or int8 rows by turns of the tables)."""
+def random_encoder(
+    quantizer: str, layout: int, hidden: int, heads: int, inner: int, lengths: Sequence[int], projected: bool = False
+) -> Case:
+    """Two layers on packed word embeddings (binary, ternary or int8 rows by turns of the tables).
+
+    With `projected` the embeddings are projected, and distances of tokens are added to the scores.
+    """
     generator = torch.Generator().manual_seed(1)
     norms = [torch.randn(hidden, generator=generator) for _ in range(10)]
     tokens = sum(lengths)
@@ -153,8 +158,11 @@ def random_encoder(quantizer: str, layout: int, hidden: int, heads: int, inner: 
         for rows, columns in ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)):
             parts += Linear.random(quantizer, layout, rows, columns, 1, generator).weight_parts()
         parts += norms[2 + 4 * layer : 6 + 4 * layer]
+    reach = max(lengths) if projected else 0
+    parts += [reach, torch.randn(heads * (2 * reach - 1) if projected else 0, generator=generator)]
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
     ids = [torch.randint(40, (tokens,), generator=generator) for _ in range(3)]
     parts += [len(lengths), tokens, offsets, *ids]
     nbytes = ((tokens + len(lengths)) * hidden + len(lengths)) * 4  # hidden states, pooled ones, logits
-    return Case(f"{quantizer} encoder of width {hidden}, layout {layout}", parts, nbytes)
+    name = f"{quantizer} encoder of width {hidden}, layout {layout}{', projected' * projected}"
+    return Case(name, parts, nbytes)

@@ -103,6 +103,7 @@ static void encoder() {
   e.intermediate = number();
   e.num_layers = number();
   e.attention_epsilon = e.embedding_epsilon = 1e-12f;
+  e.width = e.hidden;
   e.words = table();
   e.positions = table();
   e.types = table();
@@ -115,6 +116,11 @@ static void encoder() {
       *norm = array<float>(e.hidden);
   }
   e.layers = layers.data();
+  e.reach = number();  // with distances, the embeddings are projected too
+  if (e.reach) {
+    e.distances = array<float>(e.heads * (2 * e.reach - 1));
+    e.packed_projection = &layers[0].attention_output;
+  }
   Batch b{};
   b.num_sequences = number();
   b.num_tokens = number();

@@ -96,6 +96,7 @@ def test_encoders(arm, tmp_path):
         cases.random_encoder("binary", native.NIBBLES, 96, 6, 50, lengths),
         cases.random_encoder("binary", native.BYTES, 36, 3, 72, lengths),
         cases.random_encoder("ternary", native.PAIRS, 64, 1, 130, lengths),
+        cases.random_encoder("binary", native.NIBBLES, 36, 3, 50, lengths, projected=True),
     ]
     found = {variant: cases.run(arm, variant, encoders, tmp_path) for variant in (*NEON, "portable")}
     assert found["neon_i8mm"] == found["neon_dotprod"] == found["neon"]

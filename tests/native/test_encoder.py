@@ -236,6 +236,82 @@ def test_an_encoder_of_shapes_that_do_not_fit_is_refused():
         native.NativeTable(random(11, 8), None, 0, 9)
 
 
+def test_distances_are_added_to_scores():
+    """Of all queries and keys: an encoder whose linears are zero but for those of values and attention's output."""
+    hidden, tokens, heads = 8, 5, 2
+
+    def weight(rows, columns, scale):
+        packed = pack_weight(random(rows, columns), QuantSpec("binary"))
+        return native.NativeWeight(
+            [native.Codes(packed.packed, packed.scale * scale, None, columns, 2)], native.NIBBLES
+        )
+
+    values = torch.cat([torch.zeros(2 * hidden), torch.ones(hidden)])[:, None]
+    weights = [weight(3 * hidden, hidden, values), weight(hidden, hidden, 1)]
+    weights += [weight(12, hidden, 0), weight(hidden, 12, 0)]
+    norm = [torch.ones(hidden), torch.zeros(hidden)]
+    tables = [
+        native.NativeTable(random(11, hidden), None, 0, hidden),
+        native.NativeTable(torch.zeros(50, hidden), None, 0, hidden),
+    ]
+    distances = random(heads, 2 * 6 - 1, seed=7)
+    run = native.NativeEncoder(
+        [native.NativeLayer(weights, norm * 2)], tables, norm, heads, (0.0, 0.0), None, distances
+    )
+    words = torch.arange(tokens)
+    found = run(ids(tokens), words, words, None).hidden
+    x = F.layer_norm(random(11, hidden)[:tokens], (hidden,), eps=0.0)
+    quantized, packed = (
+        ActivationQuantizer(ActivationSpec()),
+        pack_weight(random(3 * hidden, hidden), QuantSpec("binary")),
+    )
+    value = F.linear(quantized(x), packed.decode()[2 * hidden :]).view(tokens, heads, -1).transpose(0, 1)
+    scores = torch.stack([distances[:, 6 - 1 - q : 6 - 1 - q + tokens] for q in range(tokens)], 1)
+    context = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+    output = F.linear(quantized(context), pack_weight(random(hidden, hidden), QuantSpec("binary")).decode())
+    once = F.layer_norm(output + x, (hidden,), eps=0.0)
+    torch.testing.assert_close(found, F.layer_norm(once, (hidden,), eps=0.0), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match=r"^A sequence has more than the 6 tokens that the distances are for\.$"):
+        run(ids(7), torch.zeros(7).long(), torch.zeros(7).long(), None)
+    with pytest.raises(RuntimeError, match=r"^An encoder of 2 tables cannot read 3 rows for each token\.$"):
+        run(ids(tokens), words, words, words)
+    with pytest.raises(RuntimeError, match=r"^An encoder with 2 heads cannot add \(3, 11\) numbers to its scores\.$"):
+        native.NativeEncoder(run._layers, tables, norm, heads, (0.0, 0.0), None, random(3, 11))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_projection_of_the_embeddings(packed):
+    """Layers get the projected rows, and nothing else differs."""
+    good, width = encoder(), 5
+    weight, bias = random(8, width, seed=3), random(8, seed=4)
+    if packed:
+        codes = pack_weight(weight, QuantSpec("binary"))
+        linear = native.NativeWeight([native.Codes(codes.packed, codes.scale, bias, width, 2)], native.NIBBLES)
+        weight = codes.decode()
+    tables = [native.NativeTable(random(rows, width, seed=rows), None, 0, width) for rows in (11, 50)]
+    norm = [torch.ones(width), torch.zeros(width)]
+    projection = linear if packed else native.native_linear(weight, bias)
+    run = native.NativeEncoder(good._layers, tables, norm, 2, (1e-12, 1e-12), projection)
+    words = torch.arange(9)
+    found = run(ids(4, 5), words, words, None).hidden
+    x = F.layer_norm(random(11, width, seed=11)[:9] + random(50, width, seed=50)[:9], (width,), eps=1e-12)
+    rows = F.linear(ActivationQuantizer(ActivationSpec())(x) if packed else x, weight, bias)
+    # The same layers on given rows: an identity in float projects embeddings whose norm is undone by its weights.
+    center, spread = rows.mean(1, keepdim=True), rows.std(1, keepdim=True, unbiased=False)
+    for row in range(9):
+        scale, shift = spread[row].expand(8).contiguous(), center[row].expand(8).contiguous()
+        table = [
+            native.NativeTable(rows[row : row + 1], None, 0, 8),
+            native.NativeTable(torch.zeros(1, 8), None, 0, 8),
+        ]
+        alone = native.NativeEncoder(good._layers, table, (scale, shift), 2, (1e-12, 0.0))
+        one = run(ids(1), ids(row), ids(row), None).hidden
+        torch.testing.assert_close(one, alone(ids(1), ids(0), ids(0), None).hidden, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found[:4], run(ids(4), words[:4], words[:4], None).hidden)
+    with pytest.raises(RuntimeError, match=r"^An encoder of width 8 "):
+        native.NativeEncoder(good._layers, tables, norm, 2, (1e-12, 1e-12))
+
+
 def test_an_encoder_of_tensors_elsewhere_is_refused():
     good = encoder()
     meta = torch.ones(8, device="meta")
@@ -305,7 +381,7 @@ def test_a_head_of_another_width_is_refused():
     for pooler, classifier in ((other, None), (good, random(3, 9)), (None, random(3, 8))):
         with pytest.raises(RuntimeError, match=r"^A pooler and a classifier do not fit an encoder of width 8\.$"):
             encoder()(*batch, pooler, classifier)
-    with pytest.raises(RuntimeError, match=r"^A linear cannot have a weight of shape \(8, 8\) and this bias: "):
+    with pytest.raises(RuntimeError, match=r"^A linear cannot have a weight of shape \(8, 8\) and a bias of "):
         native.NativePooler(random(8, 8), random(7))
 
 

@@ -96,7 +96,7 @@ def call_encoder(data):
         packed = pack_weight(torch.randn(rows, columns), QuantSpec(quantizer))
         return native.NativeWeight([native.Codes(packed.packed, packed.scale, None, columns, levels)], layout)
 
-    def table(rows):
+    def table(rows, hidden):
         kind = data.draw(st.sampled_from([None, "binary", "ternary", "int4", "int8"]))
         if kind is None:
             return native.NativeTable(torch.randn(rows, hidden), None, 0, hidden)
@@ -105,8 +105,18 @@ def call_encoder(data):
 
     shapes = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
     norm = [torch.ones(hidden), torch.zeros(hidden)]
+    has_types, options, width = data.draw(st.booleans()), {}, hidden
+    if data.draw(st.booleans()):
+        width = data.draw(st.integers(1, 90))
+        linear = weight(hidden, width) if data.draw(st.booleans()) else torch.randn(hidden, width)
+        options = {
+            "projection": native.native_linear(linear),
+            "distances": torch.randn(heads, 2 * length - 1),
+        }
     layers = [native.NativeLayer([weight(*shape) for shape in shapes], norm * 2) for _ in range(2)]
-    run = native.NativeEncoder(layers, [table(rows) for rows in (11, length, 2)], norm, heads, (1e-12, 1e-12))
+    tables = [table(rows, width) for rows in ((11, length, 2) if has_types else (11, length))]
+    norms = [torch.ones(width), torch.zeros(width)]
+    run = native.NativeEncoder(layers, tables, norms, heads, (1e-12, 1e-12), **options)
     lengths = torch.tensor(data.draw(st.lists(st.integers(1, length), min_size=1, max_size=5)))
     tokens = int(lengths.sum())
     words, types = torch.randint(0, 11, (tokens,)), torch.randint(0, 2, (tokens,))
@@ -119,7 +129,7 @@ def call_encoder(data):
     if wrong == "length":
         words = words[:-1]
     if wrong == "device":
-        types = types.to("meta")
+        positions = positions.to("meta")
     if wrong == "zero":
         lengths[0] = 0
     if wrong == "stride":
@@ -127,7 +137,7 @@ def call_encoder(data):
     packed = data.draw(st.booleans())
     pooler = native.NativePooler(weight(hidden, hidden) if packed else torch.randn(hidden, hidden))
     classifier = torch.randn(data.draw(st.integers(1, 9)), hidden)
-    found = attempt(run, lengths, words, positions, types, pooler, classifier)
+    found = attempt(run, lengths, words, positions, types if has_types else None, pooler, classifier)
     assert (found is None) == (wrong not in ("nothing", "stride"))
     if found is not None:
         assert all(bool(output.isfinite().all()) for output in found)

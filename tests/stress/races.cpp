@@ -84,7 +84,10 @@ static bool caller(int variant, unsigned seed, int rounds) {
       stack.push_back({weights[4 * l].weight, weights[4 * l + 1].weight, weights[4 * l + 2].weight, weights[4 * l + 3].weight,
                        gamma.data(), beta.data(), gamma.data(), beta.data()});
     const Table rows{0, 40, table.data(), nullptr};
-    const Encoder encoder{hidden, heads, inner, layers, 1e-12f, 1e-12f, rows, rows, rows, gamma.data(), beta.data(), stack.data()};
+    const Laid projection(numbers, hidden, hidden);
+    const auto distances = numbers.floats(heads * (2 * length - 1));
+    const Encoder encoder{hidden, heads, inner, layers, 1e-12f, 1e-12f, hidden, rows, rows, rows, gamma.data(), beta.data(),
+                          &projection.weight, nullptr, distances.data(), length, stack.data()};
     const int64_t sequences = 1 + numbers.random() % 6;
     std::vector<int64_t> offsets{0}, ids;
     for (int64_t s = 0; s < sequences; ++s) offsets.push_back(offsets.back() + length);

@@ -71,19 +71,24 @@ struct Layer {
   const float *attention_gamma, *attention_beta, *output_gamma, *output_beta;
 };
 
-struct Encoder {
-  int64_t hidden, heads, intermediate, num_layers;
-  float attention_epsilon, embedding_epsilon;
-  Table words, positions, types;
-  const float *embedding_gamma, *embedding_beta;
-  const Layer* layers;
-};
-
 // A linear in float32.
 struct Dense {
   int64_t rows;         // output features
-  const float* weight;  // (rows, hidden)
+  const float* weight;  // (rows, columns)
   const float* bias;    // (rows,), or null
+};
+
+struct Encoder {
+  int64_t hidden, heads, intermediate, num_layers;
+  float attention_epsilon, embedding_epsilon;
+  int64_t width;  // of the embeddings; hidden, unless there is a projection
+  Table words, positions, types;  // types: of size 0 where there are none
+  const float *embedding_gamma, *embedding_beta;
+  const Weight* packed_projection;  // from the embeddings to the hidden states: at most one of the two
+  const Dense* projection;
+  const float* distances;  // null, or (heads, 2 * reach - 1): added to the scores of queries q and keys k at k - q + reach - 1
+  int64_t reach;           // tokens that a sequence may have, with distances
+  const Layer* layers;
 };
 
 // What follows the encoder: the pooler (at most one of the two) on each sequence's first token, then the classifier.
@@ -101,7 +106,7 @@ struct Outputs {
 // A batch without its padding: sequence s has tokens offsets[s] to offsets[s + 1].
 struct Batch {
   int64_t num_sequences, num_tokens;
-  const int64_t *offsets, *words, *positions, *types;
+  const int64_t *offsets, *words, *positions, *types;  // types: null where there are none
 };
 
 // What fake.inl computes, group by group (tokens: row by row).

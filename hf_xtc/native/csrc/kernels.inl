@@ -463,8 +463,9 @@ static int64_t odd_stride(int64_t tokens) {
   return padded % 64 ? padded : padded + 2 * LANES;
 }
 
-// One head of one sequence. qkv: (tokens, 3 * hidden), the head's query at its start; out: (tokens, hidden).
-static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t size, float* scratch, float* out) {
+// One head of one sequence. qkv: (tokens, 3 * hidden), the head's query at its start; distances: null, or what is added to
+// scores, at distance 0; out: (tokens, hidden).
+static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t size, const float* distances, float* scratch, float* out) {
   const int64_t padded = odd_stride(tokens), wide = round_up(size, 2 * LANES), stride = 3 * hidden;
   float *keys = scratch, *values = keys + size * padded, *scores = values + tokens * wide;
   float* result = scores + ATTENTION_ROWS * padded;
@@ -481,7 +482,14 @@ static void attend(const float* qkv, int64_t tokens, int64_t hidden, int64_t siz
     const int m = tokens - t < ATTENTION_ROWS ? tokens - t : ATTENTION_ROWS;
     product_rows<ATTENTION_ROWS>(m, qkv + t * stride, stride, keys, padded, size, padded, scores, padded);
     float weight[ATTENTION_ROWS];
-    softmax_rows<ATTENTION_ROWS>(m, scores, tokens, padded, scaling, weight);
+    if (distances)
+      for (int i = 0; i < m; ++i) {
+        float* row = scores + i * padded;
+        each(row, tokens, [&](int64_t k, Floats v, auto lanes) {
+          store_part(row + k, fused(v, splat(scaling), load_part<Floats>(distances + k - (t + i), lanes)), lanes);
+        });
+      }
+    softmax_rows<ATTENTION_ROWS>(m, scores, tokens, padded, distances ? 1.0f : scaling, weight);
     product_rows<ATTENTION_ROWS>(m, scores, padded, values, wide, tokens, wide, result, wide);
     for (int i = 0; i < m; ++i)
       each(result + i * wide, size, [&](int64_t d, Floats v, auto lanes) {
@@ -558,11 +566,11 @@ static void add_row(const Table& table, int64_t row, int64_t n, float* x) {
 }
 
 static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratch, float* out) {
-  memset(scratch, 0, e.hidden * sizeof(float));
-  add_row(e.words, b.words[token], e.hidden, scratch);
-  add_row(e.types, b.types[token], e.hidden, scratch);
-  add_row(e.positions, b.positions[token], e.hidden, scratch);
-  layer_norm(scratch, e.hidden, e.embedding_gamma, e.embedding_beta, e.embedding_epsilon, out);
+  memset(scratch, 0, e.width * sizeof(float));
+  add_row(e.words, b.words[token], e.width, scratch);
+  if (b.types) add_row(e.types, b.types[token], e.width, scratch);
+  add_row(e.positions, b.positions[token], e.width, scratch);
+  layer_norm(scratch, e.width, e.embedding_gamma, e.embedding_beta, e.embedding_epsilon, out);
 }
 
 // ---- Memory -------------------------------------------------------------------------------------------
@@ -665,6 +673,39 @@ static int64_t linear(const Weight& w, const float* x, int64_t tokens, float* ou
   return 0;
 }
 
+// x @ weight.T + bias for rows of `columns` floats. Each sum runs in the same order, in whatever block its row is.
+template <class F>
+static void dense_block(const Dense& dense, const float* x, int64_t rows, int64_t columns, F put) {
+  constexpr int AT_ONCE = 4;  // sums, which are independent of each other
+  for (int64_t first = 0; first < dense.rows; first += AT_ONCE) {
+    const int count = dense.rows - first < AT_ONCE ? dense.rows - first : AT_ONCE;
+    const float* weight[AT_ONCE];
+    for (int j = 0; j < AT_ONCE; ++j) weight[j] = dense.weight + (first + (j < count ? j : 0)) * columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      Floats sum[AT_ONCE] = {};
+      each(x + r * columns, columns, [&](int64_t i, Floats v, auto lanes) {
+        for (int j = 0; j < AT_ONCE; ++j) sum[j] = fused(v, load_part<Floats>(weight[j] + i, lanes), sum[j]);
+      });
+      for (int j = 0; j < count; ++j) put(r, first + j, sum_of(sum[j]) + (dense.bias ? dense.bias[first + j] : 0.0f));
+    }
+  }
+}
+
+// The embeddings of a block of rows from `start` on, and their projection; x: hidden states.
+static void embed_block(const Encoder& e, const Batch& b, int64_t start, int64_t rows, Scratch& s, float* x) {
+  const bool projects = e.packed_projection || e.projection;
+  float* embedded = projects ? s.second : x;
+  for (int64_t r = 0; r < rows; ++r) embed(e, b, start + r, s.first, embedded + r * e.width);
+  if (e.packed_projection) {
+    quantize_block(embedded, rows, e.width, s.quantized);
+    linear_block(*e.packed_projection, s.quantized, 0, tiles_of(*e.packed_projection), s, [&](int64_t r, int64_t j, Floats y, int64_t lanes) {
+      store_part(x + r * e.hidden + j, y, lanes);
+    });
+  } else if (projects) {
+    dense_block(*e.projection, embedded, rows, e.width, [&](int64_t r, int64_t j, float y) { x[r * e.hidden + j] = y; });
+  }
+}
+
 // What one layer does after attention, for one block of rows; x: their hidden states, in and out.
 static void feed_forward(const Encoder& e, const Layer& layer, const float* context, int64_t rows, Scratch& s, float* x) {
   const int64_t hidden = e.hidden;
@@ -686,12 +727,18 @@ static void feed_forward(const Encoder& e, const Layer& layer, const float* cont
     layer_norm(s.first + r * hidden, hidden, layer.output_gamma, layer.output_beta, e.attention_epsilon, x + r * hidden);
 }
 
-static int64_t widest(const Encoder& e) { return 3 * e.hidden > e.intermediate ? 3 * e.hidden : e.intermediate; }
+// One thread's scratch for blocks of `rows` rows.
+static Scratch scratch_of(char*& from, int64_t rows, const Encoder& e) {
+  const int64_t hidden = e.width > e.hidden ? e.width : e.hidden;
+  const int64_t widest = 3 * hidden > e.intermediate ? 3 * hidden : e.intermediate;
+  return scratch_of(from, rows, widest, widest, hidden, e.intermediate);
+}
 
 // Sequences `first` to `last` of a batch. x: hidden states of the whole batch.
 static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64_t last, float* x, const Threads& threads) {
   const int64_t *offsets = batch.offsets + first, begin = *offsets;
-  const Batch b{last - first, batch.offsets[last] - begin, offsets, batch.words + begin, batch.positions + begin, batch.types + begin};
+  const Batch b{last - first, batch.offsets[last] - begin, offsets, batch.words + begin, batch.positions + begin,
+                batch.types ? batch.types + begin : nullptr};
   x += begin * e.hidden;
   const int64_t hidden = e.hidden, size = hidden / e.heads;
   const int64_t number = threads.number, rows = block_rows(b.num_tokens, number), blocks = (b.num_tokens + rows - 1) / rows;
@@ -699,7 +746,7 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   for (int64_t i = 0; i < b.num_sequences; ++i)
     if (b.offsets[i + 1] - b.offsets[i] > longest) longest = b.offsets[i + 1] - b.offsets[i];
   char* share = nullptr;
-  scratch_of(share, rows, widest(e), widest(e), hidden, e.intermediate);
+  scratch_of(share, rows, e);
   cut(share, attention_floats(longest, size) * 4);
   const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + 128;
   char* memory = workspace.get(bytes);
@@ -709,11 +756,11 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   // The layers' blocks of rows and heads of sequences in turn; a block goes through all that needs no other rows at once.
   const auto rows_of = [&](int64_t l, int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)share;
-    Scratch s = scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
+    Scratch s = scratch_of(from, rows, e);
     const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
     float* block = x + start * hidden;
     if (l == 0)
-      for (int64_t r = 0; r < part; ++r) embed(e, b, start + r, s.first, block + r * hidden);
+      embed_block(e, b, start, part, s, block);
     else
       feed_forward(e, e.layers[l - 1], context + start * hidden, part, s, block);
     if (l == e.num_layers) return;
@@ -724,9 +771,10 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
   };
   const auto head_of = [&](int64_t i, int64_t thread) {
     char* from = memory + thread * (int64_t)share;
-    scratch_of(from, rows, widest(e), widest(e), hidden, e.intermediate);
-    const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, head = i % e.heads * size;
-    attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, (float*)from, context + start * hidden + head);
+    scratch_of(from, rows, e);
+    const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, number = i % e.heads, head = number * size;
+    const float* distances = e.distances ? e.distances + number * (2 * e.reach - 1) + e.reach - 1 : nullptr;
+    attend(qkv + start * 3 * hidden + head, sequence[1] - sequence[0], hidden, size, distances, (float*)from, context + start * hidden + head);
   };
   with_crew(threads, [&](Crew& crew) {
     for (int64_t l = 0; l <= e.num_layers; ++l) {
@@ -735,24 +783,6 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
     }
   });
   return 0;
-}
-
-// x @ weight.T + bias for rows of `columns` floats. Each sum runs in the same order, in whatever block its row is.
-template <class F>
-static void dense_block(const Dense& dense, const float* x, int64_t rows, int64_t columns, F put) {
-  constexpr int AT_ONCE = 4;  // sums, which are independent of each other
-  for (int64_t first = 0; first < dense.rows; first += AT_ONCE) {
-    const int count = dense.rows - first < AT_ONCE ? dense.rows - first : AT_ONCE;
-    const float* weight[AT_ONCE];
-    for (int j = 0; j < AT_ONCE; ++j) weight[j] = dense.weight + (first + (j < count ? j : 0)) * columns;
-    for (int64_t r = 0; r < rows; ++r) {
-      Floats sum[AT_ONCE] = {};
-      each(x + r * columns, columns, [&](int64_t i, Floats v, auto lanes) {
-        for (int j = 0; j < AT_ONCE; ++j) sum[j] = fused(v, load_part<Floats>(weight[j] + i, lanes), sum[j]);
-      });
-      for (int j = 0; j < count; ++j) put(r, first + j, sum_of(sum[j]) + (dense.bias ? dense.bias[first + j] : 0.0f));
-    }
-  }
 }
 
 // The pooler and the classifier. It is little work next to the encoder's, and one thread does it.

@@ -47,7 +47,7 @@ static bool runs(const Variant& v) {
 }
 
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
-API int xtc_interface() { return 6; }
+API int xtc_interface() { return 7; }
 
 static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &neon_i8mm, &neon_dotprod, &neon, &portable};
 
@@ -143,14 +143,17 @@ static bool below(const int64_t* ids, int64_t n, int64_t limit) {
 }
 
 // -1: the offsets are not those of num_tokens tokens, or a sequence has none; -2, -3, -4: an id of a token, a position
-// or a type is no row of its table. Otherwise as Variant::encoder.
+// or a type is no row of its table; -5: a sequence is longer than the distances reach. Otherwise as Variant::encoder.
 API int64_t xtc_encoder(int variant, const Encoder* e, const Batch* b, const Head* head, const Outputs* out, const Threads* threads) {
   for (int64_t s = 0; s < b->num_sequences; ++s)
     if (b->offsets[s + 1] <= b->offsets[s]) return -1;
+  if (e->distances)
+    for (int64_t s = 0; s < b->num_sequences; ++s)
+      if (b->offsets[s + 1] - b->offsets[s] > e->reach) return -5;
   if (b->offsets[0] != 0 || b->offsets[b->num_sequences] != b->num_tokens) return -1;
   if (!below(b->words, b->num_tokens, e->words.size)) return -2;
   if (!below(b->positions, b->num_tokens, e->positions.size)) return -3;
-  if (!below(b->types, b->num_tokens, e->types.size)) return -4;
+  if (b->types && !below(b->types, b->num_tokens, e->types.size)) return -4;
   return VARIANTS[variant]->encoder(*e, *b, *head, *out, *threads);
 }
 
