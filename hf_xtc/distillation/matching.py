@@ -1,10 +1,10 @@
 """Matches student and teacher: loss terms, label order, head, and layers."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_xtc.distillation.terms import TERMS, DistillationTerm, LogitsTerm
+from hf_xtc.distillation.terms import TERMS, DistillationTerm, LogitsTerm, PooledTerm
 from hf_xtc.errors import RecipeError, XTCError
 from hf_xtc.recipe.layer_map import LayerMap
 
@@ -55,6 +55,17 @@ def fit_logits(term: DistillationTerm | None, student: Any) -> None:
                 "Use the terms hidden_states, attention_scores and labels."
             )
         term.regression = student.problem_type == "regression"
+
+
+def fit_pooling(terms: Iterable[DistillationTerm], student: Any) -> bool:
+    """Lets the terms on sentence embeddings pool as the student's configuration says; returns whether there are any.
+
+    A student without settings of its own is pooled by the mean.
+    """
+    pooled = [term for term in terms if isinstance(term, PooledTerm)]
+    for term in pooled:
+        term.pooling = ((getattr(student, "xtc", None) or {}).get("sentences") or {}).get("pooling", "mean")
+    return bool(pooled)
 
 
 def fit_layers(student: Any, teacher: Any) -> LayerMap:

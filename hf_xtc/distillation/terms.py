@@ -1,8 +1,9 @@
 """Distillation terms: each maps the outputs of student and teacher for one batch to a scalar loss.
 
 All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and the
-loss of a batch is the mean of those of its halves (gradient accumulation and data parallelism change nothing). Layers
-are summed, as in the reference code. Terms take tensors only; the trainer weights, adds and logs them.
+loss of a batch is the mean of those of its halves (gradient accumulation and data parallelism change nothing), except
+of `similarities`, which compares the examples of a batch with each other. Layers are summed, as in the reference code.
+Terms take tensors only; the trainer weights, adds and logs them.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +17,19 @@ from torch.nn import functional as F
 from hf_xtc.errors import XTCError
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.registry import Registry
+from hf_xtc.tasks.pooling import pool
 
 TERMS = Registry("distillation term")
 """Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` takes names."""
 
 TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
 XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
+SENTENCES = (
+    "Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation, "
+    "EMNLP 2020"
+)
+RELATIONS = "Park et al., Relational Knowledge Distillation, CVPR 2019"
+PRESERVED = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
 
 
 class DistillationTerm(ABC):
@@ -34,6 +42,7 @@ class DistillationTerm(ABC):
 
     needs: frozenset[str] = frozenset()
     mapped = False
+    pooled = False
     intermediate = False
     citations: tuple[str, ...] = (XTC,)
 
@@ -248,6 +257,71 @@ def _size(states: Tensor) -> str:
 
 def _heads(scores: Tensor) -> str:
     return f"{scores.shape[1]} attention heads over {scores.shape[-1]} keys"
+
+
+class PooledTerm(DistillationTerm):
+    """Base of the terms on sentence embeddings: the last hidden states, pooled and scaled to length 1.
+
+    Args:
+        pooling (`str`): "mean" or "cls"; see `hf_xtc.tasks.pooling.pool`.
+    """
+
+    needs = frozenset({"hidden_states"})
+    pooled = True
+
+    def __init__(self, pooling: str = "mean"):
+        self.pooling = pooling
+
+    def _embeddings(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings `(batch, features)`, float32, of length 1."""
+        states = outputs["hidden_states"][-1]
+        mask = None if "attention_mask" not in batch else token_mask(batch, states)
+        return F.normalize(pool(states, mask, self.pooling), dim=-1)
+
+    def _pair(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+        ours, theirs = self._embeddings(student, batch), self._embeddings(teacher, batch).detach()
+        if ours.shape != theirs.shape:
+            raise XTCError(
+                f"Student and teacher give embeddings of {ours.shape[-1]} and {theirs.shape[-1]} features. Use a "
+                f"student of the teacher's width, or drop the term {name!r}."
+            )
+        return ours, theirs
+
+
+@TERMS.register("embeddings")
+class EmbeddingsTerm(PooledTerm):
+    """`1 - cos(s, t)` of the sentence embeddings of student and teacher, the mean over examples.
+
+    Computed as `|s/|s| - t/|t||**2 / 2`, which is the same and exactly 0 where they are equal: the squared error that
+    teaches a student its teacher's embeddings in Reimers and Gurevych 2020, for embeddings of length 1.
+    """
+
+    citations = (SENTENCES,)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = self._pair(student, teacher, batch, "embeddings")
+        return (ours - theirs).square().sum(-1).mean() / 2
+
+
+@TERMS.register("similarities")
+class SimilaritiesTerm(PooledTerm):
+    """Squared error of the cosine similarities between the examples of a batch.
+
+    `mean over i != j of (s_i . s_j - t_i . t_j)**2` for embeddings `s` of the student and `t` of the teacher of length
+    1, after the similarity-preserving loss of Tung and Mori 2019, a relational distillation (Park et al. 2019) with
+    cosines for relations. 0 for a batch of one example. It depends on which examples share a batch, so that gradient
+    accumulation and several processes change it.
+    """
+
+    citations = (RELATIONS, PRESERVED)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = self._pair(student, teacher, batch, "similarities")
+        rows = len(ours)
+        with torch.autocast(ours.device.type, enabled=False):
+            errors = (ours @ ours.T - theirs @ theirs.T).square()
+        others = 1 - torch.eye(rows, device=errors.device)
+        return (errors * others).sum() / max(rows * (rows - 1), 1)
 
 
 @TERMS.register("labels")

@@ -459,6 +459,9 @@ def test_only_layers_that_terms_read_are_stored():
     assert kept_layers([terms["logits"], terms["labels"]], layer_map, 4) == {}
     kept = kept_layers([terms["hidden_states"], terms["attention_scores"]], layer_map, 4)
     assert kept == {"hidden_states": (0, 2, 4), "attentions": (1, 3)}
+    assert kept_layers([terms["embeddings"]], layer_map, 4) == {"hidden_states": (4,)}
+    both = [terms["hidden_states"], terms["similarities"]]
+    assert kept_layers(both, LayerMap((0, 2), 4), 4) == {"hidden_states": (0, 1, 3, 4)}
 
 
 # Making it
