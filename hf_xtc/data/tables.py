@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_xtc.errors import DataError, needs_extra
+from hf_xtc.files.safe_json import parse_json
 
 with needs_extra("cli"):
     import pandas as pd
@@ -166,6 +167,21 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
     if known:
         values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
     return Table(source, values, known)
+
+
+def is_list(rows: Dataset, column: str) -> bool:
+    """Whether a column, by its first row, holds lists: in csv and tsv files JSON, such as `["joy", "anger"]`."""
+    return isinstance(json_value(rows[0][column]), list)
+
+
+def json_value(cell: Any) -> Any:
+    """The list or object that a cell holds as JSON; any other cell as it is."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return parse_json(cell)
+        except ValueError:
+            return cell
+    return cell
 
 
 def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) -> str:

@@ -38,6 +38,10 @@ class DataArguments:
             positive.
     """
 
+    task: str | None = field(
+        default=None,
+        metadata={"help": "Task, such as token-classification; default: that of the teacher's class and the columns."},
+    )
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
     train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
@@ -78,6 +82,8 @@ class DataArguments:
             raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
         if self.regression and self.task_name not in (None, "stsb"):
             raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        if self.regression and self.task not in (None, "regression"):
+            raise DataError(f"--regression is the task regression, but --task is {self.task}. Leave one of them out.")
         if self.positive_label is not None and (self.regression or self.task_name is not None):
             raise DataError(
                 f"--positive_label={self.positive_label} is for own files with two classes; "
@@ -91,6 +97,11 @@ class DataArguments:
         for name in ("max_length", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the labels are numbers."""
+        return self.regression or self.task == "regression" or self.task_name == "stsb"
 
     @property
     def columns(self) -> Columns:
@@ -150,36 +161,63 @@ class TaskData:
         return "text_pair" in self.train.column_names
 
 
-def load_task(args: DataArguments) -> TaskData:
-    """The train and validation data that `args` names, checked, with class ids for labels.
+Splits = dict[str, tuple[str, Dataset, Columns]]
+"""Split -> its name for messages, its rows as read, and the columns to take."""
+
+
+def load_task(args: DataArguments, sources: Splits | None = None) -> TaskData:
+    """The train and validation data that `args` names, checked, with class ids or numbers for labels.
 
     Label names come from a `ClassLabel` column, else from GLUE, else from the train data: strings in alphabetical,
     integers in numerical order. `max_train_samples` and `max_eval_samples` keep the first rows, after the checks.
+
+    Args:
+        args (`DataArguments`): What to load.
+        sources (`Splits`, *optional*): What `read_splits` gives, if it was called already.
 
     Raises:
         DataError: if a file is missing, unreadable, empty or not UTF-8; lacks a column, a text or a label; has a label
             that the train data lacks; if only one class is left to train on; or if the Hub cannot be reached.
     """
-    regression = args.regression or args.task_name == "stsb"
-    tables = {split: select(*table) for split, table in _splits(args).items()}
+    regression = args.numbers
+    tables = {split: select(*table) for split, table in (sources or read_splits(args)).items()}
     for table in tables.values():
         check_rows(table, blank_allowed=args.task_name is not None, numbers=regression and args.task_name is None)
     names = None if regression else class_names(tables["train"])
     limits = {"train": args.max_train_samples}
     splits = {k: numbered(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
-    train, validation = splits.pop("train"), splits.pop("validation")
+    train = splits["train"]
     if names and len(set(train["label"])) == 1:
         only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
         raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
     positive = _positive(args, names or (), tables["train"].source)
     if names:
         _log_classes(tables["train"].source, names, train)
+    return task_data(args, splits, names, positive)
+
+
+def task_data(
+    args: DataArguments, splits: dict[str, Dataset], names: tuple[str, ...] | None, positive: int | None = None
+) -> TaskData:
+    """Checked splits as `TaskData`: named, fingerprinted, and with rows held out of "train" where asked for.
+
+    Args:
+        args (`DataArguments`): Where they come from.
+        splits (`dict[str, Dataset]`): "train", "validation" and, if there are more, others to report on.
+        names (`tuple[str, ...]`, *optional*), positive (`int`, *optional*): See `TaskData`.
+
+    Raises:
+        DataError: if the held-out part, or the rest, would have no rows.
+    """
+    train, validation = splits["train"], splits["validation"]
+    extra = {name: rows for name, rows in splits.items() if name not in ("train", "validation")}
     contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
     path = Path(args.train_file or "").resolve()
-    name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
+    stem = path.name.partition(".")[0] if path.suffix == ".gz" else path.stem
+    name = args.task_name or (path.parent.name if stem == "train" else stem)
     train, selection = hold_out(train, args.selection_share)
-    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection, positive)
+    return TaskData(name, args.task_name, train, validation, extra, names, fingerprint, selection, positive)
 
 
 def _positive(args: DataArguments, names: tuple[str, ...], source: str) -> int | None:
@@ -240,8 +278,12 @@ def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Data
     return train.select(rest), train.select(sorted(held))
 
 
-def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
-    """Per split the name for messages, the raw table and the columns to take."""
+def read_splits(args: DataArguments) -> Splits:
+    """The rows that `args` names as they were read, before any check of them.
+
+    Raises:
+        DataError: if a file is missing, unreadable, empty or not UTF-8, or the Hub cannot be reached.
+    """
     if args.task_name is not None:
         return glue_tables(args.task_name, args.data_dir)
     paths = {"train": str(args.train_file), "validation": str(args.validation_file)}

@@ -58,7 +58,8 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
         sha256=weights_sha256(job.out),
         log=receipts[-1].log,
         model_class=type(student).__name__,
-        positive_class=job.data.positive_class,
+        positive_class=job.task.positive_class(job.data),
+        problem_type=getattr(config, "problem_type", None),
     )
     write_json(job.out / "metrics.json", run.to_dict())
     write_card(run, job.out / "README.md")

@@ -2,6 +2,6 @@
 
 import hf_xtc.tasks.regression
 import hf_xtc.tasks.sequence_classification  # noqa: F401
-from hf_xtc.tasks.base import TASKS, Task, task_of
+from hf_xtc.tasks.base import TASKS, Task, find_task, task_of_model
 
-__all__ = ["TASKS", "Task", "task_of"]
+__all__ = ["TASKS", "Task", "find_task", "task_of_model"]

@@ -8,37 +8,65 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from hf_xtc.data.task_data import DataArguments, load_task
-from hf_xtc.errors import DataError
-from hf_xtc.hub.card import PIPELINES, usage
-from hf_xtc.tasks import TASKS, Task, task_of
-from hf_xtc.tasks import base as tasks_base
+from hf_xtc.data.task_data import DataArguments, read_splits
+from hf_xtc.errors import DataError, XTCError
+from hf_xtc.hub.card import usage
+from hf_xtc.tasks import TASKS, Task, find_task, task_of_model
 
 TABLES = {
     "sequence-classification": {"text": ["a b", "c", "b"], "label": ["no", "yes", "no"]},
     "regression": {"text": ["a b", "c", "b"], "label": [0.5, 1.5, -2.0]},
 }
+OPTIONS = {"regression": {"regression": True}}
+SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+def arguments(folder, name, **options):
+    path = str(folder / "rows.jsonl")
+    pd.DataFrame(TABLES[name]).to_json(path, orient="records", lines=True)
+    return DataArguments(train_file=path, validation_file=path, **OPTIONS.get(name, {}), **options)
 
 
 def load(folder, name):
-    path = str(folder / "rows.csv")
-    pd.DataFrame(TABLES[name]).to_csv(path, index=False)
-    return load_task(DataArguments(train_file=path, validation_file=path, regression=name == "regression"))
+    args = arguments(folder, name)
+    return TASKS[name]().load(args, read_splits(args))
+
+
+def config(task, **changes):
+    head = task.head if isinstance(task, type) else task
+    return BertConfig(architectures=[f"Bert{head}"], **changes)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_data_find_their_task_and_fit_no_other(tmp_path, name):
-    data = load(tmp_path, name)
-    assert type(task_of(data)) is TASKS[name]
-    assert [other for other in TASKS if TASKS[other]().fits(data)] == [name]
+    args = arguments(tmp_path, name)
+    sources = read_splits(args)
+    assert type(find_task(args, sources)) is TASKS[name]
+    assert [other for other in TASKS if TASKS[other]().reads(args, sources["train"][1])] == [name]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_teachers_class_agrees_with_the_data(tmp_path, name):
+    args = arguments(tmp_path, name)
+    problem = TASKS[name]().head_config(load(tmp_path, name)).get("problem_type")
+    for teacher in (config(TASKS[name]), config(TASKS[name], problem_type=problem), config("ForPreTraining")):
+        assert type(find_task(args, read_splits(args), teacher, "teacher")) is TASKS[name]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_can_be_said(tmp_path, name):
+    args = arguments(tmp_path, name, task=name)
+    assert type(find_task(args, read_splits(args), config("Model"), "teacher")) is TASKS[name]
+    args.task = "tagging"
+    with pytest.raises(XTCError, match=r"^Unknown task 'tagging'; registered: .*sequence-classification"):
+        find_task(args, read_splits(args))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_head_by_the_tasks_config_trains_and_is_scored(tmp_path, name):
     data = load(tmp_path, name)
     task: Task = TASKS[name]()
-    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    model = task.auto_class.from_config(BertConfig(vocab_size=9, **shape, **task.head_config(data)))
+    model = task.auto_class.from_config(BertConfig(vocab_size=9, **SHAPE, **task.head_config(data)))
     assert type(model).__name__.endswith(task.head)
     aligned = task.align_labels(data, model.config, "teacher")
     labels = torch.tensor(aligned.train["label"][:])
@@ -49,14 +77,20 @@ def test_a_head_by_the_tasks_config_trains_and_is_scored(tmp_path, name):
     class Prediction:
         predictions, label_ids = output.logits.detach().numpy(), labels.numpy()
 
-    assert task.main_metric(data) in task.compute_metrics(data)(Prediction)
+    scores = task.compute_metrics(data, data.train)(Prediction)
+    assert tuple(scores) == task.metric_names(data)
+    assert task.main_metric(data) in scores
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_cards_know_the_task(name):
     task = TASKS[name]
-    assert PIPELINES[task.head] == task.pipeline_tag
-    assert f'"{task.pipeline_tag}"' in usage(f"XTCBert{task.head}")
+    problem = (task.problem_types or (None,))[-1]
+    found = task_of_model(f"XTCBert{task.head}", problem)
+    assert (found.head, found.pipeline_tag) == (task.head, task.pipeline_tag)
+    assert usage(f"XTCBert{task.head}", problem_type=problem).startswith(
+        "import hf_xtc  # registers the architecture\n"
+    )
 
 
 def test_label_names_of_the_data_name_the_head(tmp_path):
@@ -68,14 +102,21 @@ def test_label_names_of_the_data_name_the_head(tmp_path):
 def test_labels_that_are_not_the_heads_are_refused(tmp_path):
     data = load(tmp_path, "regression")
     with pytest.raises(DataError, match=r"rows is a regression, but the head of teacher has 2 outputs"):
-        task_of(data).align_labels(data, BertConfig(num_labels=2), "teacher")
+        TASKS["regression"]().align_labels(data, BertConfig(num_labels=2), "teacher")
 
 
-def test_data_of_no_task_are_refused(tmp_path, monkeypatch):
-    data = load(tmp_path, "regression")
-    monkeypatch.setattr(tasks_base, "TASKS", {"sequence-classification": TASKS["sequence-classification"]})
-    with pytest.raises(DataError, match=r"^rows has the columns text, label, which fit none of the tasks: "):
-        task_of(data)
+def test_regression_is_no_other_task(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^--regression is the task regression, but --task is sequence-classification"
+    ):
+        arguments(tmp_path, "regression", task="sequence-classification")
+
+
+def test_data_of_no_task_are_told_their_columns(tmp_path):
+    args = arguments(tmp_path, "sequence-classification", label_column="class")
+    sources = read_splits(args)
+    with pytest.raises(DataError, match=r"has no column class; its columns are text, label\."):
+        find_task(args, sources).load(args, sources)
 
 
 def test_cards_do_not_need_the_libraries_of_data():
@@ -84,7 +125,8 @@ import sys
 for name in ("datasets", "sklearn", "scipy", "pandas"):
     sys.modules[name] = None
 import hf_xtc.hub.card
-print(sorted(hf_xtc.hub.card.TASKS))
+from hf_xtc.tasks import TASKS
+print(*sorted(TASKS))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['regression', 'sequence-classification']"
+    assert done.stdout.split() == sorted(TASKS)
