@@ -146,7 +146,10 @@ COMMANDS = {
         ("ExportArguments", "EvaluationDataArguments"),
     ),
     "predict": Command(
-        "classify texts with a packed model; starts at once, without PyTorch", "MODEL [FILE]", _predict, ()
+        "classify, rank or embed texts with a packed model; starts at once, without PyTorch",
+        "MODEL [FILE]",
+        _predict,
+        (),
     ),
     "push": Command("publish a packed model", "FOLDER USER/NAME", _push, ("PushArguments",), ("folder", "repo_id")),
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),

@@ -105,6 +105,12 @@ class Pipeline:
         return tokenizer
 
     @property
+    def task(self) -> str | None:
+        """The task recorded in the configuration: "sentence-embedding", "reranking" or `None`."""
+        task = self.config["xtc"].get("task")
+        return task if isinstance(task, str) else None
+
+    @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits."""
         names = self.config.get("id2label")
@@ -124,7 +130,7 @@ class Pipeline:
         Returns:
             `list[dict]`: A `label` and its `score` for each text; with `top_k` other than 1, a list of such for each.
             Scores are probabilities (softmax; sigmoid of multi-label models and of one label), or the plain numbers
-            of a regression.
+            of a regression. Those of a reranker are what its CrossEncoder predicts.
 
         Raises:
             XTCError: if the model is no classifier, or an argument is invalid.
@@ -139,6 +145,9 @@ class Pipeline:
 
     def _scores(self, logits: Array) -> Array:
         problem = self.config.get("problem_type")
+        if self.task == "reranking":  # as CrossEncoder of sentence-transformers does
+            activation = (self.config.get("sentence_transformers") or {}).get("activation_fn", "Sigmoid")
+            problem = "regression" if str(activation).endswith("Identity") else None
         if problem == "regression":
             return logits
         if problem == "multi_label_classification" or (problem is None and logits.shape[1] == 1):

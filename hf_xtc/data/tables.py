@@ -31,6 +31,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
 }
 
 
@@ -85,7 +86,7 @@ def read_file(path: str) -> Dataset:
         if "corresponds to no data" in reason or "BatchSize must be greater" in reason:
             raise DataError(f"{path} has no rows.") from error
         raise DataError(f"{path} cannot be read as {builder}: {reason}") from error
-    return table
+    return table.filter(str.strip, input_columns="text") if builder == "text" else table  # lines that are not blank
 
 
 def _column_names(path: str, options: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
 from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
 from hf_xtc.errors import DataError, needs_extra
+from hf_xtc.files.sentence_files import POOLINGS
 
 with needs_extra("cli"):
     from datasets import Dataset
@@ -53,6 +54,12 @@ class DataArguments:
     positive_label: str | None = field(
         default=None,
         metadata={"help": "Of two classes in own files, the one whose F1 is reported; default: class 1 of the model."},
+    )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pooling of sentence embeddings: mean or cls; default: as the model's modules.json says, or mean."
+        },
     )
     max_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are truncated."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
@@ -89,6 +96,8 @@ class DataArguments:
                 f"--positive_label={self.positive_label} is for own files with two classes; "
                 + (f"GLUE's {self.task_name} has metrics of its own." if self.task_name else "a regression has none.")
             )
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise DataError(f"--pooling={self.pooling} does not exist. Use one of: {', '.join(POOLINGS)}.")
         if not 0 <= self.selection_share < 1:
             raise DataError(f"--selection_share must be at least 0 and below 1, but is {self.selection_share}.")
         columns = [self.text_column, self.text_pair_column, self.label_column]
@@ -101,7 +110,7 @@ class DataArguments:
     @property
     def numbers(self) -> bool:
         """Whether the labels are numbers."""
-        return self.regression or self.task == "regression" or self.task_name == "stsb"
+        return self.regression or self.task in ("regression", "reranking") or self.task_name == "stsb"
 
     @property
     def columns(self) -> Columns:

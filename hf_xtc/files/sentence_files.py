@@ -60,13 +60,25 @@ class SentenceSettings:
                     f"{', '.join(POOLINGS)}, normalize true or false, max_length a positive number. Correct it."
                 )
 
+    @classmethod
+    def from_dict(cls, values: Any) -> "SentenceSettings":
+        """The settings that `to_dict` gave, as a JSON object.
+
+        Raises:
+            PackedFileError: if they are something else.
+        """
+        try:
+            return cls(**values)
+        except TypeError:
+            raise PackedFileError(f"{values!r:.80} are no settings of a sentence embedder. Restore them.") from None
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as a JSON object, of which `SentenceSettings(**values)` makes them again."""
         return asdict(self)
 
 
 def read_sentence_settings(folder: Path) -> SentenceSettings | None:
-    """The settings of a folder of sentence-transformers; `None` if it has no `modules.json`.
+    """The settings of a folder of sentence-transformers; `None` if it has no `modules.json`, or no Pooling in it.
 
     Raises:
         PackedFileError: if a file is invalid; if it has other modules than a Transformer, a Pooling and Normalize;
@@ -80,7 +92,9 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise PackedFileError(f"{file} cannot be read ({error}). Download or write it again.") from error
     unknown, path = set(modules) - {"Transformer", "Pooling", "Normalize"}, modules.get("Pooling")
-    if unknown or path is None or Path(path).name != path:
+    if path is None:  # a CrossEncoder, for example
+        return None
+    if unknown or Path(path).name != path:
         raise PackedFileError(f"{file} has modules {sorted(modules)}, not a Transformer, a Pooling and Normalize.")
     pooling = _pooling(folder / path)
     transformer, sentences = read_settings(folder / TRANSFORMER), read_settings(folder / SENTENCES)

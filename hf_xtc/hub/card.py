@@ -25,8 +25,8 @@ from hf_xtc.hub.results import Run, metric_text, metric_title, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
-from hf_xtc.tasks import task_of_model
-from hf_xtc.tasks.base import PIPELINE
+from hf_xtc.tasks import kind_of, task_of_model
+from hf_xtc.tasks.base import PIPELINE, Task
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 # Ending of a class name -> tag of the Hub, for heads that have no task here.
@@ -57,6 +57,7 @@ def run_card(run: Run) -> str:
             run.provenance,
             tags=["knowledge-distillation"],
             pipeline_tag=_pipeline_tag(run.model_class, run.problem_type),
+            library_name=_library(run.model_class, run.problem_type),
             model_name=html.escape(run.name),
             eval_results=_eval_results(run) or None,
             model_sha256=run.sha256,
@@ -112,8 +113,13 @@ def model_card(
     size, facts = ledger(config, model_class=model_class), {**config.xtc.get("provenance", {}), **(made or {})}
     recipe: XTCRecipe = config.recipe
     given = {key: value for key, value in (metadata or {}).items() if value is not None}
-    problem_type = getattr(config, "problem_type", None)
-    fields = {"pipeline_tag": _pipeline_tag(model_class.__name__, problem_type), "model_sha256": sha256, **given}
+    problem_type = kind_of(config)
+    fields = {
+        "pipeline_tag": _pipeline_tag(model_class.__name__, problem_type),
+        "library_name": _library(model_class.__name__, problem_type),
+        "model_sha256": sha256,
+        **given,
+    }
     return _render(
         _metadata(recipe, facts, **fields),
         name=html.escape(name),
@@ -145,8 +151,8 @@ def usage(class_name: str, package: str = "hf_xtc", problem_type: str | None = N
     """Python code that loads a model from the card's own folder; see `FOLDER_ARGUMENT`.
 
     Args:
-        class_name (`str`), problem_type (`str`, *optional*): The model's class and its config's problem type, which
-            tell the task.
+        class_name (`str`), problem_type (`str`, *optional*): The model's class and `kind_of` its config, which tell
+            the task.
         package (`str`): The package that registers the architecture.
     """
     task = task_of_model(class_name, problem_type)
@@ -184,7 +190,7 @@ def _metadata(
     """
     own = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
     more = [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in own]
-    known = {"base_model": facts.get("base_model"), "license": _license(facts), "library_name": "transformers"}
+    known = {"base_model": facts.get("base_model"), "license": _license(facts)}
     given = {key: value for key, value in {**known, **fields}.items() if value is not None}
     return ModelCardData(tags=[*own, *more], **given)
 
@@ -202,6 +208,12 @@ def _pipeline_tag(class_name: str, problem_type: str | None) -> str | None:
     if task is None:
         return next((tag for head, tag in PIPELINES.items() if class_name.endswith(head)), None)
     return task.pipeline_tag
+
+
+def _library(class_name: str, problem_type: str | None) -> str:
+    """The library that opens a model of this task, by its name on the Hub."""
+    task = task_of_model(class_name, problem_type)
+    return Task.library_name if task is None else task.library_name
 
 
 def _eval_results(run: Run) -> list[EvalResult]:

@@ -151,6 +151,8 @@ def student_stage(
             student = started(name, job.task.auto_class, teacher, recipe)
         else:
             student = compress(teacher, recipe, weights_from=before)
+        for key, value in job.task.recorded().items():
+            setattr(student.config, key, {**student.config.xtc, **value} if key == "xtc" else value)
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = stage.dropout

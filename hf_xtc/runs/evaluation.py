@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
-from hf_xtc.data.task_data import TaskData, read_splits
+from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.errors import DataError
 from hf_xtc.files.writing import write_json
 from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
@@ -32,6 +32,23 @@ def _is_timing(key: str) -> bool:
     return key == "epoch" or key.endswith(("_runtime", "_per_second", "_time"))
 
 
+def check_options(task: Task, data_args: DataArguments, teacher: str | None = None) -> None:
+    """Raises `DataError` for an option of another task."""
+    for option, value, applies in (
+        ("pooling", data_args.pooling, task.scored_by_teacher),
+        ("teacher", teacher, task.scored_by_teacher),
+    ):
+        if value is not None and not applies:
+            raise DataError(f"--{option}={value} is for sentence-embedding, not for this task. Leave it out.")
+
+
+def _teacher(args: EvaluateArguments, task: Task) -> Any:
+    """The teacher whose scores stand in for those of texts that have none; `None` without one."""
+    if args.teacher is None:
+        return None
+    return load_model(args.teacher, task.auto_class, args.teacher_revision, fresh_head=not task.needs_head)
+
+
 def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) -> dict[str, float]:
     """Metrics of a model, loaded with `from_pretrained`, on the validation split.
 
@@ -45,15 +62,18 @@ def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) ->
     config = load_config(args.model)
     check_config(config, args.model, fresh_head=False)
     task = find_task(data_args, sources, config, args.model)
+    check_options(task, data_args, args.teacher)
+    task.open(config, args.model, None, data_args, fresh_head=False)
     data = task.load(data_args, sources)
     tokenizer = load_tokenizer(args.model)
     check_tokenizer(tokenizer, config, args.model, data_args.max_length)
     data = task.align_labels(data, config, args.model)
     if (positive := task.positive_class(data)) is not None:
         logger.info("f1 is that of class %r.", positive)
-    model = load_model(args.model, task.auto_class, dtype="auto")
+    data = task.teach(data, _teacher(args, task), tokenizer, data_args)
+    model = load_model(args.model, task.auto_class, fresh_head=not task.needs_head, dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = task.trainer_class(Trainer)(
             model,
             TrainingArguments(
                 folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False

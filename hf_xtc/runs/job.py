@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, Trainer
 
 from hf_xtc.compression.size_ledger import ledger
@@ -21,7 +22,7 @@ from hf_xtc.hub.results import Row
 from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
-from hf_xtc.runs.evaluation import measure
+from hf_xtc.runs.evaluation import check_options, measure
 from hf_xtc.runs.fingerprint import (
     candidates_digest,
     deciding,
@@ -39,6 +40,7 @@ from hf_xtc.runs.schedule import Schedule, budget_epochs
 from hf_xtc.runs.teacher import load_config, load_reported, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
 from hf_xtc.tasks import Task, find_task
+from hf_xtc.tasks.sentence_embedding import read_settings
 from hf_xtc.training.arguments import DEFAULT_TERMS, XTCTrainingArguments
 from hf_xtc.training.trainer import XTCTrainer
 
@@ -182,7 +184,7 @@ class Job:
     ) -> XTCTrainer:
         """A trainer on the train rows that evaluates on the held-out rows or, without any, on the validation split."""
         rows = self.tokenized.get("selection", self.tokenized["validation"])
-        return XTCTrainer(
+        made: XTCTrainer = self.task.trainer_class(XTCTrainer)(
             model,
             arguments,
             teacher_model=teacher,
@@ -193,6 +195,7 @@ class Job:
             compute_metrics=self.task.compute_metrics(self.data, rows),
             preprocess_logits_for_metrics=self.task.reduce_outputs,
         )
+        return made
 
     def measure(self, trainer: Trainer, splits: dict[str, Any]) -> dict[str, float]:
         """Metrics of a trainer's model on tokenized splits, the main one first; see `evaluation.measure`."""
@@ -272,7 +275,11 @@ def prepare(
     for stage_recipe in recipes:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
     rows = read_splits(data_args)
+    if data_args.task is None and not args.fine_tune and read_settings(args.teacher, args.teacher_revision):
+        data_args = dataclasses.replace(data_args, task="sentence-embedding")
     task = find_task(data_args, rows, config, args.teacher, fresh_head=args.fine_tune)
+    check_options(task, data_args)
+    task.open(config, args.teacher, args.teacher_revision, data_args, fresh_head=args.fine_tune)
     if not task.augments and (data_args.unlabelled or (augmentation is not None and augmentation.augment)):
         raise RecipeError(
             "--augment and --unlabelled add texts with the class or number that the teacher predicts, but "
@@ -281,7 +288,7 @@ def prepare(
     if task.terms is not None and training_args.terms == DEFAULT_TERMS:
         training_args = dataclasses.replace(training_args, terms=dict(task.terms))
     data = task.load(data_args, rows)
-    best, known = training_args.metric_for_best_model, ("loss", *task.metric_names(data))
+    best, known = training_args.metric_for_best_model, (*(["loss"] * task.has_loss), *task.metric_names(data))
     if best is not None and best.removeprefix("eval_") not in known:
         raise XTCError(f"--metric_for_best_model={best} is not measured. Use one of: {', '.join(known)}.")
     if not args.fine_tune:
@@ -291,8 +298,17 @@ def prepare(
     check_tokenizer(tokenizer, config, args.teacher, data_args.max_length)
     labels = task.head_config(data)
     teacher, new = load_reported(
-        args.teacher, task.auto_class, args.teacher_revision, fresh_head=args.fine_tune, **labels
+        args.teacher,
+        task.auto_class,
+        args.teacher_revision,
+        fresh_head=args.fine_tune or not task.needs_head,
+        **labels,
     )
+    if not task.needs_head:
+        with torch.no_grad():
+            for name in new:  # of a pooler that is not used: the same in every run
+                teacher.get_parameter(name).zero_()
+    data = task.teach(data, teacher, tokenizer, data_args)
     augmentation = augmentation or AugmentationArguments()
     sources: dict[str, Any] = {
         "teacher": {**model_digest(config, teacher, new), "tokenizer": tokenizer_digest(tokenizer)}

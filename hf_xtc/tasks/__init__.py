@@ -1,7 +1,9 @@
 """The tasks, one file each, registered in `TASKS`."""
 
 import hf_xtc.tasks.regression
+import hf_xtc.tasks.reranking
+import hf_xtc.tasks.sentence_embedding
 import hf_xtc.tasks.sequence_classification  # noqa: F401
-from hf_xtc.tasks.base import TASKS, Task, find_task, task_of_model
+from hf_xtc.tasks.base import TASKS, Task, find_task, kind_of, task_of_model
 
-__all__ = ["TASKS", "Task", "find_task", "task_of_model"]
+__all__ = ["TASKS", "Task", "find_task", "kind_of", "task_of_model"]

@@ -42,6 +42,10 @@ class Task(ABC):
             the teacher's class, or said with `--task`.
         terms (`dict[str, float]`, *optional*): Weights of the distillation terms; default: those of
             `XTCTrainingArguments`.
+        library_name (`str`): The library that the snippet opens the model with, by its name on the Hub.
+        needs_head (`bool`): Whether a model needs weights beyond its encoder's.
+        has_loss (`bool`): Whether an evaluation gives a loss.
+        scored_by_teacher (`bool`): Whether a teacher gives the scores of validation rows that have none; see `teach`.
         augments (`bool`): Whether `--augment` and `--unlabelled` can add rows: rows of `text` and `label`, where the
             label is the class or the number that the teacher predicts.
     """
@@ -53,6 +57,10 @@ class Task(ABC):
     snippet: ClassVar[str] = PIPELINE
     labelled: ClassVar[bool] = True
     terms: ClassVar[Mapping[str, float] | None] = None
+    library_name: ClassVar[str] = "transformers"
+    needs_head: ClassVar[bool] = True
+    has_loss: ClassVar[bool] = True
+    scored_by_teacher: ClassVar[bool] = False
     augments: ClassVar[bool] = False
 
     # Which task it is
@@ -63,8 +71,22 @@ class Task(ABC):
 
     @classmethod
     def owns(cls, class_name: str, problem_type: str | None) -> bool:
-        """Whether a model is one of this task's, by the name of its class and the `problem_type` of its config."""
+        """Whether a model is one of this task's, by the name of its class and `kind_of` its config."""
         return class_name.endswith(cls.head) and (cls.problem_types is None or problem_type in cls.problem_types)
+
+    def open(  # noqa: B027
+        self, config: Any, model: str, revision: str | None, args: "DataArguments", *, fresh_head: bool
+    ) -> None:
+        """Reads what the task needs to know of the model that is evaluated or teaches, beyond its configuration.
+
+        Args:
+            config (`PreTrainedConfig`), model (`str`), revision (`str`, *optional*): The model's.
+            args (`DataArguments`): Options.
+            fresh_head (`bool`): Whether a new head replaces the model's own.
+
+        Raises:
+            XTCError: if the task cannot use the model.
+        """
 
     # Its data
 
@@ -84,6 +106,14 @@ class Task(ABC):
             DataError: if `args.max_length` exceeds what the tokenizer's model takes, or is too small for a row.
         """
 
+    def teach(self, data: "TaskData", teacher: Any, tokenizer: Any, args: "DataArguments") -> "TaskData":
+        """`data` with what the teacher, a model or `None`, says of validation rows that have no labels.
+
+        Raises:
+            DataError: if there are such rows, and no teacher.
+        """
+        return data
+
     def collator(self, tokenizer: Any) -> Any:
         """The data collator, which makes a batch of tokenized rows."""
         return DataCollatorWithPadding(tokenizer)
@@ -101,6 +131,13 @@ class Task(ABC):
     @abstractmethod
     def head_config(self, data: "TaskData") -> dict[str, Any]:
         """The fields of a configuration that describe the head: `num_labels`, `problem_type` and so on."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Fields of a student's configuration; those under `xtc` are added to it, `task` among them where it decides.
+
+        A task that a model's class and `problem_type` do not tell is recorded as `{"xtc": {"task": name}}`.
+        """
+        return {}
 
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":
         """`data` with its labels mapped to the class ids of a model's head.
@@ -141,6 +178,10 @@ class Task(ABC):
         """
         return outputs
 
+    def trainer_class(self, base: Any) -> Any:
+        """The Trainer that evaluates models of this task: `base`, or a class derived from it."""
+        return base
+
     def positive_class(self, data: "TaskData") -> str | None:
         """Name of the class whose F1 the score `f1` is; `None` if no score is that of one class."""
         return None
@@ -162,11 +203,13 @@ def find_task(
     """
     source, rows, _ = sources["train"]
     tasks: dict[str, Task] = {name: task() for name, task in TASKS.items()}
-    class_name, problem = (getattr(config, "architectures", None) or [""])[0], getattr(config, "problem_type", None)
+    class_name, problem = (getattr(config, "architectures", None) or [""])[0], kind_of(config)
     by_head = [name for name, task in tasks.items() if not fresh_head and task.owns(class_name, problem)]
     if args.task is not None:
         TASKS[args.task]  # refuses an unknown name
         by_data = [args.task]
+    elif problem in tasks:  # the model's configuration says it
+        by_data = [str(problem)]
     else:
         by_data = [name for name, task in tasks.items() if task.reads(args, rows)]
     both = [name for name in by_data if name in by_head]
@@ -178,6 +221,13 @@ def find_task(
             "head with --fine_tune."
         )
     return tasks[(both or by_data or by_head or ["sequence-classification"])[0]]
+
+
+def kind_of(config: Any) -> str | None:
+    """What a configuration says of the use of its head: the task recorded in `xtc`, or else its `problem_type`."""
+    recorded = (getattr(config, "xtc", None) or {}).get("task")
+    kind: str | None = recorded or getattr(config, "problem_type", None)
+    return kind
 
 
 def task_of_model(class_name: str, problem_type: str | None = None) -> type[Task] | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import AutoConfig, PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import HubStrategy, has_length
@@ -350,6 +350,10 @@ class XTCTrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedBatches(lengths, batch_size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Rows are evaluated in their order, which scores of groups of rows rely on, and not grouped by length."""
+        return SequentialSampler(eval_dataset) if eval_dataset is not None and has_length(eval_dataset) else None
 
     def _open_cache(self, rows: NumberedRows) -> TeacherCache:
         """Opens the teacher cache of this training, which is made or completed first."""
