@@ -23,7 +23,7 @@ FAMILIES = "hf_xtc.families"
 COMPRESS_GROUPS = {
     "teacher": ("teacher", "fine_tune", "fine_tune_epochs"),
     "data": (
-        *("task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
+        *("task", "task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
         *("label_column", "regression", "max_length", "selection_share"),
     ),
     "recipe": ("weights", "keep_layers", "layers"),

@@ -62,6 +62,12 @@ class DataArguments:
         },
     )
     max_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are truncated."})
+    doc_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that windows of a long context share (question answering); default: max_length / 3."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
     selection_share: float = field(
@@ -103,6 +109,8 @@ class DataArguments:
         columns = [self.text_column, self.text_pair_column, self.label_column]
         if len(set(columns)) < len(columns):
             raise DataError(f"The text, text pair and label columns must differ, but are {columns}.")
+        if self.doc_stride is not None and not 0 <= self.doc_stride < self.max_length:
+            raise DataError(f"--doc_stride must be from 0 to max_length - 1, but is {self.doc_stride}.")
         for name in ("max_length", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
@@ -314,14 +322,19 @@ def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -
     Raises:
         DataError: if `max_length` exceeds what the tokenizer's model takes, or is below its special tokens.
     """
-    limit = getattr(tokenizer, "model_max_length", max_length)
-    if max_length > limit:
-        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
+    check_length(tokenizer, max_length)
     texts = [column for column in ("text", "text_pair") if column in dataset.column_names]
     arguments = {"tokenizer": tokenizer, "texts": texts, "max_length": max_length}
     return dataset.rename_column("label", "labels").map(
         _encode, batched=True, fn_kwargs=arguments, remove_columns=texts
     )
+
+
+def check_length(tokenizer: Any, max_length: int) -> None:
+    """Raises `DataError` if `max_length` exceeds what a tokenizer's model takes."""
+    limit = getattr(tokenizer, "model_max_length", max_length)
+    if max_length > limit:
+        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
 
 
 def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
@@ -348,9 +361,7 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
         DataError: if the labels do not match the head: another number of them, other names, or a classification but
             a head with one output.
     """
-    head_names = tuple(sorted(label2id, key=label2id.__getitem__))
-    if [label2id[name] for name in head_names] != list(range(len(head_names))):
-        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    head_names = _head_names(label2id, teacher)
     if data.label_names is None:
         if len(head_names) != 1:
             raise DataError(
@@ -363,24 +374,53 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
             f"{data.name} has the labels {listed(data.label_names)}, but the head of {teacher} has one output, for "
             f"regression. Use a teacher trained on these labels, or --regression if they are numbers."
         )
-    ids, names = _match(data, head_names, teacher)
-    moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
-    train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
-    held = None if data.selection is None else _relabel(data.selection, ids)
+    ids, names = match_names(data, label2id, teacher)
     positive = None if data.positive is None else ids[data.positive]
-    moved_splits: dict[str, Any] = {"train": train, "validation": validation, "extra_validation": moved}
-    moved_splits |= {"selection": held, "positive": positive}
-    return replace(data, label_names=names, **moved_splits)
+    moved = np.array(ids, dtype=np.int64)
+    return replace(map_labels(data, names, lambda rows: moved[rows["label"][:]]), positive=positive)
 
 
-def _match(data: TaskData, head_names: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
-    """The teacher's id of each of the data's ids, and the label names by the teacher's ids."""
-    names = data.label_names or ()
+def _head_names(label2id: dict[str, int], teacher: str) -> tuple[str, ...]:
+    names = tuple(sorted(label2id, key=label2id.__getitem__))
+    if [label2id[name] for name in names] != list(range(len(names))):
+        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    return names
+
+
+def map_labels(data: TaskData, names: tuple[str, ...], labels: Callable[[Dataset], Any]) -> TaskData:
+    """`data` with other label names, and in each split the column `label` that `labels` gives for its rows."""
+
+    def moved(rows: Dataset) -> Dataset:
+        return Dataset.from_dict(rows.to_dict() | {"label": labels(rows)}, features=rows.features)
+
+    return replace(
+        data,
+        label_names=names,
+        train=moved(data.train),
+        validation=moved(data.validation),
+        extra_validation={split: moved(rows) for split, rows in data.extra_validation.items()},
+        selection=None if data.selection is None else moved(data.selection),
+    )
+
+
+def match_names(
+    data: TaskData, label2id: dict[str, int], teacher: str, *, subset: bool = False
+) -> tuple[list[int], tuple[str, ...]]:
+    """The teacher's id of each of the data's ids, and the label names by the teacher's ids.
+
+    Args:
+        data (`TaskData`), label2id (`dict[str, int]`), teacher (`str`): As of `align_labels`.
+        subset (`bool`): Whether the data may lack labels that the teacher has.
+
+    Raises:
+        DataError: if the labels do not match.
+    """
+    names, head_names = data.label_names or (), _head_names(label2id, teacher)
     positions = list(range(len(names)))
     for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
         by_name = {fold(name): i for i, name in enumerate(head_names)}
         ids = [by_name.get(fold(name), -1) for name in names]
-        if sorted(ids) == list(range(len(head_names))):
+        if sorted(ids) == list(range(len(head_names))) or (subset and -1 not in ids and len({*ids}) == len(ids)):
             return ids, head_names
     generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in head_names)
     if len(head_names) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
@@ -391,8 +431,3 @@ def _match(data: TaskData, head_names: tuple[str, ...], teacher: str) -> tuple[l
         f"{data.name} has labels that do not match the head: the data has {len(names)} ({listed(names)}), {teacher} "
         f"has {len(head_names)} ({listed(head_names)}). Use a teacher trained on these labels."
     )
-
-
-def _relabel(dataset: Dataset, ids: list[int]) -> Dataset:
-    moved = np.array(ids, dtype=np.int64)[dataset["label"][:]]
-    return Dataset.from_dict(dataset.to_dict() | {"label": moved}, features=dataset.features)

@@ -51,8 +51,9 @@ def load_texts(args: DataArguments, sources: Splits) -> TaskData:
 
 
 def is_scored(rows: Dataset, columns: Columns) -> bool:
-    """Whether a table has pairs of texts with scores."""
-    return columns.text_pair is not None and {columns.text, columns.text_pair, columns.label} <= {*rows.column_names}
+    """Whether a table has pairs of texts with scores, or is to have: a label column that is named must be there."""
+    pairs = columns.text_pair is not None and {columns.text, columns.text_pair} <= {*rows.column_names}
+    return pairs and (columns.label in rows.column_names or columns.label != "label")
 
 
 def neighbours(texts: Sequence[str]) -> Dataset:
@@ -104,8 +105,8 @@ def _texts(source: str, rows: Dataset, columns: Columns, *, blanks_allowed: bool
     """The texts of all text columns of a table, row by row."""
     wanted = [name.strip() for name in columns.text.split(",")]
     wanted += [columns.text_pair] if columns.text_pair else []
-    names = [name for name in wanted if name in rows.column_names]
-    names = names or (["text"] if "text" in rows.column_names else wanted)  # the last are refused by `select`
+    plain = "text" in rows.column_names and not {*wanted} & {*rows.column_names}
+    names = ["text"] if plain else wanted  # `select` refuses what is missing
     tables = [select(source, rows, Columns(name, label=None)) for name in names]
     for table in tables:
         check_rows(table, blank_allowed=blanks_allowed, numbers=False)

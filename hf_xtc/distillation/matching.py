@@ -43,18 +43,10 @@ def label_order(student: Any, teacher: Any) -> list[int] | None:
 
 
 def fit_logits(term: DistillationTerm | None, student: Any) -> None:
-    """Sets the term 'logits' to mean squared error if the student's head is a regression.
-
-    Raises:
-        XTCError: for a multi-label head, whose outputs are not a distribution over classes.
-    """
+    """Sets the term 'logits' to what the student's head gives: numbers, a probability for each label, or classes."""
     if isinstance(term, LogitsTerm):
-        if student.problem_type == "multi_label_classification":
-            raise XTCError(
-                "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
-                "Use the terms hidden_states, attention_scores and labels."
-            )
         term.regression = student.problem_type == "regression"
+        term.multi_label = student.problem_type == "multi_label_classification"
 
 
 def fit_pooling(terms: Iterable[DistillationTerm], student: Any) -> bool:

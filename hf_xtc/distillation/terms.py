@@ -134,6 +134,23 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     return -(target * log_student).sum(-1) * temperature**2
 
 
+def soft_binary_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over labels of the cross entropy between the teacher's probability and the student's, times `T**2`.
+
+    With one label this is `soft_cross_entropy` of the logits `(x, 0)`.
+
+    Args:
+        student, teacher (`torch.Tensor` of shape `(..., labels)`): Logits; a probability is `sigmoid(logit / T)`.
+        temperature (`float`): T.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32.
+    """
+    target = torch.sigmoid(teacher.detach().float() / temperature)
+    loss = F.binary_cross_entropy_with_logits(student.float() / temperature, target, reduction="none")
+    return loss.sum(-1) * temperature**2
+
+
 def _same_shape(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor, Tensor]:
     """One output of student and teacher; raises `XTCError` if their shapes differ."""
     if student[key].shape != teacher[key].shape:
@@ -148,21 +165,25 @@ def _same_shape(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor
 class LogitsTerm(DistillationTerm):
     """Soft cross entropy between the heads' outputs; mean squared error where a head has one output (regression).
 
+    A multi-label head gives a probability for each label: binary cross entropies, summed over the labels.
+
     Token-wise heads count real tokens only (those with a label, where labels are given per token); span heads are
     distributions over the real tokens.
 
     Args:
         temperature (`float`): Softens both distributions.
         regression (`bool`): Use mean squared error for any number of outputs.
+        multi_label (`bool`): Outputs are logits of one probability each, not of one distribution.
     """
 
     citations = ("Hinton et al., Distilling the Knowledge in a Neural Network, 2015", XTC)
 
-    def __init__(self, temperature: float = 1.0, regression: bool = False):
+    def __init__(self, temperature: float = 1.0, regression: bool = False, multi_label: bool = False):
         if not temperature > 0:
             raise XTCError(f"temperature={temperature} must be positive.")
         self.temperature = temperature
         self.regression = regression
+        self.multi_label = multi_label
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
         keys = [key for key in student if key.endswith("logits") and key in teacher]
@@ -176,7 +197,9 @@ class LogitsTerm(DistillationTerm):
             padding = token_mask(batch, student.unsqueeze(-1)) == 0
             # Not the lowest float: a temperature below 1 would make it infinite, and 0 * infinity is NaN.
             student, teacher = (x.float().masked_fill(padding, -1e30) for x in (student, teacher))
-        if self.regression or student.shape[-1] == 1:
+        if self.multi_label:
+            loss = soft_binary_cross_entropy(student, teacher, self.temperature)
+        elif self.regression or student.shape[-1] == 1:
             loss = (student.float() - teacher.detach().float()).square().mean(-1)
         else:
             loss = soft_cross_entropy(student, teacher, self.temperature)

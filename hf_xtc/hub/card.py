@@ -25,16 +25,9 @@ from hf_xtc.hub.results import Run, metric_text, metric_title, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
-from hf_xtc.tasks import kind_of, task_of_model
-from hf_xtc.tasks.base import PIPELINE, Task
+from hf_xtc.tasks import Task, kind_of, task_of_model
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# Ending of a class name -> tag of the Hub, for heads that have no task here.
-PIPELINES = {
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-}
 # Beginning of class names -> the family's name, where the two differ.
 FAMILY_NAMES = {
     **{"Bert": "BERT", "Roberta": "RoBERTa", "XLMRoberta": "XLM-RoBERTa", "Camembert": "CamemBERT"},
@@ -158,9 +151,6 @@ def usage(class_name: str, package: str = "hf_xtc", problem_type: str | None = N
     task = task_of_model(class_name, problem_type)
     if task is not None:
         return task.snippet.format(package=package, tag=task.pipeline_tag, folder=FOLDER_ARGUMENT)
-    tag = _pipeline_tag(class_name, problem_type)
-    if tag not in (None, "question-answering"):
-        return PIPELINE.format(package=package, tag=tag, folder=FOLDER_ARGUMENT)
     head = re.search(r"For[A-Z]\w+$", class_name)
     auto_class = f"AutoModel{'' if head is None else head[0]}"
     return _MODEL.format(package=package, auto_class=auto_class, folder=FOLDER_ARGUMENT)
@@ -205,9 +195,7 @@ def _license(facts: Mapping[str, Any]) -> str | list[str] | None:
 def _pipeline_tag(class_name: str, problem_type: str | None) -> str | None:
     """The Hub's tag for a model's task; `None` if it has none here."""
     task = task_of_model(class_name, problem_type)
-    if task is None:
-        return next((tag for head, tag in PIPELINES.items() if class_name.endswith(head)), None)
-    return task.pipeline_tag
+    return None if task is None else task.pipeline_tag
 
 
 def _library(class_name: str, problem_type: str | None) -> str:

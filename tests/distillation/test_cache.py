@@ -19,6 +19,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from task_cases import trainer_options
 from trainers import (
     DATA,
     DEFAULT,
@@ -45,6 +46,7 @@ from hf_xtc.errors import DataError, StateError, XTCError
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -308,6 +310,11 @@ def test_other_heads(tmp_path, monkeypatch, head, left):
     monkeypatch.setattr("trainers.collate", lambda rows: pad(rows, width=20, left=left))
     assert_same_but_for_rounding(tmp_path, teacher=teacher, data=data, eval_dataset=data, terms={"logits": 1.0})
     assert_same_but_for_rounding(tmp_path / "all", teacher=teacher, data=data, eval_dataset=data)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task(tmp_path, name):
+    assert_same_but_for_rounding(tmp_path, **trainer_options(name))
 
 
 def pad(rows, width=None, left=False):

@@ -124,6 +124,11 @@ REFUSED = {
     "padding": (without_padding, "The tokenizer of model has no padding token, which batches need."),
     "type": (lambda model: edit_config(model, model_type=None), "The configuration of model cannot be loaded: "),
     "unknown": (lambda model: edit_config(model, model_type="tiny"), "The configuration of model cannot be loaded: "),
+    "multi-label": (
+        lambda model: edit_config(model, problem_type="multi_label_classification"),
+        "model is a model for multi-label-classification, but train.csv has the columns text, label, score, as "
+        "sequence-classification has. Name a model of that task, or train a new head with --fine_tune.",
+    ),
     "names": (
         lambda model: edit_config(model, label2id={"positive": 1, "negative": 0}),
         "The config.json of model contradicts itself: id2label is {0: 'positive', 1: 'negative'}, label2id is "

@@ -193,11 +193,11 @@ def test_a_killed_run_resumes_with_a_teacher_cache_and_ends_in_the_same_file(fol
         (["--task=regression", "--pooling=cls"], "--pooling=cls is for sentence-embedding, not for this task."),
         (["--augment"], "--augment and --unlabelled add texts with the class or number"),
         (["--metric_for_best_model=loss"], "--metric_for_best_model=loss is not measured. Use one of: pearson, "),
-        (["--label_column=grade", "--text_column=texts"], "pairs.csv has no column texts, other"),
+        (["--text_column=texts"], "pairs.csv has no column texts; its columns are text, label, score, other."),
+        (["--label_column=grade"], "pairs.csv has no column grade; its columns are text, label, score, other."),
     ],
 )
 def test_errors(folder, tmp_path, capsys, options, message):
-    (tmp_path / "few.txt").write_text("a\nb\n")
     assert compress(folder, tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
