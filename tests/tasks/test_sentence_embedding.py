@@ -20,6 +20,7 @@ from hf_xtc.files.sentence_files import SentenceSettings, read_sentence_settings
 from hf_xtc.hub.upload import shipped_files
 from hf_xtc.runtime import Pipeline
 from hf_xtc.training.trainer import XTCTrainer
+from rooms import package_imports
 
 TEXTS = ["good movie", "a very bad plot", "film", "nice nice actor is good " * 9]
 SETTINGS = SentenceSettings("mean", True, 24, {"query": "very "})
@@ -201,6 +202,10 @@ def test_errors(folder, tmp_path, capsys, options, message):
     assert compress(folder, tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_package_itself_does_not_import_sentence_transformers():
+    assert not [found for found in package_imports() if found.module.startswith("sentence_transformers")]
 
 
 def test_few_texts_are_refused(folder, tmp_path, capsys):
