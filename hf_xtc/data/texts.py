@@ -27,8 +27,8 @@ def load_texts(args: DataArguments, sources: Splits) -> TaskData:
     """The train texts, each once, and the validation pairs.
 
     `--text_column` may name several columns, joined by commas, whose texts are all used, as are those of
-    `--text_pair_column`. A file that has none of them, but a column `text`, gives that one: plain texts may train what
-    scored pairs measure. `max_train_samples` and `max_eval_samples` keep the first texts or pairs.
+    `--text_pair_column` where a file has it. A file that has none of them, but a column `text`, gives that one: plain
+    texts may train what scored pairs measure. `max_train_samples` and `max_eval_samples` keep the first rows.
 
     Args:
         args (`DataArguments`): The options.
@@ -38,6 +38,8 @@ def load_texts(args: DataArguments, sources: Splits) -> TaskData:
         DataError: if a column, a text or a score is missing, or texts without scores are fewer than three.
     """
     source, rows, columns = sources["train"]
+    if not any(columns.text_pair in (None, *table.column_names) for _, table, _ in sources.values()):
+        select(source, rows, columns._replace(label=None))  # refuses the column that no file has
     blanks = args.task_name is not None
     texts = _texts(source, rows, columns, blanks_allowed=blanks)
     unique = list(dict.fromkeys(texts))
@@ -103,10 +105,10 @@ def _alternating(first: Sequence[str], second: Sequence[str]) -> list[str]:
 
 def _texts(source: str, rows: Dataset, columns: Columns, *, blanks_allowed: bool) -> list[str]:
     """The texts of all text columns of a table, row by row."""
-    wanted = [name.strip() for name in columns.text.split(",")]
-    wanted += [columns.text_pair] if columns.text_pair else []
-    plain = "text" in rows.column_names and not {*wanted} & {*rows.column_names}
-    names = ["text"] if plain else wanted  # `select` refuses what is missing
+    names = [name.strip() for name in columns.text.split(",")]
+    names += [columns.text_pair] if columns.text_pair in rows.column_names else []
+    plain = "text" in rows.column_names and not {*names} & {*rows.column_names}
+    names = ["text"] if plain else names  # `select` refuses what is missing
     tables = [select(source, rows, Columns(name, label=None)) for name in names]
     for table in tables:
         check_rows(table, blank_allowed=blanks_allowed, numbers=False)

@@ -195,6 +195,7 @@ def test_a_killed_run_resumes_with_a_teacher_cache_and_ends_in_the_same_file(fol
         (["--augment"], "--augment and --unlabelled add texts with the class or number"),
         (["--metric_for_best_model=loss"], "--metric_for_best_model=loss is not measured. Use one of: pearson, "),
         (["--text_column=texts"], "pairs.csv has no column texts; its columns are text, label, score, other."),
+        (["--text_pair_column=second"], "train.txt has no column second; its columns are text."),
         (["--label_column=grade"], "pairs.csv has no column grade; its columns are text, label, score, other."),
     ],
 )
