@@ -106,7 +106,8 @@ def _alternating(first: Sequence[str], second: Sequence[str]) -> list[str]:
 def _texts(source: str, rows: Dataset, columns: Columns, *, blanks_allowed: bool) -> list[str]:
     """The texts of all text columns of a table, row by row."""
     names = [name.strip() for name in columns.text.split(",")]
-    names += [columns.text_pair] if columns.text_pair in rows.column_names else []
+    if columns.text_pair is not None and columns.text_pair in rows.column_names:
+        names.append(columns.text_pair)
     plain = "text" in rows.column_names and not {*names} & {*rows.column_names}
     names = ["text"] if plain else names  # `select` refuses what is missing
     tables = [select(source, rows, Columns(name, label=None)) for name in names]
