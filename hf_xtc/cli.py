@@ -23,7 +23,7 @@ FAMILIES = "hf_xtc.families"
 COMPRESS_GROUPS = {
     "teacher": ("teacher", "fine_tune", "fine_tune_epochs"),
     "data": (
-        *("task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
+        *("task", "task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
         *("label_column", "regression", "max_length", "selection_share"),
     ),
     "recipe": ("weights", "keep_layers", "layers"),
@@ -146,7 +146,10 @@ COMMANDS = {
         ("ExportArguments", "EvaluationDataArguments"),
     ),
     "predict": Command(
-        "classify texts with a packed model; starts at once, without PyTorch", "MODEL [FILE]", _predict, ()
+        "classify, rank or embed texts with a packed model; starts at once, without PyTorch",
+        "MODEL [FILE]",
+        _predict,
+        (),
     ),
     "push": Command("publish a packed model", "FOLDER USER/NAME", _push, ("PushArguments",), ("folder", "repo_id")),
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),

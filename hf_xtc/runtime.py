@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from hf_xtc.backends.layouts import describe_choice, fastest_layout
 from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTCError
-from hf_xtc.files.safe_json import read_json
+from hf_xtc.files.sentence_files import PATTERNS, SentenceSettings, read_sentence_settings, read_settings
 from hf_xtc.native import arrays
 from hf_xtc.native.library import variant
 from hf_xtc.reader import PackedBert, ReadError
@@ -32,7 +32,7 @@ Text = str | tuple[str, str]
 CLASSIFIER = "XTCBertForSequenceClassification"
 # The files of a repository that a pipeline reads.
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json"]
-FILES += ["modules.json", "*_Pooling/config.json"]
+FILES += PATTERNS
 # What the native operator computes of what a recipe can say.
 _ACTIVATIONS = {"activation_bits": 8, "activation_symmetric": True, "activation_calibration": "dynamic"}
 _WEIGHTS = ("binary", "ternary", "int4")
@@ -82,10 +82,11 @@ class Pipeline:
             self._model = _NativeModel(read)
         except ReadError as error:
             raise PackedFileError(str(error)) from error
+        self._sentences = read_sentence_settings(self.folder) or SentenceSettings()
         self._tokenizer = self._read_tokenizer(max_length)
 
     def _read_tokenizer(self, max_length: int | None) -> Tokenizer:
-        file, options = self.folder / "tokenizer.json", _settings(self.folder / "tokenizer_config.json")
+        file, options = self.folder / "tokenizer.json", read_settings(self.folder / "tokenizer_config.json")
         try:
             if not file.is_file():
                 raise OSError("there is no such file")
@@ -94,9 +95,10 @@ class Pipeline:
             raise PackedFileError(
                 f"{file} cannot be read ({error}). Write it with save_pretrained of a fast tokenizer."
             ) from error
-        own, longest = options.get("model_max_length"), self._model.positions
-        if type(own) is int and own > 0:  # transformers writes a very large number where there is none
-            longest = min(longest, own)
+        longest = self._model.positions
+        for own in (options.get("model_max_length"), self._sentences.max_length):
+            if type(own) is int and own > 0:  # transformers writes a very large number where there is none
+                longest = min(longest, own)
         least = tokenizer.num_special_tokens_to_add(True) + 1
         if not least <= (longest if max_length is None else max_length) <= longest:
             raise XTCError(f"max_length={max_length} must lie between {least} and {longest}, the model's limit.")
@@ -105,6 +107,12 @@ class Pipeline:
         tokenizer.no_padding()
         self._has_types = "token_type_ids" in (options.get("model_input_names") or ["token_type_ids"])
         return tokenizer
+
+    @property
+    def task(self) -> str | None:
+        """The task recorded in the configuration: "sentence-embedding", "reranking" or `None`."""
+        task = self.config["xtc"].get("task")
+        return task if isinstance(task, str) else None
 
     @property
     def labels(self) -> list[str]:
@@ -126,7 +134,7 @@ class Pipeline:
         Returns:
             `list[dict]`: A `label` and its `score` for each text; with `top_k` other than 1, a list of such for each.
             Scores are probabilities (softmax; sigmoid of multi-label models and of one label), or the plain numbers
-            of a regression.
+            of a regression. Those of a reranker are what its CrossEncoder predicts.
 
         Raises:
             XTCError: if the model is no classifier, or an argument is invalid.
@@ -141,6 +149,9 @@ class Pipeline:
 
     def _scores(self, logits: Array) -> Array:
         problem = self.config.get("problem_type")
+        if self.task == "reranking":  # as CrossEncoder of sentence-transformers does
+            activation = (self.config.get("sentence_transformers") or {}).get("activation_fn", "Sigmoid")
+            problem = "regression" if str(activation).endswith("Identity") else None
         if problem == "regression":
             return logits
         if problem == "multi_label_classification" or (problem is None and logits.shape[1] == 1):
@@ -179,8 +190,8 @@ class Pipeline:
         Raises:
             XTCError: if there is no such pooling.
         """
-        own_pooling, own_normalize = _sentence_settings(self.folder)
-        pooling, normalize = pooling or own_pooling, own_normalize if normalize is None else normalize
+        pooling = pooling or self._sentences.pooling
+        normalize = self._sentences.normalize if normalize is None else normalize
         if pooling not in ("mean", "cls"):
             raise XTCError(f"pooling={pooling!r} does not exist here. Use 'mean' or 'cls'.")
 
@@ -355,48 +366,6 @@ def _is_text(text: Any) -> bool:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _settings(file: Path) -> Any:
-    """The JSON object of a file that a folder may have; empty if it has none.
-
-    Raises:
-        PackedFileError: if it is no JSON object.
-    """
-    if not file.exists():
-        return {}
-    try:
-        values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise PackedFileError(f"{file} cannot be read ({error}). Download or write it again.") from error
-    if not isinstance(values, dict):
-        raise PackedFileError(f"{file} is not a JSON object. Download or write it again.")
-    return values
-
-
-def _sentence_settings(folder: Path) -> tuple[str, bool]:
-    """Pooling and normalization that `modules.json` of sentence-transformers says.
-
-    Raises:
-        PackedFileError: if it is invalid, or its pooling is another than "mean" or "cls".
-    """
-    file = folder / "modules.json"
-    if not file.exists():
-        return "mean", False
-    try:
-        modules = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in read_json(file)}
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise PackedFileError(f"{file} cannot be read ({error}). Download or write it again.") from error
-    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    path = modules.get("Pooling")
-    if unknown or path is None or Path(path).name != path:
-        raise PackedFileError(f"{file} has modules {sorted(modules)}, not a Transformer, a Pooling and Normalize.")
-    options = _settings(folder / path / "config.json")
-    chosen = [name for name, value in options.items() if name.startswith("pooling_mode_") and value is True]
-    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(chosen) != 1 or chosen[0] not in names:
-        raise PackedFileError(f"{folder / path} pools by {chosen}; use one of: {', '.join(names)}.")
-    return names[chosen[0]], "Normalize" in modules
 
 
 def _folder(model: str | os.PathLike[str], revision: str | None) -> Path:

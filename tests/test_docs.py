@@ -16,6 +16,7 @@ import rooms
 from hf_xtc import ARCHITECTURES, BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
 from hf_xtc.reader import QUANTIZERS
+from hf_xtc.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 FORMAT, EXTENDING, HOW_TO = (ROOT / "docs" / f"{name}.md" for name in ("format", "extending", "how-to"))
@@ -23,7 +24,7 @@ FORMAT, EXTENDING, HOW_TO = (ROOT / "docs" / f"{name}.md" for name in ("format",
 
 def test_extensions_work_as_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    registries = (QUANTIZER_TABLE, TERMS, BACKENDS, ARCHITECTURES)
+    registries = (QUANTIZER_TABLE, TERMS, BACKENDS, ARCHITECTURES, TASKS)
     before = [dict(registry) for registry in registries]
     try:
         names = {"__name__": "extending"}

@@ -82,12 +82,14 @@ def make_args(folder, **changes):
 def make_trainer(folder, teacher=None, student=None, recipe=None, data=DATA, **changes):
     """A trainer of two of the teacher's layers; `changes` are arguments, those of the trainer itself among them."""
     own = ("callbacks", "compute_metrics", "eval_dataset", "processing_class", "model_init", "teacher_model")
+    own += ("data_collator", "preprocess_logits_for_metrics")
     rest = {key: changes.pop(key) for key in own if key in changes}
     teacher = make_teacher() if teacher is None else teacher
     if student is None and "model_init" not in rest:
         student = compress(teacher, XTCRecipe(keep_layers=2) if recipe is None else recipe)
-    rest = {"teacher_model": teacher, "eval_dataset": DATA[:8], **rest}
-    return XTCTrainer(student, make_args(folder, **changes), train_dataset=data, data_collator=collate, **rest)
+    rest = {"teacher_model": teacher, "eval_dataset": DATA[:8], "data_collator": collate, **rest}
+    trainer_class = changes.pop("trainer_class", XTCTrainer)
+    return trainer_class(student, make_args(folder, **changes), train_dataset=data, **rest)
 
 
 def logged(trainer, *keys):

@@ -42,7 +42,8 @@ def _matthews(predictions: np.ndarray, references: np.ndarray) -> Scores:
     return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
 
 
-def _correlations(predictions: np.ndarray, references: np.ndarray) -> Scores:
+def correlations(predictions: np.ndarray, references: np.ndarray) -> Scores:
+    """Pearson's and Spearman's correlation of numbers `(rows,)`, in float32."""
     predictions, references = predictions.astype(np.float32), references.astype(np.float32)  # as in the Hub's metric
     if not (np.isfinite(predictions).all() and np.isfinite(references).all()):
         return {"pearson": float("nan"), "spearmanr": float("nan")}
@@ -58,7 +59,7 @@ def _correlations(predictions: np.ndarray, references: np.ndarray) -> Scores:
 def _correlations_and_mse(predictions: np.ndarray, references: np.ndarray) -> Scores:
     with np.errstate(all="ignore"):
         mse = float(np.mean(np.square(predictions.astype(np.float64) - references.astype(np.float64))))
-    return _correlations(predictions, references) | {"mse": mse}
+    return correlations(predictions, references) | {"mse": mse}
 
 
 GLUE_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Scores]] = {
@@ -71,7 +72,7 @@ GLUE_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], Scores]] = {
     "qqp": _accuracy_and_f1,
     "rte": _accuracy,
     "sst2": _accuracy,
-    "stsb": _correlations,
+    "stsb": correlations,
     "wnli": _accuracy,
 }
 

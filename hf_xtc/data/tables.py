@@ -5,10 +5,13 @@ raises a `DataError`; nothing is dropped or guessed.
 """
 
 import glob
+import gzip
 import math
 import re
+import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_xtc.errors import DataError, needs_extra
+from hf_xtc.files.safe_json import parse_json
 
 with needs_extra("cli"):
     import pandas as pd
@@ -30,6 +34,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
 }
 
 
@@ -59,11 +64,14 @@ class Table(NamedTuple):
 def read_file(path: str) -> Dataset:
     """The file as an in-memory table; all csv and tsv cells as text, so that "null" and "007" are kept.
 
-    Parsed in each call: the cache of datasets only compares modification times, so it may return stale rows.
+    A file may be compressed with gzip (`rows.csv.gz`). Parsed in each call: the cache of datasets only compares
+    modification times, so it may return stale rows.
 
     Raises:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
     """
+    if path.lower().endswith(".gz") and Path(path).is_file():
+        return _read_compressed(path)
     builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
     _check_file(path, known=bool(builder))
     if builder != "parquet":
@@ -84,7 +92,21 @@ def read_file(path: str) -> Dataset:
         if "corresponds to no data" in reason or "BatchSize must be greater" in reason:
             raise DataError(f"{path} has no rows.") from error
         raise DataError(f"{path} cannot be read as {builder}: {reason}") from error
-    return table
+    return table.filter(str.strip, input_columns="text") if builder == "text" else table  # lines that are not blank
+
+
+def _read_compressed(path: str) -> Dataset:
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder, Path(path).name[: -len(".gz")])
+        try:
+            with gzip.open(path, "rb") as packed, plain.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked with gzip: {error}.") from error
+        try:
+            return read_file(str(plain))
+        except DataError as error:
+            raise DataError(str(error).replace(str(plain), path)) from error
 
 
 def _column_names(path: str, options: dict[str, Any]) -> list[str]:
@@ -148,8 +170,8 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
     several = (names.label or "").split(",")
     if len(several) > 1 and all(name in dataset.column_names for name in several):
         raise DataError(
-            f"{source}: several label columns ({names.label}) are multi-label data, but hf-xtc trains one label for "
-            "each text. Name one column with --label_column."
+            f"{source}: several label columns ({names.label}) are multi-label data. Pass --task "
+            "multi-label-classification, or name one column with --label_column."
         )
     if missing := [old for old in used.values() if old not in dataset.column_names]:
         raise DataError(
@@ -166,6 +188,21 @@ def select(source: str, dataset: Dataset, names: Columns) -> Table:
     if known:
         values["label"] = [known[v] if isinstance(v, int) and 0 <= v < len(known) else v for v in values["label"]]
     return Table(source, values, known)
+
+
+def is_list(rows: Dataset, column: str) -> bool:
+    """Whether a column, by its first row, holds lists: in csv and tsv files JSON, such as `["joy", "anger"]`."""
+    return isinstance(json_value(rows[0][column]), list)
+
+
+def json_value(cell: Any) -> Any:
+    """The list or object that a cell holds as JSON; any other cell as it is."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            return parse_json(cell)
+        except ValueError:
+            return cell
+    return cell
 
 
 def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) -> str:
@@ -195,7 +232,7 @@ def check_rows(table: Table, *, blank_allowed: bool, numbers: bool) -> None:
     labels = table.columns["label"]
     table.refuse([_is_missing(label, numbers=numbers) for label in labels], "no label", "Fill or remove them.")
     lists = [isinstance(label, list | tuple | np.ndarray) for label in labels]
-    table.refuse(lists, "several labels (multi-label data)", "hf-xtc trains one label for each text.")
+    table.refuse(lists, "several labels (multi-label data)", "Pass --task multi-label-classification.")
     wrong = [not isinstance(label, str | int | float) for label in labels]
     table.refuse(wrong, "labels that are neither strings nor numbers", "Name another column with --label_column.")
     if not numbers:

@@ -20,6 +20,7 @@ import numpy as np
 from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
 from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
 from hf_xtc.errors import DataError, needs_extra
+from hf_xtc.files.sentence_files import POOLINGS
 
 with needs_extra("cli"):
     from datasets import Dataset
@@ -38,6 +39,10 @@ class DataArguments:
             positive.
     """
 
+    task: str | None = field(
+        default=None,
+        metadata={"help": "Task, such as token-classification; default: that of the teacher's class and the columns."},
+    )
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
     train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
@@ -50,7 +55,19 @@ class DataArguments:
         default=None,
         metadata={"help": "Of two classes in own files, the one whose F1 is reported; default: class 1 of the model."},
     )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pooling of sentence embeddings: mean or cls; default: as the model's modules.json says, or mean."
+        },
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are truncated."})
+    doc_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that windows of a long context share (question answering); default: max_length / 3."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
     selection_share: float = field(
@@ -78,19 +95,30 @@ class DataArguments:
             raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
         if self.regression and self.task_name not in (None, "stsb"):
             raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
+        if self.regression and self.task not in (None, "regression"):
+            raise DataError(f"--regression is the task regression, but --task is {self.task}. Leave one of them out.")
         if self.positive_label is not None and (self.regression or self.task_name is not None):
             raise DataError(
                 f"--positive_label={self.positive_label} is for own files with two classes; "
                 + (f"GLUE's {self.task_name} has metrics of its own." if self.task_name else "a regression has none.")
             )
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise DataError(f"--pooling={self.pooling} does not exist. Use one of: {', '.join(POOLINGS)}.")
         if not 0 <= self.selection_share < 1:
             raise DataError(f"--selection_share must be at least 0 and below 1, but is {self.selection_share}.")
         columns = [self.text_column, self.text_pair_column, self.label_column]
         if len(set(columns)) < len(columns):
             raise DataError(f"The text, text pair and label columns must differ, but are {columns}.")
+        if self.doc_stride is not None and not 0 <= self.doc_stride < self.max_length:
+            raise DataError(f"--doc_stride must be from 0 to max_length - 1, but is {self.doc_stride}.")
         for name in ("max_length", "max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the labels are numbers."""
+        return self.regression or self.task in ("regression", "reranking") or self.task_name == "stsb"
 
     @property
     def columns(self) -> Columns:
@@ -150,36 +178,63 @@ class TaskData:
         return "text_pair" in self.train.column_names
 
 
-def load_task(args: DataArguments) -> TaskData:
-    """The train and validation data that `args` names, checked, with class ids for labels.
+Splits = dict[str, tuple[str, Dataset, Columns]]
+"""Split -> its name for messages, its rows as read, and the columns to take."""
+
+
+def load_task(args: DataArguments, sources: Splits | None = None) -> TaskData:
+    """The train and validation data that `args` names, checked, with class ids or numbers for labels.
 
     Label names come from a `ClassLabel` column, else from GLUE, else from the train data: strings in alphabetical,
     integers in numerical order. `max_train_samples` and `max_eval_samples` keep the first rows, after the checks.
+
+    Args:
+        args (`DataArguments`): What to load.
+        sources (`Splits`, *optional*): What `read_splits` gives, if it was called already.
 
     Raises:
         DataError: if a file is missing, unreadable, empty or not UTF-8; lacks a column, a text or a label; has a label
             that the train data lacks; if only one class is left to train on; or if the Hub cannot be reached.
     """
-    regression = args.regression or args.task_name == "stsb"
-    tables = {split: select(*table) for split, table in _splits(args).items()}
+    regression = args.numbers
+    tables = {split: select(*table) for split, table in (sources or read_splits(args)).items()}
     for table in tables.values():
         check_rows(table, blank_allowed=args.task_name is not None, numbers=regression and args.task_name is None)
     names = None if regression else class_names(tables["train"])
     limits = {"train": args.max_train_samples}
     splits = {k: numbered(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
-    train, validation = splits.pop("train"), splits.pop("validation")
+    train = splits["train"]
     if names and len(set(train["label"])) == 1:
         only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
         raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
     positive = _positive(args, names or (), tables["train"].source)
     if names:
         _log_classes(tables["train"].source, names, train)
+    return task_data(args, splits, names, positive)
+
+
+def task_data(
+    args: DataArguments, splits: dict[str, Dataset], names: tuple[str, ...] | None, positive: int | None = None
+) -> TaskData:
+    """Checked splits as `TaskData`: named, fingerprinted, and with rows held out of "train" where asked for.
+
+    Args:
+        args (`DataArguments`): Where they come from.
+        splits (`dict[str, Dataset]`): "train", "validation" and, if there are more, others to report on.
+        names (`tuple[str, ...]`, *optional*), positive (`int`, *optional*): See `TaskData`.
+
+    Raises:
+        DataError: if the held-out part, or the rest, would have no rows.
+    """
+    train, validation = splits["train"], splits["validation"]
+    extra = {name: rows for name, rows in splits.items() if name not in ("train", "validation")}
     contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
     path = Path(args.train_file or "").resolve()
-    name = args.task_name or (path.parent.name if path.stem == "train" else path.stem)
+    stem = path.name.partition(".")[0] if path.suffix == ".gz" else path.stem
+    name = args.task_name or (path.parent.name if stem == "train" else stem)
     train, selection = hold_out(train, args.selection_share)
-    return TaskData(name, args.task_name, train, validation, splits, names, fingerprint, selection, positive)
+    return TaskData(name, args.task_name, train, validation, extra, names, fingerprint, selection, positive)
 
 
 def _positive(args: DataArguments, names: tuple[str, ...], source: str) -> int | None:
@@ -240,8 +295,12 @@ def hold_out(train: Dataset, share: float, seed: int = 0) -> tuple[Dataset, Data
     return train.select(rest), train.select(sorted(held))
 
 
-def _splits(args: DataArguments) -> dict[str, tuple[str, Dataset, Columns]]:
-    """Per split the name for messages, the raw table and the columns to take."""
+def read_splits(args: DataArguments) -> Splits:
+    """The rows that `args` names as they were read, before any check of them.
+
+    Raises:
+        DataError: if a file is missing, unreadable, empty or not UTF-8, or the Hub cannot be reached.
+    """
     if args.task_name is not None:
         return glue_tables(args.task_name, args.data_dir)
     paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
@@ -263,14 +322,19 @@ def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -
     Raises:
         DataError: if `max_length` exceeds what the tokenizer's model takes, or is below its special tokens.
     """
-    limit = getattr(tokenizer, "model_max_length", max_length)
-    if max_length > limit:
-        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
+    check_length(tokenizer, max_length)
     texts = [column for column in ("text", "text_pair") if column in dataset.column_names]
     arguments = {"tokenizer": tokenizer, "texts": texts, "max_length": max_length}
     return dataset.rename_column("label", "labels").map(
         _encode, batched=True, fn_kwargs=arguments, remove_columns=texts
     )
+
+
+def check_length(tokenizer: Any, max_length: int) -> None:
+    """Raises `DataError` if `max_length` exceeds what a tokenizer's model takes."""
+    limit = getattr(tokenizer, "model_max_length", max_length)
+    if max_length > limit:
+        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
 
 
 def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
@@ -297,9 +361,7 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
         DataError: if the labels do not match the head: another number of them, other names, or a classification but
             a head with one output.
     """
-    head_names = tuple(sorted(label2id, key=label2id.__getitem__))
-    if [label2id[name] for name in head_names] != list(range(len(head_names))):
-        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    head_names = _head_names(label2id, teacher)
     if data.label_names is None:
         if len(head_names) != 1:
             raise DataError(
@@ -312,24 +374,53 @@ def align_labels(data: TaskData, label2id: dict[str, int], teacher: str) -> Task
             f"{data.name} has the labels {listed(data.label_names)}, but the head of {teacher} has one output, for "
             f"regression. Use a teacher trained on these labels, or --regression if they are numbers."
         )
-    ids, names = _match(data, head_names, teacher)
-    moved = {split: _relabel(dataset, ids) for split, dataset in data.extra_validation.items()}
-    train, validation = _relabel(data.train, ids), _relabel(data.validation, ids)
-    held = None if data.selection is None else _relabel(data.selection, ids)
+    ids, names = match_names(data, label2id, teacher)
     positive = None if data.positive is None else ids[data.positive]
-    moved_splits: dict[str, Any] = {"train": train, "validation": validation, "extra_validation": moved}
-    moved_splits |= {"selection": held, "positive": positive}
-    return replace(data, label_names=names, **moved_splits)
+    moved = np.array(ids, dtype=np.int64)
+    return replace(map_labels(data, names, lambda rows: moved[rows["label"][:]]), positive=positive)
 
 
-def _match(data: TaskData, head_names: tuple[str, ...], teacher: str) -> tuple[list[int], tuple[str, ...]]:
-    """The teacher's id of each of the data's ids, and the label names by the teacher's ids."""
-    names = data.label_names or ()
+def _head_names(label2id: dict[str, int], teacher: str) -> tuple[str, ...]:
+    names = tuple(sorted(label2id, key=label2id.__getitem__))
+    if [label2id[name] for name in names] != list(range(len(names))):
+        raise DataError(f"label2id of {teacher} does not number its labels from 0: {label2id}.")
+    return names
+
+
+def map_labels(data: TaskData, names: tuple[str, ...], labels: Callable[[Dataset], Any]) -> TaskData:
+    """`data` with other label names, and in each split the column `label` that `labels` gives for its rows."""
+
+    def moved(rows: Dataset) -> Dataset:
+        return Dataset.from_dict(rows.to_dict() | {"label": labels(rows)}, features=rows.features)
+
+    return replace(
+        data,
+        label_names=names,
+        train=moved(data.train),
+        validation=moved(data.validation),
+        extra_validation={split: moved(rows) for split, rows in data.extra_validation.items()},
+        selection=None if data.selection is None else moved(data.selection),
+    )
+
+
+def match_names(
+    data: TaskData, label2id: dict[str, int], teacher: str, *, subset: bool = False
+) -> tuple[list[int], tuple[str, ...]]:
+    """The teacher's id of each of the data's ids, and the label names by the teacher's ids.
+
+    Args:
+        data (`TaskData`), label2id (`dict[str, int]`), teacher (`str`): As of `align_labels`.
+        subset (`bool`): Whether the data may lack labels that the teacher has.
+
+    Raises:
+        DataError: if the labels do not match.
+    """
+    names, head_names = data.label_names or (), _head_names(label2id, teacher)
     positions = list(range(len(names)))
     for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
         by_name = {fold(name): i for i, name in enumerate(head_names)}
         ids = [by_name.get(fold(name), -1) for name in names]
-        if sorted(ids) == list(range(len(head_names))):
+        if sorted(ids) == list(range(len(head_names))) or (subset and -1 not in ids and len({*ids}) == len(ids)):
             return ids, head_names
     generic_head = all(re.fullmatch(r"LABEL_\d+", name, re.IGNORECASE) for name in head_names)
     if len(head_names) == len(names) and (generic_head or all(re.fullmatch(r"-?\d+", name) for name in names)):
@@ -340,8 +431,3 @@ def _match(data: TaskData, head_names: tuple[str, ...], teacher: str) -> tuple[l
         f"{data.name} has labels that do not match the head: the data has {len(names)} ({listed(names)}), {teacher} "
         f"has {len(head_names)} ({listed(head_names)}). Use a teacher trained on these labels."
     )
-
-
-def _relabel(dataset: Dataset, ids: list[int]) -> Dataset:
-    moved = np.array(ids, dtype=np.int64)[dataset["label"][:]]
-    return Dataset.from_dict(dataset.to_dict() | {"label": moved}, features=dataset.features)

@@ -1,10 +1,10 @@
 """Matches student and teacher: loss terms, label order, head, and layers."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_xtc.distillation.terms import TERMS, DistillationTerm, LogitsTerm
+from hf_xtc.distillation.terms import TERMS, DistillationTerm, LogitsTerm, PooledTerm
 from hf_xtc.errors import RecipeError, XTCError
 from hf_xtc.recipe.layer_map import LayerMap
 
@@ -43,18 +43,21 @@ def label_order(student: Any, teacher: Any) -> list[int] | None:
 
 
 def fit_logits(term: DistillationTerm | None, student: Any) -> None:
-    """Sets the term 'logits' to mean squared error if the student's head is a regression.
-
-    Raises:
-        XTCError: for a multi-label head, whose outputs are not a distribution over classes.
-    """
+    """Sets the term 'logits' to what the student's head gives: numbers, a probability for each label, or classes."""
     if isinstance(term, LogitsTerm):
-        if student.problem_type == "multi_label_classification":
-            raise XTCError(
-                "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
-                "Use the terms hidden_states, attention_scores and labels."
-            )
         term.regression = student.problem_type == "regression"
+        term.multi_label = student.problem_type == "multi_label_classification"
+
+
+def fit_pooling(terms: Iterable[DistillationTerm], student: Any) -> bool:
+    """Lets the terms on sentence embeddings pool as the student's configuration says; returns whether there are any.
+
+    A student without settings of its own is pooled by the mean.
+    """
+    pooled = [term for term in terms if isinstance(term, PooledTerm)]
+    for term in pooled:
+        term.pooling = ((getattr(student, "xtc", None) or {}).get("sentences") or {}).get("pooling", "mean")
+    return bool(pooled)
 
 
 def fit_layers(student: Any, teacher: Any) -> LayerMap:

@@ -1,8 +1,9 @@
 """Distillation terms: each maps the outputs of student and teacher for one batch to a scalar loss.
 
 All terms are means over examples, and within an example means over its *real* tokens: padding never counts, and the
-loss of a batch is the mean of those of its halves (gradient accumulation and data parallelism change nothing). Layers
-are summed, as in the reference code. Terms take tensors only; the trainer weights, adds and logs them.
+loss of a batch is the mean of those of its halves (gradient accumulation and data parallelism change nothing), except
+of `similarities`, which compares the examples of a batch with each other. Layers are summed, as in the reference code.
+Terms take tensors only; the trainer weights, adds and logs them.
 """
 
 from abc import ABC, abstractmethod
@@ -16,12 +17,19 @@ from torch.nn import functional as F
 from hf_xtc.errors import XTCError
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.registry import Registry
+from hf_xtc.tasks.pooling import pool
 
 TERMS = Registry("distillation term")
 """Name -> `DistillationTerm`; `@TERMS.register("name")` adds one. `XTCTrainingArguments(terms=...)` takes names."""
 
 TINYBERT = "Jiao et al., TinyBERT, Findings of EMNLP 2020"
 XTC = "Wu et al., XTC: Extreme Compression for Pre-trained Transformers Made Simple and Efficient, NeurIPS 2022"
+SENTENCES = (
+    "Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation, "
+    "EMNLP 2020"
+)
+RELATIONS = "Park et al., Relational Knowledge Distillation, CVPR 2019"
+PRESERVED = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
 
 
 class DistillationTerm(ABC):
@@ -34,6 +42,7 @@ class DistillationTerm(ABC):
 
     needs: frozenset[str] = frozenset()
     mapped = False
+    pooled = False
     intermediate = False
     citations: tuple[str, ...] = (XTC,)
 
@@ -125,6 +134,23 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.
     return -(target * log_student).sum(-1) * temperature**2
 
 
+def soft_binary_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over labels of the cross entropy between the teacher's probability and the student's, times `T**2`.
+
+    With one label this is `soft_cross_entropy` of the logits `(x, 0)`.
+
+    Args:
+        student, teacher (`torch.Tensor` of shape `(..., labels)`): Logits; a probability is `sigmoid(logit / T)`.
+        temperature (`float`): T.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, float32.
+    """
+    target = torch.sigmoid(teacher.detach().float() / temperature)
+    loss = F.binary_cross_entropy_with_logits(student.float() / temperature, target, reduction="none")
+    return loss.sum(-1) * temperature**2
+
+
 def _same_shape(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor, Tensor]:
     """One output of student and teacher; raises `XTCError` if their shapes differ."""
     if student[key].shape != teacher[key].shape:
@@ -139,21 +165,25 @@ def _same_shape(student: Any, teacher: Any, key: str, term: str) -> tuple[Tensor
 class LogitsTerm(DistillationTerm):
     """Soft cross entropy between the heads' outputs; mean squared error where a head has one output (regression).
 
+    A multi-label head gives a probability for each label: binary cross entropies, summed over the labels.
+
     Token-wise heads count real tokens only (those with a label, where labels are given per token); span heads are
     distributions over the real tokens.
 
     Args:
         temperature (`float`): Softens both distributions.
         regression (`bool`): Use mean squared error for any number of outputs.
+        multi_label (`bool`): Outputs are logits of one probability each, not of one distribution.
     """
 
     citations = ("Hinton et al., Distilling the Knowledge in a Neural Network, 2015", XTC)
 
-    def __init__(self, temperature: float = 1.0, regression: bool = False):
+    def __init__(self, temperature: float = 1.0, regression: bool = False, multi_label: bool = False):
         if not temperature > 0:
             raise XTCError(f"temperature={temperature} must be positive.")
         self.temperature = temperature
         self.regression = regression
+        self.multi_label = multi_label
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
         keys = [key for key in student if key.endswith("logits") and key in teacher]
@@ -167,7 +197,9 @@ class LogitsTerm(DistillationTerm):
             padding = token_mask(batch, student.unsqueeze(-1)) == 0
             # Not the lowest float: a temperature below 1 would make it infinite, and 0 * infinity is NaN.
             student, teacher = (x.float().masked_fill(padding, -1e30) for x in (student, teacher))
-        if self.regression or student.shape[-1] == 1:
+        if self.multi_label:
+            loss = soft_binary_cross_entropy(student, teacher, self.temperature)
+        elif self.regression or student.shape[-1] == 1:
             loss = (student.float() - teacher.detach().float()).square().mean(-1)
         else:
             loss = soft_cross_entropy(student, teacher, self.temperature)
@@ -248,6 +280,71 @@ def _size(states: Tensor) -> str:
 
 def _heads(scores: Tensor) -> str:
     return f"{scores.shape[1]} attention heads over {scores.shape[-1]} keys"
+
+
+class PooledTerm(DistillationTerm):
+    """Base of the terms on sentence embeddings: the last hidden states, pooled and scaled to length 1.
+
+    Args:
+        pooling (`str`): "mean" or "cls"; see `hf_xtc.tasks.pooling.pool`.
+    """
+
+    needs = frozenset({"hidden_states"})
+    pooled = True
+
+    def __init__(self, pooling: str = "mean"):
+        self.pooling = pooling
+
+    def _embeddings(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings `(batch, features)`, float32, of length 1."""
+        states = outputs["hidden_states"][-1]
+        mask = None if "attention_mask" not in batch else token_mask(batch, states)
+        return F.normalize(pool(states, mask, self.pooling), dim=-1)
+
+    def _pair(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+        ours, theirs = self._embeddings(student, batch), self._embeddings(teacher, batch).detach()
+        if ours.shape != theirs.shape:
+            raise XTCError(
+                f"Student and teacher give embeddings of {ours.shape[-1]} and {theirs.shape[-1]} features. Use a "
+                f"student of the teacher's width, or drop the term {name!r}."
+            )
+        return ours, theirs
+
+
+@TERMS.register("embeddings")
+class EmbeddingsTerm(PooledTerm):
+    """`1 - cos(s, t)` of the sentence embeddings of student and teacher, the mean over examples.
+
+    Computed as `|s/|s| - t/|t||**2 / 2`, which is the same and exactly 0 where they are equal: the squared error that
+    teaches a student its teacher's embeddings in Reimers and Gurevych 2020, for embeddings of length 1.
+    """
+
+    citations = (SENTENCES,)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = self._pair(student, teacher, batch, "embeddings")
+        return (ours - theirs).square().sum(-1).mean() / 2
+
+
+@TERMS.register("similarities")
+class SimilaritiesTerm(PooledTerm):
+    """Squared error of the cosine similarities between the examples of a batch.
+
+    `mean over i != j of (s_i . s_j - t_i . t_j)**2` for embeddings `s` of the student and `t` of the teacher of length
+    1, after the similarity-preserving loss of Tung and Mori 2019, a relational distillation (Park et al. 2019) with
+    cosines for relations. 0 for a batch of one example. It depends on which examples share a batch, so that gradient
+    accumulation and several processes change it.
+    """
+
+    citations = (RELATIONS, PRESERVED)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Tensor], layer_map: LayerMap) -> Tensor:
+        ours, theirs = self._pair(student, teacher, batch, "similarities")
+        rows = len(ours)
+        with torch.autocast(ours.device.type, enabled=False):
+            errors = (ours @ ours.T - theirs @ theirs.T).square()
+        others = 1 - torch.eye(rows, device=errors.device)
+        return (errors * others).sum() / max(rows * (rows - 1), 1)
 
 
 @TERMS.register("labels")

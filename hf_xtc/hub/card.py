@@ -25,31 +25,15 @@ from hf_xtc.hub.results import Run, metric_text, metric_title, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
-from hf_xtc.tasks import TASKS
+from hf_xtc.tasks import Task, kind_of, task_of_model
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-# Ending of a class name -> tag of the Hub. The last three heads have no task here, but their models can be packed.
-PIPELINES = {
-    **{task.head: task.pipeline_tag for task in TASKS.values()},
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-}
 # Beginning of class names -> the family's name, where the two differ.
 FAMILY_NAMES = {
     **{"Bert": "BERT", "Roberta": "RoBERTa", "XLMRoberta": "XLM-RoBERTa", "Camembert": "CamemBERT"},
     **{"DistilBert": "DistilBERT", "Electra": "ELECTRA", "Albert": "ALBERT", "DebertaV2": "DeBERTa-v2"},
     "ModernBert": "ModernBERT",
 }
-_PIPELINE = """import {package}  # registers the architecture
-from transformers import pipeline
-
-pipe = pipeline("{tag}", {folder}"""
-# The Hub still has the tag question-answering, but transformers 5 no longer has the pipeline.
-_QUESTION_ANSWERING = """import {package}  # registers the architecture
-from transformers import AutoModelForQuestionAnswering
-
-model = AutoModelForQuestionAnswering.from_pretrained({folder}"""
 _MODEL = """import {package}  # registers the architecture
 from transformers import {auto_class}
 
@@ -65,7 +49,8 @@ def run_card(run: Run) -> str:
             run.recipe,
             run.provenance,
             tags=["knowledge-distillation"],
-            pipeline_tag=_pipeline_tag(run.model_class),
+            pipeline_tag=_pipeline_tag(run.model_class, run.problem_type),
+            library_name=_library(run.model_class, run.problem_type),
             model_name=html.escape(run.name),
             eval_results=_eval_results(run) or None,
             model_sha256=run.sha256,
@@ -76,7 +61,7 @@ def run_card(run: Run) -> str:
         weights=run.recipe.weights or "float",
         bytes=f"{packed.bytes:,}",
         ratio=f"{teacher.bytes / packed.bytes:.1f}",
-        use=usage(run.model_class),
+        use=usage(run.model_class, problem_type=run.problem_type),
         ledger=run.ledger,
         made=[*_command_lines(run.command), *_fact_lines(run.provenance)] or ["not recorded"],
         recipe=run.recipe.to_json(),
@@ -121,7 +106,13 @@ def model_card(
     size, facts = ledger(config, model_class=model_class), {**config.xtc.get("provenance", {}), **(made or {})}
     recipe: XTCRecipe = config.recipe
     given = {key: value for key, value in (metadata or {}).items() if value is not None}
-    fields = {"pipeline_tag": _pipeline_tag(model_class.__name__), "model_sha256": sha256, **given}
+    problem_type = kind_of(config)
+    fields = {
+        "pipeline_tag": _pipeline_tag(model_class.__name__, problem_type),
+        "library_name": _library(model_class.__name__, problem_type),
+        "model_sha256": sha256,
+        **given,
+    }
     return _render(
         _metadata(recipe, facts, **fields),
         name=html.escape(name),
@@ -130,7 +121,7 @@ def model_card(
         weights=recipe.weights or "float",
         bytes=f"{size.total_bytes:,}",
         ratio=f"{size.float32_bytes / size.total_bytes:.1f}",
-        use=usage(model_class.__name__, model_class.__module__.partition(".")[0]),
+        use=usage(model_class.__name__, model_class.__module__.partition(".")[0], problem_type),
         metrics=[(html.escape(key), metric_text(value)) for key, value in (metrics or {}).items()],
         ledger=size,
         made=_fact_lines(facts) or ["not recorded"],
@@ -149,18 +140,17 @@ def write_card(run: Run, path: str | os.PathLike[str]) -> None:
     write_text(path, run_card(run))
 
 
-def usage(class_name: str, package: str = "hf_xtc") -> str:
+def usage(class_name: str, package: str = "hf_xtc", problem_type: str | None = None) -> str:
     """Python code that loads a model from the card's own folder; see `FOLDER_ARGUMENT`.
 
     Args:
-        class_name (`str`): Name of the model's class; its ending selects the pipeline.
+        class_name (`str`), problem_type (`str`, *optional*): The model's class and `kind_of` its config, which tell
+            the task.
         package (`str`): The package that registers the architecture.
     """
-    tag = _pipeline_tag(class_name)
-    if tag == "question-answering":
-        return _QUESTION_ANSWERING.format(package=package, folder=FOLDER_ARGUMENT)
-    if tag is not None:
-        return _PIPELINE.format(package=package, tag=tag, folder=FOLDER_ARGUMENT)
+    task = task_of_model(class_name, problem_type)
+    if task is not None:
+        return task.snippet.format(package=package, tag=task.pipeline_tag, folder=FOLDER_ARGUMENT)
     head = re.search(r"For[A-Z]\w+$", class_name)
     auto_class = f"AutoModel{'' if head is None else head[0]}"
     return _MODEL.format(package=package, auto_class=auto_class, folder=FOLDER_ARGUMENT)
@@ -190,7 +180,7 @@ def _metadata(
     """
     own = ["xtc", "hf_xtc", recipe.weights or "float", "quantization"]
     more = [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in own]
-    known = {"base_model": facts.get("base_model"), "license": _license(facts), "library_name": "transformers"}
+    known = {"base_model": facts.get("base_model"), "license": _license(facts)}
     given = {key: value for key, value in {**known, **fields}.items() if value is not None}
     return ModelCardData(tags=[*own, *more], **given)
 
@@ -202,16 +192,23 @@ def _license(facts: Mapping[str, Any]) -> str | list[str] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def _pipeline_tag(class_name: str) -> str | None:
-    """The Hub's tag for the head of a model class, by the class's name."""
-    return next((tag for head, tag in PIPELINES.items() if class_name.endswith(head)), None)
+def _pipeline_tag(class_name: str, problem_type: str | None) -> str | None:
+    """The Hub's tag for a model's task; `None` if it has none here."""
+    task = task_of_model(class_name, problem_type)
+    return None if task is None else task.pipeline_tag
+
+
+def _library(class_name: str, problem_type: str | None) -> str:
+    """The library that opens a model of this task, by its name on the Hub."""
+    task = task_of_model(class_name, problem_type)
+    return Task.library_name if task is None else task.library_name
 
 
 def _eval_results(run: Run) -> list[EvalResult]:
     """The packed file's metrics. The Hub accepts only finite values, and data set types only without spaces."""
     return [
         EvalResult(
-            task_type=_pipeline_tag(run.model_class),
+            task_type=_pipeline_tag(run.model_class, run.problem_type) or "other",
             dataset_type=re.sub(r"[^\w.-]+", "-", run.task, flags=re.ASCII),
             dataset_name=html.escape(run.task),
             dataset_split="validation",

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from hf_xtc.compression.convert import is_packed, pack_model
 from hf_xtc.compression.origin import hub_license
 from hf_xtc.files.headers import weights_sha256
+from hf_xtc.files.sentence_files import SentenceSettings, write_sentence_files
 from hf_xtc.files.writing import OLD_CODE, WEIGHT_FILES, whole_folder, write_text
 from hf_xtc.hub.card import model_card
 from hf_xtc.hub.upload import open_repository, push_folder
@@ -16,6 +17,8 @@ from hf_xtc.hub.upload import open_repository, push_folder
 
 def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any = None, **options: Any) -> None:
     """Writes the packed form of an XTC model, latent or packed, and a tokenizer if there is one: both or neither.
+
+    A sentence embedder gets the files by which sentence-transformers opens its folder.
 
     `options` are those of `save_pretrained`.
 
@@ -27,6 +30,9 @@ def write_packed(model: Any, folder: str | os.PathLike[str], *, tokenizer: Any =
         packed.save_pretrained(scratch, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
+        if sentences := packed.config.xtc.get("sentences"):
+            settings = SentenceSettings.from_dict(sentences)
+            write_sentence_files(scratch, settings, packed.config.hidden_size)
 
 
 def write_model_card(

@@ -31,7 +31,8 @@ class Run:
     The rows are the teacher, the student after each stage, and the packed file. `seeds` maps each seed to the main
     metric of its packed file, where several runs differ in the seed alone; this run is one of them. `command` is the
     command that reproduces the file, `sha256` the hash of its weights, and `model_class` the name of its class.
-    `positive_class` is the class of the metric `f1`, where there is one.
+    `positive_class` is the class of the metric `f1`, where there is one; `problem_type` is `tasks.kind_of`
+    its configuration.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Run:
     log: list[dict[str, float]] = field(default_factory=list)
     model_class: str = "XTCBertForSequenceClassification"
     positive_class: str | None = None
+    problem_type: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The run as a JSON object."""

@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 
 from hf_xtc.errors import HubError, PackedFileError, StateError, XTCError
 from hf_xtc.files.safe_json import read_json
+from hf_xtc.files.sentence_files import WRITTEN
 from hf_xtc.files.writing import OLD_CODE, WEIGHT_FILES
 
 SHIPPED = (
@@ -86,6 +87,7 @@ def shipped_files(folder: str | os.PathLike[str]) -> dict[str, bytes]:
     path = Path(folder)
     require_packed(read_config(path), str(folder))
     names = sorted(file.name for file in path.iterdir() if file.is_file() and _is_one_of(file.name, SHIPPED))
+    names += [name for name in WRITTEN if (path / name).is_file()]
     if not any(_is_one_of(name, WEIGHT_FILES[:2]) for name in names):
         raise PackedFileError(f"{folder} holds no model.safetensors. Save the model there again.")
     return {name: (path / name).read_bytes() for name in names}

@@ -241,6 +241,10 @@ class EvaluateArguments:
     """What to measure."""
 
     model: str = field(metadata={"help": "Folder or Hub id of a packed or float sequence classifier."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Model whose similarities score texts without scores (sentence-embedding)."}
+    )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Revision of a teacher on the Hub."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file to write the metrics to."})
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass."})
 

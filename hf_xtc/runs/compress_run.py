@@ -18,7 +18,6 @@ from hf_xtc.hub.results import Row, Run
 from hf_xtc.hub.upload import push_folder
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
-from hf_xtc.runs.evaluation import measure
 from hf_xtc.runs.finalize import ship, teacher_name
 from hf_xtc.runs.fingerprint import digest
 from hf_xtc.runs.job import Job, prepare
@@ -132,9 +131,8 @@ def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
     teacher = load_teacher(job)
     changes: dict[str, Any] = {"terms": {"labels": 1.0}, "distillation_stages": 1, "push_to_hub": False}
     arguments = dataclasses.replace(job.training_args, **changes)
-    trainer, splits = job.trainer(teacher, None, arguments), job.validation()
-    trainer.eval_dataset = splits.pop("validation")
-    return teacher, job.row("teacher", teacher, "teacher", measure(trainer, splits), "float32")
+    metrics = job.measure(job.trainer(teacher, None, arguments), job.validation())
+    return teacher, job.row("teacher", teacher, "teacher", metrics, "float32")
 
 
 def student_stage(
@@ -153,6 +151,8 @@ def student_stage(
             student = started(name, job.task.auto_class, teacher, recipe)
         else:
             student = compress(teacher, recipe, weights_from=before)
+        for key, value in job.task.recorded().items():
+            setattr(student.config, key, {**student.config.xtc, **value} if key == "xtc" else value)
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = stage.dropout
@@ -174,7 +174,6 @@ def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrained
         made.add_callback(WeightStatisticsCallback())
         return made
 
-    held_out = job.data.selection is not None
     folder = job.training / stage.name
     return StageRun(
         folder=folder,
@@ -182,8 +181,9 @@ def _stage_run(job: Job, stage: Stage, key: str, build: Any, teacher: PreTrained
         metric=job.metric,
         build=build,
         trainer=trainer,
+        measure=job.measure,
         validation=job.validation(),
-        held_out=held_out,
+        held_out=job.tokenized.get("selection"),
         tokenizer=job.tokenizer,
         start=start,
         auto_class=job.task.auto_class,

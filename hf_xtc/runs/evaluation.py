@@ -7,29 +7,46 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
-from hf_xtc.data.task_data import load_task
+from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.errors import DataError
 from hf_xtc.files.writing import write_json
 from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
 from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
-from hf_xtc.tasks import task_of
+from hf_xtc.tasks import Task, find_task
 
 logger = logging.getLogger(__name__)
 
 
-def measure(trainer: Trainer, extra: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a trainer's model on its `eval_dataset` and, prefixed with their names, on the splits in `extra`."""
-    metrics = trainer.evaluate()
-    scores = {key.removeprefix("eval_"): value for key, value in metrics.items() if not _is_timing(key)}
-    for name, dataset in extra.items():
-        more = trainer.evaluate(dataset)
-        scores |= {f"{name}_{key.removeprefix('eval_')}": value for key, value in more.items() if not _is_timing(key)}
+def measure(trainer: Trainer, task: Task, data: TaskData, splits: dict[str, Any]) -> dict[str, float]:
+    """Metrics of a trainer's model on tokenized splits; those of all but the first are prefixed with their names."""
+    scores: dict[str, float] = {}
+    for number, (name, rows) in enumerate(splits.items()):
+        trainer.compute_metrics = task.compute_metrics(data, rows)
+        found, prefix = trainer.evaluate(rows), f"{name}_" if number else ""
+        scores |= {prefix + key.removeprefix("eval_"): value for key, value in found.items() if not _is_timing(key)}
     return scores
 
 
 def _is_timing(key: str) -> bool:
     return key == "epoch" or key.endswith(("_runtime", "_per_second", "_time"))
+
+
+def check_options(task: Task, data_args: DataArguments, teacher: str | None = None) -> None:
+    """Raises `DataError` for an option of another task."""
+    for option, value, applies in (
+        ("pooling", data_args.pooling, task.scored_by_teacher),
+        ("teacher", teacher, task.scored_by_teacher),
+    ):
+        if value is not None and not applies:
+            raise DataError(f"--{option}={value} is for sentence-embedding, not for this task. Leave it out.")
+
+
+def _teacher(args: EvaluateArguments, task: Task) -> Any:
+    """The teacher whose scores stand in for those of texts that have none; `None` without one."""
+    if args.teacher is None:
+        return None
+    return load_model(args.teacher, task.auto_class, args.teacher_revision, fresh_head=not task.needs_head)
 
 
 def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) -> dict[str, float]:
@@ -41,30 +58,34 @@ def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) ->
     """
     if not data_args.given:
         raise DataError("There is nothing to evaluate on. Pass --task_name TASK, or --validation_file FILE.")
-    data = load_task(data_args)
-    task = task_of(data)
+    sources = read_splits(data_args)
     config = load_config(args.model)
     check_config(config, args.model, fresh_head=False)
+    task = find_task(data_args, sources, config, args.model)
+    check_options(task, data_args, args.teacher)
+    task.open(config, args.model, None, data_args, fresh_head=False)
+    data = task.load(data_args, sources)
     tokenizer = load_tokenizer(args.model)
     check_tokenizer(tokenizer, config, args.model, data_args.max_length)
     data = task.align_labels(data, config, args.model)
-    if data.positive_class is not None:
-        logger.info("f1 is that of class %r.", data.positive_class)
-    model = load_model(args.model, task.auto_class, dtype="auto")
+    if (positive := task.positive_class(data)) is not None:
+        logger.info("f1 is that of class %r.", positive)
+    data = task.teach(data, _teacher(args, task), tokenizer, data_args)
+    model = load_model(args.model, task.auto_class, fresh_head=not task.needs_head, dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = task.trainer_class(Trainer)(
             model,
             TrainingArguments(
                 folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False
             ),
-            eval_dataset=task.tokenize(data.validation, tokenizer, data_args.max_length),
             processing_class=tokenizer,
             data_collator=task.collator(tokenizer),
-            compute_metrics=task.compute_metrics(data),
+            preprocess_logits_for_metrics=task.reduce_outputs,
         )
         trainer.remove_callback(PrinterCallback)  # only the metrics go to standard output
-        extra = {n: task.tokenize(d, tokenizer, data_args.max_length) for n, d in data.extra_validation.items()}
-        metrics = measure(trainer, extra)
+        splits = {"validation": data.validation, **data.extra_validation}
+        tokenized = {name: task.tokenize(rows, tokenizer, data_args) for name, rows in splits.items()}
+        metrics = measure(trainer, task, data, tokenized)
     if args.output_file is not None:
         write_json(args.output_file, metrics)
     return metrics

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, BertConfig
 
-from hf_xtc.data.task_data import load_task
+from hf_xtc.data.task_data import read_splits
 from hf_xtc.errors import DataError, StateError
 from hf_xtc.export.bert import INPUTS
 from hf_xtc.export.exporting import Exported, check_export, write_verified
@@ -19,7 +19,7 @@ from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.runs.teacher import load_config
-from hf_xtc.tasks import task_of
+from hf_xtc.tasks import TASKS, find_task, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +93,14 @@ def validation_batches(
     Raises:
         DataError: if the labels do not match the head of a sequence classifier.
     """
-    data = load_task(data_args)
-    task = task_of(data)
+    sources = read_splits(data_args)
+    recorded = model.config if kind_of(model.config) in TASKS else None
+    task = find_task(data_args, sources, recorded, args.model)
+    data = task.load(data_args, sources)
     if type(model).__name__.endswith(task.head):  # for any other head labels are not needed
         data = task.align_labels(data, model.config, args.model)
-    rows = task.tokenize(data.validation, tokenizer, data_args.max_length).remove_columns("labels")
+    rows = task.tokenize(data.validation, tokenizer, data_args)
+    rows = rows.select_columns([name for name in INPUTS if name in rows.column_names])
     collate = task.collator(tokenizer)
     return (
         _with_token_types(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))

@@ -23,6 +23,7 @@ from hf_xtc.hub.results import Row, Run
 from hf_xtc.runs.job import Job, weight_bytes
 from hf_xtc.runs.stage import RECEIPT, Receipt
 from hf_xtc.runs.teacher import teacher_origin, teacher_title
+from hf_xtc.tasks import kind_of
 from hf_xtc.training.adversarial import MIYATO
 
 # Options that a run with another schedule, or with a teacher that is fine-tuned already, does not use.
@@ -58,7 +59,8 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
         sha256=weights_sha256(job.out),
         log=receipts[-1].log,
         model_class=type(student).__name__,
-        positive_class=job.data.positive_class,
+        positive_class=job.task.positive_class(job.data),
+        problem_type=kind_of(config),
     )
     write_json(job.out / "metrics.json", run.to_dict())
     write_card(run, job.out / "README.md")
@@ -68,6 +70,8 @@ def ship(job: Job, student: PreTrainedModel, rows: list[Row], receipts: list[Rec
 def packed_row(job: Job, student: Row) -> Row:
     """Returns the row of the packed file, measured in a new process."""
     request = {**dataclasses.asdict(job.data_args), "model": str(job.out), "batch_size": 64}
+    if job.task.scored_by_teacher:
+        request |= {"teacher": job.args.teacher, "teacher_revision": job.args.teacher_revision}
     with tempfile.TemporaryDirectory() as folder:
         request["output_file"] = os.path.join(folder, "metrics.json")
         write_json(os.path.join(folder, "request.json"), request)

@@ -23,6 +23,7 @@ from hf_xtc.data.word_table import WordTable
 from hf_xtc.distillation.cache.making import tokenizer_fingerprint
 from hf_xtc.errors import XTCError
 from hf_xtc.files.safe_json import read_json
+from hf_xtc.files.sentence_files import WRITTEN
 from hf_xtc.files.writing import SCRATCH, WEIGHT_FILES, clear_unfinished, require_empty, write_json, writing
 from hf_xtc.quantization.quantizers import fake_quantize
 from hf_xtc.quantization.specs import QuantSpec
@@ -140,7 +141,7 @@ def remove_run(out: Path, training: Path) -> None:
     """
     if read_run(training) is None:
         return
-    names = ("config.json", *WEIGHT_FILES, "metrics.json", "README.md")
+    names = ("config.json", *WEIGHT_FILES, *WRITTEN, "metrics.json", "README.md")
     with writing(out, kept=""):
         for file in [file for name in names for file in out.glob(name)]:
             file.unlink()

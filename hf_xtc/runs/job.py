@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, Trainer
 
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.data.augmentation import augment
-from hf_xtc.data.task_data import DataArguments, TaskData, class_counts, load_task
+from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.distillation.cache.format import check_cache_folder
 from hf_xtc.errors import RecipeError, StateError, XTCError, needs_extra
@@ -21,6 +22,7 @@ from hf_xtc.hub.results import Row
 from hf_xtc.hub.upload import open_repository
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
+from hf_xtc.runs.evaluation import check_options, measure
 from hf_xtc.runs.fingerprint import (
     candidates_digest,
     deciding,
@@ -37,8 +39,9 @@ from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.schedule import Schedule, budget_epochs
 from hf_xtc.runs.teacher import load_config, load_reported, load_tokenizer
 from hf_xtc.runs.warm_start import check_start
-from hf_xtc.tasks import task_of
-from hf_xtc.training.arguments import XTCTrainingArguments
+from hf_xtc.tasks import Task, find_task
+from hf_xtc.tasks.sentence_embedding import read_settings
+from hf_xtc.training.arguments import DEFAULT_TERMS, XTCTrainingArguments
 from hf_xtc.training.trainer import XTCTrainer
 
 with needs_extra("cli"):
@@ -66,19 +69,23 @@ class Job:
     schedule: Schedule
     training_args: XTCTrainingArguments
     augmentation: AugmentationArguments
+    task: Task
     data: TaskData
     tokenizer: Any
     unlabelled: Dataset | None = None
     students: bool = True
     teacher: PreTrainedModel | None = None
     sources: dict[str, Any] = field(default_factory=dict)
+    augmented: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
         if self.data.selection is not None:
             splits["selection"] = self.data.selection
-        self.task, length = task_of(self.data), self.data_args.max_length
-        self.tokenized = {name: self.task.tokenize(split, self.tokenizer, length) for name, split in splits.items()}
+        self.tokenized = {name: self._tokenize(split) for name, split in splits.items()}
+
+    def _tokenize(self, rows: Dataset) -> Dataset:
+        return self.task.tokenize(rows, self.tokenizer, self.data_args)
 
     @property
     def out(self) -> Path:
@@ -106,20 +113,13 @@ class Job:
         unlabelled = 0 if self.unlabelled is None else len(self.unlabelled)
         return {
             "train_rows": len(self.data.train),
-            **self._classes(),
-            "augmented_rows": len(self.tokenized["train"]) - len(self.data.train) - unlabelled,
+            **self.task.facts(self.data),
+            "augmented_rows": self.augmented,
             **({"unlabelled_rows": unlabelled, "unlabelled_from": self._sources()} if unlabelled else {}),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "validation_rows": len(self.data.validation),
             "max_length": self.data_args.max_length,
         }
-
-    def _classes(self) -> dict[str, Any]:
-        """Train rows of each class; the number of classes alone where a list of them would fill a page."""
-        names = self.data.label_names
-        if names is None:
-            return {}
-        return {"classes": class_counts(names, self.data.train) if len(names) <= 30 else len(names)}
 
     def _sources(self) -> list[str]:
         """Names of the sources of the unlabelled rows, without their paths."""
@@ -136,6 +136,7 @@ class Job:
                 "fingerprint": self.data.fingerprint,
                 "max_length": self.data_args.max_length,
                 **({} if positive is None else {"positive_label": positive}),
+                **self.task.settings(self.data_args),
             },
             "task": self.data.task,
             "rows": [len(self.data.train), len(self.data.validation)],
@@ -171,26 +172,34 @@ class Job:
                 tokenizer=self.tokenizer,
                 max_length=length,
             )
+            self.augmented = len(rows) - len(self.data.train)
         if self.unlabelled is not None:
             rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
         if rows is not self.data.train:
             texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
-            self.tokenized["train"] = self.task.tokenize(rows.select_columns(texts), self.tokenizer, length)
+            self.tokenized["train"] = self._tokenize(rows.select_columns(texts))
 
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments
     ) -> XTCTrainer:
         """A trainer on the train rows that evaluates on the held-out rows or, without any, on the validation split."""
-        return XTCTrainer(
+        rows = self.tokenized.get("selection", self.tokenized["validation"])
+        made: XTCTrainer = self.task.trainer_class(XTCTrainer)(
             model,
             arguments,
             teacher_model=teacher,
             train_dataset=self.tokenized["train"],
-            eval_dataset=self.tokenized.get("selection", self.tokenized["validation"]),
+            eval_dataset=rows,
             processing_class=self.tokenizer,
             data_collator=self.task.collator(self.tokenizer),
-            compute_metrics=self.task.compute_metrics(self.data),
+            compute_metrics=self.task.compute_metrics(self.data, rows),
+            preprocess_logits_for_metrics=self.task.reduce_outputs,
         )
+        return made
+
+    def measure(self, trainer: Trainer, splits: dict[str, Any]) -> dict[str, float]:
+        """Metrics of a trainer's model on tokenized splits, the main one first; see `evaluation.measure`."""
+        return measure(trainer, self.task, self.data, splits)
 
     def validation(self) -> dict[str, Any]:
         """The splits to report on, the main one first."""
@@ -265,9 +274,21 @@ def prepare(
     recipes = [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]
     for stage_recipe in recipes:
         ledger(config, stage_recipe)  # a model type, layer or group size that does not fit is refused here
-    data = load_task(data_args)
-    task = task_of(data)
-    best, known = training_args.metric_for_best_model, ("loss", *task.metric_names(data))
+    rows = read_splits(data_args)
+    if data_args.task is None and not args.fine_tune and read_settings(args.teacher, args.teacher_revision):
+        data_args = dataclasses.replace(data_args, task="sentence-embedding")
+    task = find_task(data_args, rows, config, args.teacher, fresh_head=args.fine_tune)
+    check_options(task, data_args)
+    task.open(config, args.teacher, args.teacher_revision, data_args, fresh_head=args.fine_tune)
+    if not task.augments and (data_args.unlabelled or (augmentation is not None and augmentation.augment)):
+        raise RecipeError(
+            "--augment and --unlabelled add texts with the class or number that the teacher predicts, but "
+            f"{type(task).__name__} has other labels. Leave them out."
+        )
+    if task.terms is not None and training_args.terms == DEFAULT_TERMS:
+        training_args = dataclasses.replace(training_args, terms=dict(task.terms))
+    data = task.load(data_args, rows)
+    best, known = training_args.metric_for_best_model, (*(["loss"] * task.has_loss), *task.metric_names(data))
     if best is not None and best.removeprefix("eval_") not in known:
         raise XTCError(f"--metric_for_best_model={best} is not measured. Use one of: {', '.join(known)}.")
     if not args.fine_tune:
@@ -277,8 +298,17 @@ def prepare(
     check_tokenizer(tokenizer, config, args.teacher, data_args.max_length)
     labels = task.head_config(data)
     teacher, new = load_reported(
-        args.teacher, task.auto_class, args.teacher_revision, fresh_head=args.fine_tune, **labels
+        args.teacher,
+        task.auto_class,
+        args.teacher_revision,
+        fresh_head=args.fine_tune or not task.needs_head,
+        **labels,
     )
+    if not task.needs_head:
+        with torch.no_grad():
+            for name in new:  # of a pooler that is not used: the same in every run
+                teacher.get_parameter(name).zero_()
+    data = task.teach(data, teacher, tokenizer, data_args)
     augmentation = augmentation or AugmentationArguments()
     sources: dict[str, Any] = {
         "teacher": {**model_digest(config, teacher, new), "tokenizer": tokenizer_digest(tokenizer)}
@@ -308,6 +338,7 @@ def prepare(
         schedule=schedule,
         training_args=training_args,
         augmentation=augmentation,
+        task=task,
         data=data,
         tokenizer=tokenizer,
         unlabelled=unlabelled,

@@ -23,8 +23,7 @@ def check_config(config: Any, name: str, *, fresh_head: bool) -> None:
         fresh_head (`bool`): Whether a new head replaces the model's own, whose labels are then of no interest.
 
     Raises:
-        XTCError: if the model is quantized, has no layers, gives several labels to a text, or its two maps of labels
-            disagree or are none.
+        XTCError: if the model is quantized, has no layers, or its two maps of labels disagree or are none.
     """
     layers = getattr(config, "num_hidden_layers", 1)
     if not isinstance(layers, int) or layers < 1:
@@ -35,11 +34,6 @@ def check_config(config: Any, name: str, *, fresh_head: bool) -> None:
         )
     if fresh_head:
         return
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise XTCError(
-            f"{name} gives several labels to each text (problem_type multi_label_classification), but hf-xtc trains "
-            "one class or one number for each. Name a model with one label for each text."
-        )
     _check_labels(config, name)
 
 

@@ -1,4 +1,4 @@
-"""`hf-xtc predict`: classifies texts with a packed model by `hf_xtc.runtime`, without PyTorch and transformers."""
+"""`hf-xtc predict`: classifies, ranks or embeds texts by `hf_xtc.runtime`, without PyTorch and transformers."""
 
 import csv
 import io
@@ -23,13 +23,13 @@ OUTPUTS = (".csv", ".jsonl")
 
 @dataclass
 class PredictArguments:
-    """What to classify, and with which model.
+    """What to classify, rank or embed, and with which model.
 
     Args:
-        model (`str`): Folder or Hub id of a packed classifier.
+        model (`str`): Folder or Hub id of a packed classifier, reranker or sentence embedder.
         file (`str`, *optional*): Texts; standard input, a text a line, if it is left out.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        output_file (`str`, *optional*): `.csv` or `.jsonl`; CSV on standard output if it is left out.
+        output_file (`str`, *optional*): `.csv` or `.jsonl`, embeddings `.jsonl` only; without one, standard output.
         text_column, text_pair_column (`str`, *optional*): Columns of a table.
         top_k (`int`): Labels of each text.
         batch_size, threads, max_length (`int`): As in `hf_xtc.runtime.Pipeline`.
@@ -113,29 +113,53 @@ class PredictParser(PlainParser):
 
 
 def run_predict(args: PredictArguments) -> None:
-    """Classifies the texts and writes a record for each label: number of the row from 0, label, and score.
+    """Writes a record for each label of a text: number of the row from 0, label, and score.
+
+    A reranker has one score for each pair and no labels. A sentence embedder's records, as JSON lines, are the number
+    of the row and the `embedding`.
 
     Raises:
-        XTCError: if the texts or the model cannot be read, or the model is no classifier.
+        XTCError: if the texts or the model cannot be read, or the model does none of these.
     """
     from hf_xtc.runtime import Pipeline  # imports numpy and tokenizers, which --help does not need
 
     texts = read_texts(args)
     pipe = Pipeline(args.model, revision=args.revision, threads=args.threads, max_length=args.max_length)
-    found: list[Any] = pipe(texts, top_k=args.top_k, batch_size=args.batch_size)
-    rows = enumerate([best] if args.top_k == 1 else best for best in found)
-    records = [{"row": row, **entry} for row, entries in rows for entry in entries]
-    if args.output_file is None:
-        sys.stdout.write(_csv(records))
-    elif args.output_file.endswith(".csv"):
-        write_text(args.output_file, _csv(records))
+    lines = pipe.task == "sentence-embedding"
+    if lines and (args.output_file or "").endswith(".csv"):
+        raise RecipeError(f"--output_file={args.output_file} cannot hold embeddings. Name a .jsonl file.")
+    records = _records(pipe, texts, args)
+    if lines or (args.output_file or "").endswith(".jsonl"):
+        written = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
     else:
-        write_text(args.output_file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
+        written = _csv(records)
+    if args.output_file is None:
+        sys.stdout.write(written)
+    else:
+        write_text(args.output_file, written)
+
+
+def _records(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    if pipe.task == "sentence-embedding":
+        vectors = pipe.embed(texts, batch_size=args.batch_size).tolist()
+        return [{"row": row, "embedding": vector} for row, vector in enumerate(vectors)]
+    if pipe.task == "reranking":
+        if texts and isinstance(texts[0], str):
+            raise DataError(
+                f"{args.model} ranks passages for queries, and there are texts alone. Give a table with --text_column "
+                "QUERY --text_pair_column PASSAGE."
+            )
+        found: list[Any] = pipe(texts, batch_size=args.batch_size)
+        return [{"row": row, "score": best["score"]} for row, best in enumerate(found)]
+    found = pipe(texts, top_k=args.top_k, batch_size=args.batch_size)
+    rows = enumerate([best] if args.top_k == 1 else best for best in found)
+    return [{"row": row, **entry} for row, entries in rows for entry in entries]
 
 
 def _csv(records: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ("row", "label", "score"), lineterminator="\n")
+    names = ("row", "score") if records and "label" not in records[0] else ("row", "label", "score")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**record, "score": f"{record['score']:.6f}"} for record in records)
     return text.getvalue()

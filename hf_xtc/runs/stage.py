@@ -16,7 +16,6 @@ from typing import Any
 from transformers import PreTrainedModel, Trainer
 
 from hf_xtc.files.writing import WEIGHT_FILES, clear_unfinished, last_checkpoint, whole_folder, write_json
-from hf_xtc.runs.evaluation import measure
 from hf_xtc.runs.schedule import Stage
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,10 @@ class StageRun:
         key (`str`): Digest of everything that determines the result: this stage, and those before it.
         metric (`str`): Key of the score that ranks learning rates; larger is better.
         build (`Callable`): Returns the model that the stage starts from.
-        trainer (`Callable`): `trainer(model, folder, learning_rate)`, with the held-out rows as its `eval_dataset`.
+        trainer (`Callable`): `trainer(model, folder, learning_rate)`.
+        measure (`Callable`): `measure(trainer, splits)`, metrics on the splits, the main one first.
         validation (`dict[str, Dataset]`): Splits to measure the finished stage on; the first is the main one.
-        held_out (`bool`): Whether there are held-out rows.
+        held_out (`Dataset`, *optional*): The held-out rows, if there are any.
         tokenizer: Saved beside the weights.
         start (`str`): What the weights are initialized from, in words for a card.
         auto_class (`type`): Loads the stage's model.
@@ -87,8 +87,9 @@ class StageRun:
     metric: str
     build: Callable[[], PreTrainedModel]
     trainer: Callable[[PreTrainedModel, Path, float | None], Trainer]
+    measure: Callable[[Trainer, dict[str, Any]], dict[str, float]]
     validation: dict[str, Any]
-    held_out: bool
+    held_out: Any
     tokenizer: Any
     start: str
     auto_class: Any
@@ -151,8 +152,8 @@ def _train(stage: Stage, run: StageRun, rate: float | None, folder: Path) -> Rec
         trainer.state.global_step,
         round(trainer.state.epoch or 0.0, 3),
         round(time.perf_counter() - start, 1),
-        _chosen_by(best is not None, run.held_out),
-        selection=measure(trainer, {}) if run.held_out else None,
+        _chosen_by(best is not None, run.held_out is not None),
+        selection=None if run.held_out is None else run.measure(trainer, {"selection": run.held_out}),
         log=[entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         start=run.start,
         adversarial_epsilon=arguments.adversarial_epsilon,
@@ -165,9 +166,7 @@ def _finish(run: StageRun, receipt: Receipt, tried: list[dict[str, float]]) -> t
     """Measures the kept model on the validation rows and writes the stage's receipt."""
     model = run.load()
     trainer = run.trainer(model, run.folder, receipt.learning_rate)
-    main, *extra = run.validation
-    trainer.eval_dataset = run.validation[main]
-    metrics = measure(trainer, {name: run.validation[name] for name in extra})
+    metrics = run.measure(trainer, run.validation)
     if tried:
         chosen_by = f"{receipt.chosen_by}, of {len(tried)} learning rates the best on train rows held out"
     else:

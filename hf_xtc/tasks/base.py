@@ -1,16 +1,15 @@
-"""The base class of the tasks, and their registry.
+"""The base class of the tasks, their registry, and how the task of a run is found.
 
-A `Task` defines which Auto class loads the teacher, how rows become batches, which score ranks checkpoints and what
-the model card shows. Modules that need `datasets` or scikit-learn are imported inside the methods that use them, so
-that a card can be written without either.
+A `Task` says which columns it reads, how rows become batches, which Auto class loads the teacher, which terms teach
+it, which score ranks checkpoints, and what the model card shows. Modules that need `datasets` or scikit-learn are
+imported inside the methods that use them, so that a card can be written without either.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from transformers import DataCollatorWithPadding, EvalPrediction
+from transformers import DataCollatorWithPadding
 
 from hf_xtc.errors import DataError
 from hf_xtc.registry import Registry
@@ -18,9 +17,14 @@ from hf_xtc.registry import Registry
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_xtc.data.task_data import TaskData
+    from hf_xtc.data.task_data import DataArguments, Splits, TaskData
 
 TASKS = Registry("task")
+
+PIPELINE = """import {package}  # registers the architecture
+from transformers import pipeline
+
+pipe = pipeline("{tag}", {folder}"""
 
 
 class Task(ABC):
@@ -29,35 +33,112 @@ class Task(ABC):
     Attributes:
         auto_class (`type`): The Auto class that loads the teacher and every model of a run.
         head (`str`): The ending of its model classes' names, for example `ForSequenceClassification`.
+        problem_types (`tuple[str | None, ...]`, *optional*): Values of a config's `problem_type` that belong to the
+            task, where several tasks share a head; by default any.
         pipeline_tag (`str`): The Hub's name of the task.
+        snippet (`str`): Code of the card that loads a model: a format of `package`, `tag` and `folder`, which stands
+            for the first argument and the rest of the call.
+        labelled (`bool`): Whether rows have labels. Texts alone do not tell their task: one without labels is found by
+            the teacher's class, or said with `--task`.
+        terms (`dict[str, float]`, *optional*): Weights of the distillation terms; default: those of
+            `XTCTrainingArguments`.
+        library_name (`str`): The library that the snippet opens the model with, by its name on the Hub.
+        needs_head (`bool`): Whether a model needs weights beyond its encoder's.
+        has_loss (`bool`): Whether an evaluation gives a loss.
+        scored_by_teacher (`bool`): Whether a teacher gives the scores of validation rows that have none; see `teach`.
+        augments (`bool`): Whether `--augment` and `--unlabelled` can add rows: rows of `text` and `label`, where the
+            label is the class or the number that the teacher predicts.
     """
 
     auto_class: ClassVar[Any]
     head: ClassVar[str]
+    problem_types: ClassVar[tuple[str | None, ...] | None] = None
     pipeline_tag: ClassVar[str]
+    snippet: ClassVar[str] = PIPELINE
+    labelled: ClassVar[bool] = True
+    terms: ClassVar[Mapping[str, float] | None] = None
+    library_name: ClassVar[str] = "transformers"
+    needs_head: ClassVar[bool] = True
+    has_loss: ClassVar[bool] = True
+    scored_by_teacher: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
+
+    # Which task it is
 
     @abstractmethod
-    def fits(self, data: "TaskData") -> bool:
-        """Whether `data` has the columns and labels of this task."""
+    def reads(self, args: "DataArguments", rows: "Dataset") -> bool:
+        """Whether rows, as they were read, have the columns of this task; called with the train rows."""
+
+    @classmethod
+    def owns(cls, class_name: str, problem_type: str | None) -> bool:
+        """Whether a model is one of this task's, by the name of its class and `kind_of` its config."""
+        return class_name.endswith(cls.head) and (cls.problem_types is None or problem_type in cls.problem_types)
+
+    def open(  # noqa: B027
+        self, config: Any, model: str, revision: str | None, args: "DataArguments", *, fresh_head: bool
+    ) -> None:
+        """Reads what the task needs to know of the model that is evaluated or teaches, beyond its configuration.
+
+        Args:
+            config (`PreTrainedConfig`), model (`str`), revision (`str`, *optional*): The model's.
+            args (`DataArguments`): Options.
+            fresh_head (`bool`): Whether a new head replaces the model's own.
+
+        Raises:
+            XTCError: if the task cannot use the model.
+        """
+
+    # Its data
+
+    @abstractmethod
+    def load(self, args: "DataArguments", sources: "Splits") -> "TaskData":
+        """The rows that `read_splits` gave, checked, in columns that `tokenize` takes.
+
+        Raises:
+            DataError: if a column is missing, or a row has not what the task needs.
+        """
+
+    @abstractmethod
+    def tokenize(self, rows: "Dataset", tokenizer: Any, args: "DataArguments") -> "Dataset":
+        """Rows of a `TaskData` as model inputs with labels, not padded; more columns are for `compute_metrics`.
+
+        Raises:
+            DataError: if `args.max_length` exceeds what the tokenizer's model takes, or is too small for a row.
+        """
+
+    def teach(self, data: "TaskData", teacher: Any, tokenizer: Any, args: "DataArguments") -> "TaskData":
+        """`data` with what the teacher, a model or `None`, says of validation rows that have no labels.
+
+        Raises:
+            DataError: if there are such rows, and no teacher.
+        """
+        return data
+
+    def collator(self, tokenizer: Any) -> Any:
+        """The data collator, which makes a batch of tokenized rows."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def settings(self, args: "DataArguments") -> dict[str, Any]:
+        """Options that change how rows are tokenized, beyond `max_length`; part of a run's description."""
+        return {}
+
+    def facts(self, data: "TaskData") -> dict[str, Any]:
+        """What a card says of the train rows, as JSON values."""
+        return {}
+
+    # Its head
 
     @abstractmethod
     def head_config(self, data: "TaskData") -> dict[str, Any]:
         """The fields of a configuration that describe the head: `num_labels`, `problem_type` and so on."""
 
-    @abstractmethod
-    def main_metric(self, data: "TaskData") -> str:
-        """The key of the score that ranks checkpoints; larger is better."""
+    def recorded(self) -> dict[str, Any]:
+        """Fields of a student's configuration; those under `xtc` are added to it, `task` among them where it decides.
 
-    @abstractmethod
-    def compute_metrics(self, data: "TaskData") -> Callable[..., dict[str, float]]:
-        """A `compute_metrics` for the Trainer."""
+        A task that a model's class and `problem_type` do not tell is recorded as `{"xtc": {"task": name}}`.
+        """
+        return {}
 
-    def metric_names(self, data: "TaskData") -> tuple[str, ...]:
-        """The keys of the scores that `compute_metrics` gives."""
-        outputs = np.zeros((2, self.head_config(data)["num_labels"]), dtype=np.float32)
-        return tuple(self.compute_metrics(data)(EvalPrediction(outputs, np.zeros(2))))
-
-    @abstractmethod
     def align_labels(self, data: "TaskData", config: Any, model: str) -> "TaskData":
         """`data` with its labels mapped to the class ids of a model's head.
 
@@ -68,29 +149,87 @@ class Task(ABC):
         Raises:
             DataError: if the labels do not match the head.
         """
+        return data
 
-    def tokenize(self, dataset: "Dataset", tokenizer: Any, max_length: int) -> "Dataset":
-        """Rows as model inputs, truncated to `max_length` tokens and not padded; see `data.task_data.tokenize`."""
-        from hf_xtc.data.task_data import tokenize
+    # Its scores
 
-        return tokenize(dataset, tokenizer, max_length)
+    @abstractmethod
+    def main_metric(self, data: "TaskData") -> str:
+        """The key of the score that ranks checkpoints; larger is better."""
 
-    def collator(self, tokenizer: Any) -> Any:
-        """The data collator, which makes a batch of tokenized rows."""
-        return DataCollatorWithPadding(tokenizer)
+    @abstractmethod
+    def metric_names(self, data: "TaskData") -> tuple[str, ...]:
+        """The keys of the scores that `compute_metrics` gives."""
+
+    @abstractmethod
+    def compute_metrics(self, data: "TaskData", rows: "Dataset") -> Callable[[Any], dict[str, float]]:
+        """A `compute_metrics` of the Trainer for one split.
+
+        Args:
+            data (`TaskData`): The data of the run.
+            rows (`datasets.Dataset`): The split that is evaluated, as `tokenize` returned it; predictions are in its
+                order.
+        """
+
+    def reduce_outputs(self, outputs: Any, labels: Any) -> Any:
+        """What is kept of a batch's outputs for `compute_metrics`: a tensor, or a tuple of tensors.
+
+        Called as the Trainer's `preprocess_logits_for_metrics`. By default all outputs are kept.
+        """
+        return outputs
+
+    def trainer_class(self, base: Any) -> Any:
+        """The Trainer that evaluates models of this task: `base`, or a class derived from it."""
+        return base
+
+    def positive_class(self, data: "TaskData") -> str | None:
+        """Name of the class whose F1 the score `f1` is; `None` if no score is that of one class."""
+        return None
 
 
-def task_of(data: "TaskData") -> Task:
-    """The first registered task that fits the data.
+def find_task(
+    args: "DataArguments", sources: "Splits", config: Any = None, model: str = "", *, fresh_head: bool = False
+) -> Task:
+    """The task that `args.task` names or, without it, that the model's class and the columns of the data agree on.
+
+    Args:
+        args (`DataArguments`), sources (`Splits`): Options and rows, as `read_splits` gives them.
+        config (`PreTrainedConfig`, *optional*), model (`str`): The model's configuration, and its name for messages.
+        fresh_head (`bool`): Whether a new head replaces the model's own, whose task is then of no interest.
 
     Raises:
-        DataError: if none does.
+        DataError: if the model's class is that of another task.
+        XTCError: if there is no task of the name in `args.task`.
     """
-    tasks: list[Task] = [task() for task in TASKS.values()]
-    for task in tasks:
-        if task.fits(data):
-            return task
-    raise DataError(
-        f"{data.name} has the columns {', '.join(data.train.column_names)}, which fit none of the tasks: "
-        f"{', '.join(TASKS)}."
-    )
+    source, rows, _ = sources["train"]
+    tasks: dict[str, Task] = {name: task() for name, task in TASKS.items()}
+    class_name, problem = (getattr(config, "architectures", None) or [""])[0], kind_of(config)
+    by_head = [name for name, task in tasks.items() if not fresh_head and task.owns(class_name, problem)]
+    if args.task is not None:
+        TASKS[args.task]  # refuses an unknown name
+        by_data = [args.task]
+    elif problem in tasks:  # the model's configuration says it
+        by_data = [str(problem)]
+    else:
+        by_data = [name for name, task in tasks.items() if task.reads(args, rows)]
+    both = [name for name in by_data if name in by_head]
+    if by_data and not both and any(tasks[name].labelled for name in by_head):
+        said = f"{source} has the columns {', '.join(rows.column_names)}, as {by_data[0]} has"
+        said = said if args.task is None else f"--task is {args.task}"
+        raise DataError(
+            f"{model} is a model for {' or '.join(by_head)}, but {said}. Name a model of that task, or train a new "
+            "head with --fine_tune."
+        )
+    return tasks[(both or by_data or by_head or ["sequence-classification"])[0]]
+
+
+def kind_of(config: Any) -> str | None:
+    """What a configuration says of the use of its head: the task recorded in `xtc`, or else its `problem_type`."""
+    recorded = (getattr(config, "xtc", None) or {}).get("task")
+    kind: str | None = recorded or getattr(config, "problem_type", None)
+    return kind
+
+
+def task_of_model(class_name: str, problem_type: str | None = None) -> type[Task] | None:
+    """The first registered task that owns a model; `None` for a model without a task here."""
+    return next((task for task in TASKS.values() if task.owns(class_name, problem_type)), None)

@@ -4,6 +4,8 @@ import copy
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from hf_xtc.errors import needs_extra
 
@@ -25,6 +27,8 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
     Returns:
         `nn.Module`: the teacher, or a DeepSpeed engine around it.
     """
+    if isinstance(teacher, PreTrainedModel):  # else each copy adds its hooks to the modules that all copies share
+        maybe_install_capturing_hooks(teacher)
     teacher = copy.copy(teacher)
     restore_forward(teacher)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from transformers import AutoConfig, PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import HubStrategy, has_length
@@ -23,7 +23,7 @@ from transformers.utils import PushInProgress
 
 from hf_xtc.compression.convert import is_packed, with_weights
 from hf_xtc.distillation.cache import ROW, TARGETS, CachedTargets, NumberedRows, TeacherCache, Teaching
-from hf_xtc.distillation.matching import build_terms, fit_layers, fit_logits, label_order, stage_terms
+from hf_xtc.distillation.matching import build_terms, fit_layers, fit_logits, fit_pooling, label_order, stage_terms
 from hf_xtc.distillation.terms import HiddenStatesTerm
 from hf_xtc.errors import StateError, XTCError
 from hf_xtc.files.writing import WEIGHT_FILES, whole_checkpoint, whole_folder
@@ -187,6 +187,10 @@ class XTCTrainer(Trainer):
         if any("attentions" in term.needs for term in self.terms.values()):
             check_scores(teacher)
         fit_logits(self.terms.get("logits"), student.config)
+        if fit_pooling(self.terms.values(), student.config):
+            pooler = getattr(student, "pooler", None)  # of a model without a head; these terms do not read its output
+            if isinstance(pooler, nn.Module):
+                pooler.requires_grad_(False)  # else DistributedDataParallel waits for its gradients
         self._layer_map = fit_layers(student.config, teacher)
         self._label_order = label_order(student.config, teacher)
         hidden = self.terms.get("hidden_states")
@@ -346,6 +350,10 @@ class XTCTrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedBatches(lengths, batch_size, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Rows are evaluated in their order, which scores of groups of rows rely on, and not grouped by length."""
+        return SequentialSampler(eval_dataset) if eval_dataset is not None and has_length(eval_dataset) else None
 
     def _open_cache(self, rows: NumberedRows) -> TeacherCache:
         """Opens the teacher cache of this training, which is made or completed first."""

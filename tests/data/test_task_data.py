@@ -393,8 +393,19 @@ def test_fingerprint_changes_with(train, validation):
         ),
         (
             "a.csv.gz",
-            gzip.compress(b"text,label\na,1\n"),
-            "a.csv.gz is compressed, or a spreadsheet. Unpack or save it as one of: .csv, .tsv, .json, .jsonl, "
+            gzip.compress(b"text,label,label\na,1,2\n"),
+            "a.csv.gz has more than one column called label. Rename or remove one.",
+        ),
+        (
+            "b.csv.gz",
+            gzip.compress(b"text,label\na,1\n")[:-9],
+            "b.csv.gz cannot be unpacked with gzip: Compressed file ended before the end-of-stream marker was "
+            "reached.",
+        ),
+        (
+            "a.csv.bz2",
+            b"BZh91AY",
+            "a.csv.bz2 is compressed, or a spreadsheet. Unpack or save it as one of: .csv, .tsv, .json, .jsonl, "
             ".parquet.",
         ),
         ("https://a.org/b.csv", None, "https://a.org/b.csv is a URL. Download it, and give the file."),
@@ -482,7 +493,7 @@ def test_file_that_cannot_be_parsed(name, content, reason):
         (
             {"text": ["a", "b"], "label": [["x"], ["y"]]},
             {},
-            "several labels (multi-label data) in 2 of 2 rows (first: row 1). hf-xtc trains one label for each text.",
+            "several labels (multi-label data) in 2 of 2 rows (first: row 1). Pass --task multi-label-classification.",
         ),
         (
             {"text": ["a", "b"], "label": [{"x": 1}, {"x": 2}]},
@@ -536,8 +547,8 @@ def test_rows_refused(rows, kwargs, message):
 def test_several_label_columns_are_multi_label_data():
     rows = {"text": ["a", "b"], "toxic": ["0", "1"], "insult": ["1", "0"]}
     assert refusal(load_task, own(rows, rows, label_column="toxic,insult")) == (
-        "train.jsonl: several label columns (toxic,insult) are multi-label data, but hf-xtc trains one label for each "
-        "text. Name one column with --label_column."
+        "train.jsonl: several label columns (toxic,insult) are multi-label data. Pass --task "
+        "multi-label-classification, or name one column with --label_column."
     )
 
 

@@ -19,6 +19,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from task_cases import trainer_options
 from trainers import (
     DATA,
     DEFAULT,
@@ -45,6 +46,7 @@ from hf_xtc.errors import DataError, StateError, XTCError
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.recipe.layer_map import LayerMap
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -310,6 +312,11 @@ def test_other_heads(tmp_path, monkeypatch, head, left):
     assert_same_but_for_rounding(tmp_path / "all", teacher=teacher, data=data, eval_dataset=data)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task(tmp_path, name):
+    assert_same_but_for_rounding(tmp_path, **trainer_options(name))
+
+
 def pad(rows, width=None, left=False):
     """A batch padded to a width, or to its longest row, on either side."""
     width = max(len(row["input_ids"]) for row in rows) if width is None else width
@@ -459,6 +466,9 @@ def test_only_layers_that_terms_read_are_stored():
     assert kept_layers([terms["logits"], terms["labels"]], layer_map, 4) == {}
     kept = kept_layers([terms["hidden_states"], terms["attention_scores"]], layer_map, 4)
     assert kept == {"hidden_states": (0, 2, 4), "attentions": (1, 3)}
+    assert kept_layers([terms["embeddings"]], layer_map, 4) == {"hidden_states": (4,)}
+    both = [terms["hidden_states"], terms["similarities"]]
+    assert kept_layers(both, LayerMap((0, 2), 4), 4) == {"hidden_states": (0, 1, 3, 4)}
 
 
 # Making it

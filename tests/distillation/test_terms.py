@@ -12,11 +12,13 @@ from transformers import BertConfig, set_seed
 from hf_xtc.distillation.terms import TERMS, LabelsTerm, LogitsTerm, soft_cross_entropy, token_mask
 from hf_xtc.errors import XTCError
 from hf_xtc.recipe.layer_map import LayerMap
+from hf_xtc.tasks.pooling import pool
 
 LENGTHS = (7, 2, 4, 1)  # real tokens of each row; no two halves hold equally many
 TOKENS, WIDTH, ATTENTION_HEADS, CLASSES, VOCABULARY, CHOICES = 9, 5, 3, 4, 11, 2
 LAYER_MAP = LayerMap((0, 2), 4)
 SPANS = ("start_logits", "end_logits")
+RELATIONAL = {"similarities"}  # terms that compare the examples of a batch
 OWN_FLOOR = {"logits", "labels"}  # terms that are not zero where student = teacher
 
 # Head -> its outputs and their shapes; -1 is the tokens.
@@ -213,7 +215,27 @@ def oracle_labels(case, layer_map):
     return case.student["loss"]
 
 
+def oracle_vectors(case, outputs):
+    """The mean of each example's last hidden states, of length 1."""
+    mask = case.batch["attention_mask"].reshape(-1, TOKENS).sum(1).tolist()
+    means = [outputs["hidden_states"][-1][b, :n].mean(0) for b, n in enumerate(mask)]
+    return [mean / mean.norm() for mean in means]
+
+
+def oracle_embeddings(case, layer_map):
+    pairs = zip(oracle_vectors(case, case.student), oracle_vectors(case, case.teacher), strict=True)
+    return sum(1 - (ours * theirs).sum() for ours, theirs in pairs) / len(LENGTHS)
+
+
+def oracle_similarities(case, layer_map):
+    ours, theirs = oracle_vectors(case, case.student), oracle_vectors(case, case.teacher)
+    pairs = [(i, j) for i in range(len(ours)) for j in range(len(ours)) if i != j]
+    return sum((ours[i] @ ours[j] - theirs[i] @ theirs[j]) ** 2 for i, j in pairs) / len(pairs)
+
+
 ORACLES = {
+    "embeddings": oracle_embeddings,
+    "similarities": oracle_similarities,
     "hidden_states": oracle_hidden_states,
     "attention_scores": oracle_attention_scores,
     "logits": oracle_logits,
@@ -287,7 +309,7 @@ def test_padding_does_not_matter(term, head, columns):
         assert_same(found, expected, msg=path)
 
 
-@contract
+@pytest.mark.parametrize("term, head", [case for case in CASES if case[0] not in RELATIONAL])
 def test_batch_split_does_not_matter(term, head):
     case = make_case(head)
     whole, gradient = case.loss_and_gradient(TERMS[term]())
@@ -360,6 +382,46 @@ def test_without_a_mask_all_tokens_count(term):
     assert bare.loss(TERMS[term]()) != case.loss(TERMS[term]())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("term", ["embeddings", "similarities"])
+def test_pooled_terms_read_the_last_states_and_pool_as_told(term, pooling):
+    case = make_case()
+    assert read_indices(term, "hidden_states", LAYER_MAP, pooling=pooling) == [4]
+    first = (
+        tuple(x[:, :1] for x in case.student["hidden_states"]),
+        tuple(x[:, :1] for x in case.teacher["hidden_states"]),
+    )
+    alone = Case({"hidden_states": first[0]}, {"hidden_states": first[1]}, {})
+    same = torch.equal(alone.loss(TERMS[term](pooling)), case.loss(TERMS[term](pooling)))
+    assert same == (pooling == "cls")
+
+
+def test_padding_on_the_left_leaves_the_first_real_token():
+    states, mask = torch.randn(2, 3, 4), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    assert torch.equal(pool(states, mask, "cls"), torch.stack([states[0, 1], states[1, 0]]))
+    assert_same(pool(states, mask, "mean"), torch.stack([states[0, 1:].mean(0), states[1].mean(0)]))
+    with refuses("pooling='max' does not exist. Use one of: mean, cls."):
+        pool(states, mask, "max")
+
+
+def test_one_example_has_no_similarities():
+    case = rows_of(make_case(), slice(0, 1))
+    loss, gradient = case.loss_and_gradient(TERMS["similarities"]())
+    assert loss == 0
+    assert all(g.abs().max() == 0 for g in gradient.values())
+
+
+@pytest.mark.parametrize("term", ["embeddings", "similarities"])
+def test_embeddings_of_another_width(term):
+    case = make_case()
+    case.teacher["hidden_states"] = tuple(torch.zeros(4, TOKENS, 7) for _ in range(5))
+    with refuses(
+        "Student and teacher give embeddings of 5 and 7 features. Use a student of the teacher's width, or drop the "
+        f"term {term!r}."
+    ):
+        case.loss(TERMS[term]())
+
+
 def test_gradient_scales_with_the_weight_of_the_loss():
     case = make_case()
     _, gradient = case.loss_and_gradient(TERMS["hidden_states"]())
@@ -367,14 +429,14 @@ def test_gradient_scales_with_the_weight_of_the_loss():
     assert_same(tripled["hidden_states.1"], 3 * gradient["hidden_states.1"])
 
 
-def read_indices(term, key, layer_map):
+def read_indices(term, key, layer_map, **options):
     """Indices of the teacher's tensors that the loss depends on."""
-    case = make_case()
-    loss = case.loss(TERMS[term](), layer_map)
+    case, made = make_case(), TERMS[term](**options)
+    loss = case.loss(made, layer_map)
     found = []
     for i in range(len(case.teacher[key])):
         changed = tuple(x + 1 if i == j else x for j, x in enumerate(case.teacher[key]))
-        if Case(case.student, {**case.teacher, key: changed}, case.batch).loss(TERMS[term](), layer_map) != loss:
+        if Case(case.student, {**case.teacher, key: changed}, case.batch).loss(made, layer_map) != loss:
             found.append(i)
     return found
 
@@ -498,6 +560,8 @@ def test_outputs_needed_by_each_term():
         "labels": (set(), False),
         "hidden_states": ({"hidden_states"}, True),
         "attention_scores": ({"attentions"}, True),
+        "embeddings": ({"hidden_states"}, False),
+        "similarities": ({"hidden_states"}, False),
     }
     assert set(ORACLES) == set(TERMS), "a new term needs an oracle"
 

@@ -126,7 +126,7 @@ REFUSED = {
     "unknown": (lambda model: edit_config(model, model_type="tiny"), "The configuration of model cannot be loaded: "),
     "multi-label": (
         lambda model: edit_config(model, problem_type="multi_label_classification"),
-        "model gives several labels to each text (problem_type multi_label_classification)",
+        "model is a model for multi-label-classification, but ",
     ),
     "names": (
         lambda model: edit_config(model, label2id={"positive": 1, "negative": 0}),

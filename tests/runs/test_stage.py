@@ -14,10 +14,7 @@ def test_learning_rates_that_are_nearly_the_same_train_apart(tmp_path):
     teacher, rates = make_teacher(), (1e-3, 1.0000001e-3)
 
     def trainer(model, folder, rate):
-        def metrics(predictions):
-            return {"accuracy": 1.0}
-
-        return make_trainer(folder, teacher, model, learning_rate=rate, max_steps=1, compute_metrics=metrics)
+        return make_trainer(folder, teacher, model, learning_rate=rate, max_steps=1)
 
     run = StageRun(
         folder=tmp_path,
@@ -26,7 +23,8 @@ def test_learning_rates_that_are_nearly_the_same_train_apart(tmp_path):
         build=lambda: compress(teacher, XTCRecipe(keep_layers=2)),
         trainer=trainer,
         validation={"validation": DATA[:8]},
-        held_out=True,
+        measure=lambda trainer, splits: {"accuracy": 1.0},
+        held_out=DATA[:8],
         tokenizer=BertTokenizerFast(vocab={"[PAD]": 0, "[UNK]": 1}),
         start="the teacher",
         auto_class=AutoModelForSequenceClassification,

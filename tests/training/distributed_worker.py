@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from packaging.version import Version
 from safetensors.torch import save_file
+from task_cases import trainer_options
 from trainers import DATA, collate, logged, make_args, make_data, make_teacher, make_trainer
 from transformers import BertForSequenceClassification, TrainerCallback
 
@@ -20,6 +21,7 @@ from hf_xtc.errors import StateError
 from hf_xtc.files.writing import last_checkpoint
 from hf_xtc.modeling.sharded_weights import is_sharded, local_part
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.tasks import TASKS
 from hf_xtc.training.finite_checks import require_finite_weights
 
 STATIC = XTCRecipe(keep_layers=2, activation_calibration="static")
@@ -73,6 +75,18 @@ def ddp(folder):
         if rank == 0:
             result = {"processes": trainer.args.world_size, "log": log, "metrics": metrics}
             (folder / name / "result.json").write_text(json.dumps(result))
+
+
+def tasks(folder):
+    """A training of each registered task, and its scores."""
+    for name in TASKS:
+        trainer = make_trainer(folder / "tasks" / name / f"rank{dist.get_rank()}", **trainer_options(name))
+        trainer.train()
+        metrics = trainer.evaluate()
+        save_state(trainer.model, folder / "tasks" / name / f"state{dist.get_rank()}.safetensors")
+        if dist.get_rank() == 0:
+            log = logged(trainer, "loss", *trainer.args.term_weights)
+            (folder / "tasks" / name / "result.json").write_text(json.dumps({"log": log, "metrics": metrics}))
 
 
 def grouped(folder):
@@ -203,7 +217,7 @@ if __name__ == "__main__":
     if sys.argv[1] != "zero":  # there DeepSpeed starts it
         dist.init_process_group("gloo")
     sharded = [fsdp] if Version(torch.__version__) >= Version("2.7") else []
-    parts = {"ddp": [ddp, grouped, *sharded], "killed": [killed], "zero": [zero]}[sys.argv[1]]
+    parts = {"ddp": [ddp, tasks, grouped, *sharded], "killed": [killed], "zero": [zero]}[sys.argv[1]]
     for part in parts:
         part(Path(sys.argv[2]))
     dist.barrier()

@@ -15,11 +15,13 @@ import pytest
 import torch
 from distributed_worker import DDP_RUNS, STATIC, UNEVEN, ZERO_STAGES, batches, ddp_options
 from safetensors.torch import load_file
+from task_cases import trainer_options
 from trainers import logged, make_data, make_trainer
 
 from hf_xtc.compression.convert import pack_model
 from hf_xtc.files.writing import last_checkpoint
 from hf_xtc.modeling.bert import XTCBertForSequenceClassification
+from hf_xtc.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,6 +84,24 @@ def test_two_processes_are_one_with_twice_the_accumulation(tmp_path, ddp_folder,
     # Batches padded to another length: an activation may fall to the next level.
     torch.testing.assert_close(*(torch.tensor(m["eval_logits"]) for m in (metrics, expected)), rtol=0, atol=0.05)
     assert any(key.endswith("activation.range") for key in states[0]) == (name in ("static", "accumulated"))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_trains_and_is_scored_in_two_processes(tmp_path, ddp_folder, name):
+    folder = ddp_folder / "tasks" / name
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, **trainer_options(name))
+    trainer.train()
+    found, expected = json.loads((folder / "result.json").read_text()), logged(trainer, "loss", *trainer.terms)
+    assert len(found["log"]) == len(expected) == 4
+    for entry, alone in zip(found["log"], expected, strict=True):
+        assert entry == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    states = [load_file(folder / f"state{rank}.safetensors") for rank in (0, 1)]
+    assert_close(states[0], states[1], atol=0)
+    assert_close(states[0], trainer.model.state_dict(), atol=1e-5)
+    metrics = trainer.evaluate()
+    for key in metrics:
+        if key.startswith("eval_") and not key.endswith(("_runtime", "_per_second", "_loss")):
+            assert found["metrics"][key] == pytest.approx(metrics[key], abs=0.02), key
 
 
 def test_one_process_writes(ddp_folder):

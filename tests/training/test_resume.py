@@ -6,11 +6,13 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
+from task_cases import trainer_options
 from trainers import DATA, DEFAULT, logged, make_teacher, make_trainer, snapshot
 from transformers import TrainerCallback
 
 from hf_xtc.compression.convert import compress
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+from hf_xtc.tasks import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +59,7 @@ class FirstStep(TrainerCallback):
 def assert_resumes(folder, steps, save_steps=2, **changes):
     """File, weights and log after resuming from each checkpoint in `steps` are the same; the teacher has dropout."""
     recipe = changes.pop("recipe", XTCRecipe(keep_layers=2))
-    teacher = make_teacher(dropout=0.1)
+    teacher = changes.pop("teacher", None) or make_teacher(dropout=0.1)
     options = {"max_steps": 8, "save_strategy": "steps", "save_steps": save_steps, **changes}
     if "teacher_cache" in options:
         options["teacher_cache"] = str(folder / options["teacher_cache"])
@@ -98,6 +100,13 @@ def test_resuming_is_exact(tmp_path, case):
     ranges = [tensor for name, tensor in whole.model.named_buffers() if name.endswith("activation.range")]
     assert len(ranges) == (13 if CASES[case].get("recipe") is STATIC else 0)
     assert all(low < high for low, high in ranges)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_resumes_in_its_stages_from_a_cache(tmp_path, name):
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.1)
+    options = {**trainer_options(name, **dropout), "distillation_stages": 3, "teacher_cache": "cache"}
+    assert_resumes(tmp_path, [2, 6], **options)
 
 
 def test_training_resumes_from_every_checkpoint(tmp_path):

@@ -946,13 +946,15 @@ def test_a_loss_on_labels_is_that_of_trainer(tmp_path, change, accumulation):
     assert smoothed == bool(smoothing)
 
 
-def test_multi_label_heads_are_refused_by_the_term_logits(tmp_path):
+def test_multi_label_heads_learn_a_probability_for_each_label(tmp_path):
     teacher = make_teacher(problem_type="multi_label_classification")
-    with refuses(
-        "The term 'logits' compares one distribution over classes; a multi-label head has one per label. "
-        "Use the terms hidden_states, attention_scores and labels."
-    ):
-        XTCTrainer(compress(teacher), make_args(tmp_path), teacher_model=teacher)
+    trainer = XTCTrainer(compress(teacher), make_args(tmp_path, terms={"logits": 1.0}), teacher_model=teacher)
+    batch = collate(make_data(4, labels=False))
+    student = trainer.model.eval()(**batch).logits
+    found = trainer.terms["logits"]({"logits": student}, teacher(**batch), batch, trainer._layer_map)
+    target = teacher(**batch).logits.sigmoid()
+    expected = -(target * student.sigmoid().log() + (1 - target) * (1 - student.sigmoid()).log()).sum(1).mean()
+    torch.testing.assert_close(found, expected)
 
 
 def test_regression_of_several_outputs_is_a_mean_squared_error(tmp_path):

@@ -47,7 +47,8 @@ _IGNORED = re.compile(
 
 
 def kept_layers(terms: Sequence[DistillationTerm], layer_map: LayerMap, depth: int) -> dict[str, tuple[int, ...]]:
-    """The hidden states and attention layers that terms read: the layer map's, or all if a term is not `mapped`.
+    """The hidden states and attention layers that terms read: those of the layer map where they are `mapped`, the last
+    hidden state where they are `pooled`, and else all.
 
     Args:
         depth (`int`): Number of layers of the teacher.
@@ -55,9 +56,11 @@ def kept_layers(terms: Sequence[DistillationTerm], layer_map: LayerMap, depth: i
     kept = {}
     for kind, count in (("hidden_states", depth + 1), ("attentions", depth)):
         readers = [term for term in terms if kind in term.needs]
+        layers: set[int] = set()
+        for term in readers:
+            layers |= {count - 1} if term.pooled else set(getattr(layer_map, kind) if term.mapped else range(count))
         if readers:
-            mapped = all(term.mapped for term in readers)
-            kept[kind] = tuple(sorted(set(getattr(layer_map, kind))) if mapped else range(count))
+            kept[kind] = tuple(sorted(layers))
     return kept
 
 

@@ -1,0 +1,178 @@
+"""Each registered task through the command line, from a base encoder to the card of the packed file, used as shown."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from commands import blocks
+from compress_options import SHAPE, VOCAB
+from huggingface_hub import ModelCard
+from task_cases import options, table
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, set_seed
+
+from hf_xtc import XTCTrainer
+from hf_xtc.cli import main
+from hf_xtc.tasks import TASKS
+
+QUICK = ["--use_cpu", "--learning_rate=1e-3", "--max_length=24", "--disable_tqdm=True", "--keep_layers=2"]
+QUICK += ["--num_train_epochs=2", "--reduction_epochs=1", "--fine_tune_epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base encoder with the head of its pre-training, and the rows of each task."""
+    path = tmp_path_factory.mktemp("tasks")
+    set_seed(0)
+    BertForMaskedLM(BertConfig(vocab_size=len(VOCAB), max_position_embeddings=40, **SHAPE)).save_pretrained(
+        path / "base"
+    )
+    BertTokenizerFast(vocab=VOCAB, model_max_length=40).save_pretrained(path / "base")
+    for name in TASKS:
+        for split, count in (("train", 96), ("validation", 32)):
+            table(name, count, seed=count).to_json(path / f"{name}-{split}.jsonl", orient="records", lines=True)
+    return path
+
+
+def compress(folder, name, out, *more):
+    data = [f"--{split}_file={folder / f'{name}-{split}.jsonl'}" for split in ("train", "validation")]
+    models = [
+        f"--teacher={folder / 'base'}",
+        f"--output_dir={out}",
+        *(["--fine_tune"] if TASKS[name].labelled else []),
+    ]
+    return main(["compress", *models, *data, *options(name), *QUICK, *more])
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """The output folder of each task's run, made when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def run(name):
+        if name not in made:
+            made[name] = folder / f"out-{name}"
+            more = ["--distillation_stages=2", f"--teacher_cache={folder / f'cache-{name}'}", "--selection_share=0.2"]
+            assert compress(folder, name, made[name], *more) == 0
+        return made[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_run_measures_its_file_and_the_card_says_so(runs, name):
+    task, metrics = TASKS[name](), json.loads((runs(name) / "metrics.json").read_text())
+    assert [row["layers"] for row in metrics["rows"]] == [4, 2, 2, 2]
+    assert all(math.isfinite(row["metrics"][metrics["metric"]]) for row in metrics["rows"])
+    card = ModelCard.load(runs(name) / "README.md")
+    assert card.data.pipeline_tag == task.pipeline_tag
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results[metrics["metric"]] == pytest.approx(metrics["rows"][-1]["metrics"][metrics["metric"]], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_packed_file_is_evaluated_without_a_train_file(folder, runs, name, capsys):
+    file = folder / f"{name}-validation.jsonl"
+    expected = json.loads((runs(name) / "metrics.json").read_text())["rows"][-1]["metrics"]
+    said = [option for option in options(name) if "task" not in option]  # the model's configuration tells it
+    said += [f"--teacher={folder / 'base'}"] if TASKS[name].scored_by_teacher else []
+    assert main(["evaluate", f"--model={runs(name)}", f"--validation_file={file}", "--max_length=24", *said]) == 0
+    printed = dict(line.split(": ") for line in capsys.readouterr().out.strip().splitlines())
+    assert {key: float(value) for key, value in printed.items()} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_snippet_of_the_card_runs(runs, name, monkeypatch, capsys):
+    monkeypatch.chdir(runs(name))
+    (code,) = blocks(Path("README.md"), "python")
+    names: dict = {}
+    exec(compile(code, "card", "exec"), names)
+    USES[name](names, capsys)
+
+
+def use_tagger(names, capsys):
+    found = names["pipe"]("good film is very bad")
+    assert all({"entity_group", "score", "word", "start", "end"} <= set(entity) for entity in found)
+
+
+def use_classifier(names, capsys):
+    (found,) = names["pipe"](["good film"])
+    assert {"label", "score"} == set(found)
+
+
+def use_labels(names, capsys):
+    (found,) = names["pipe"](["good film"])
+    assert {entry["label"] for entry in found} == {"good", "bad", "film"}
+    inputs = names["pipe"].tokenizer("good film", return_tensors="pt")
+    with torch.no_grad():
+        probabilities = names["pipe"].model(**inputs).logits[0].sigmoid()
+    ids = names["pipe"].model.config.label2id
+    assert {e["label"]: e["score"] for e in found} == pytest.approx(
+        {n: probabilities[i].item() for n, i in ids.items()}
+    )
+
+
+def use_reader(names, capsys):
+    assert type(names["model"]).__name__ == "XTCBertForQuestionAnswering"
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def use_masked(names, capsys):
+    assert len(names["pipe"]("good [MASK]")) == 5
+
+
+def use_embedder(names, capsys):
+    assert names["vectors"].shape == (2, SHAPE["hidden_size"])
+
+
+def use_reranker(names, capsys):
+    assert names["scores"].shape == (2,)
+
+
+USES = {
+    "sentence-embedding": use_embedder,
+    "reranking": use_reranker,
+    "sequence-classification": use_classifier,
+    "regression": use_classifier,
+    "multi-label-classification": use_labels,
+    "token-classification": use_tagger,
+    "question-answering": use_reader,
+    "masked-lm": use_masked,
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_interrupted_run_ends_in_the_same_file(folder, runs, tmp_path, monkeypatch, name):
+    trained, train = [], XTCTrainer.train
+
+    class Stop(BaseException):
+        pass
+
+    def stop_after_one_epoch(trainer, *args, **kwargs):
+        trained.append(Path(trainer.args.output_dir).name)
+        if trained.count("student") == 1:
+            save = trainer._save_checkpoint
+
+            def save_and_stop(*a, **k):
+                save(*a, **k)
+                raise Stop
+
+            trainer._save_checkpoint = save_and_stop
+        return train(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(XTCTrainer, "train", stop_after_one_epoch)
+    more = ["--distillation_stages=2", f"--teacher_cache={tmp_path / 'cache'}", "--selection_share=0.2"]
+    with pytest.raises(Stop):
+        compress(folder, name, tmp_path / "out", *more)
+    monkeypatch.setattr(XTCTrainer, "train", train)
+    assert compress(folder, name, tmp_path / "out", *more) == 0
+    again, undisturbed = (path / "model.safetensors" for path in (tmp_path / "out", runs(name)))
+    assert again.read_bytes() == undisturbed.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.augments])
+def test_rows_that_a_teacher_cannot_label_are_not_added(folder, tmp_path, name, capsys):
+    assert compress(folder, name, tmp_path / "out", "--augment") == 1
+    assert "has other labels. Leave them out." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
