@@ -98,7 +98,8 @@ def validation_batches(
     data = task.load(data_args, sources)
     if type(model).__name__.endswith(task.head):  # for any other head labels are not needed
         data = task.align_labels(data, model.config, args.model)
-    rows = task.tokenize(data.validation, tokenizer, data_args).remove_columns("labels")
+    rows = task.tokenize(data.validation, tokenizer, data_args)
+    rows = rows.select_columns([name for name in tokenizer.model_input_names if name in rows.column_names])
     collate = task.collator(tokenizer)
     return (
         _with_token_types(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
