@@ -15,7 +15,7 @@ from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
 from hf_xtc.distillation.cache.format import check_cache_folder
-from hf_xtc.errors import RecipeError, StateError, XTCError, needs_extra
+from hf_xtc.errors import DataError, RecipeError, StateError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.files.writing import clear_unfinished, require_empty
 from hf_xtc.hub.results import Row
@@ -288,6 +288,8 @@ def prepare(
     if task.terms is not None and training_args.terms == DEFAULT_TERMS:
         training_args = dataclasses.replace(training_args, terms=dict(task.terms))
     data = task.load(data_args, rows)
+    if data_args.positive_label is not None and task.positive_class(data) is None:
+        raise DataError(f"--positive_label={data_args.positive_label} is for two classes; {data.name} has none.")
     best, known = training_args.metric_for_best_model, (*(["loss"] * task.has_loss), *task.metric_names(data))
     if best is not None and best.removeprefix("eval_") not in known:
         raise XTCError(f"--metric_for_best_model={best} is not measured. Use one of: {', '.join(known)}.")

@@ -66,7 +66,7 @@ pipe = pipeline("{tag}", aggregation_strategy="simple", model={folder}"""
             raise DataError(
                 f"{type(tokenizer).__name__} does not tell which word a piece is of; use a fast tokenizer."
             )
-        options = {"tokenizer": tokenizer, "max_length": args.max_length}
+        options = {"tokenizer": tokenizer, "max_length": args.max_length, "space": _needs_space(tokenizer)}
         found = rows.map(_encode, batched=True, fn_kwargs=options, remove_columns=rows.column_names)
         words = sum(map(len, rows["label"]))
         if lost := words - sum(label != IGNORED for labels in found["labels"] for label in labels):
@@ -175,9 +175,20 @@ def _rows(table: "Table", names: tuple[str, ...], limit: int | None) -> "Dataset
     return Dataset.from_dict(columns, features=features)
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, Any]:
+def _needs_space(tokenizer: Any) -> bool:
+    """Whether words must be given with the space before them to be split as in running text, as RoBERTa's are."""
+
+    def pieces(words: list[str]) -> list[int]:
+        return list(tokenizer(words, is_split_into_words=True)["input_ids"])
+
+    text = list(tokenizer("a b")["input_ids"])
+    return pieces(["a", "b"]) != text and pieces(["a", " b"]) == text
+
+
+def _encode(batch: dict[str, list[Any]], tokenizer: Any, max_length: int, space: bool) -> dict[str, Any]:
     """Pieces of words, with the word's label at its first piece and `IGNORED` elsewhere."""
-    encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=max_length)
+    tokens = [[*row[:1], *(f" {word}" for word in row[1:])] if space else row for row in batch["tokens"]]
+    encoded = tokenizer(tokens, is_split_into_words=True, truncation=True, max_length=max_length)
     labels = []
     for row, tags in enumerate(batch["label"]):
         words = encoded.word_ids(row)

@@ -8,7 +8,7 @@ from compress_options import VOCAB
 from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertTokenizerFast
+from transformers import BertConfig, BertTokenizerFast, RobertaTokenizerFast
 
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.errors import DataError
@@ -107,6 +107,16 @@ def test_the_first_piece_of_each_word_has_its_label():
     found = TokenClassification().tokenize(data.train, BertTokenizerFast(vocab=vocab), ARGS)[0]
     assert len(found["input_ids"]) == 6  # [CLS] film ##s is fine [SEP]
     assert found["labels"] == [IGNORED, 1, IGNORED, 0, 2, IGNORED]
+
+
+def test_words_are_split_as_in_running_text():
+    """A byte-level tokenizer tells a word by the space before it."""
+    vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "\u0120": 7, "\u0120b": 8}
+    tokenizer = RobertaTokenizerFast(vocab=vocab, merges=[("\u0120", "b")])
+    data = TokenClassification().load(ARGS, sources({"tokens": [["a", "b"]], "tags": [["B-x", "O"]]}))
+    found = TokenClassification().tokenize(data.train, tokenizer, ARGS)[0]
+    assert found["input_ids"] == tokenizer("a b")["input_ids"] == [0, 5, 8, 2]
+    assert found["labels"] == [IGNORED, 1, 0, IGNORED]
 
 
 def test_words_beyond_the_length_are_left_out_and_counted(caplog):
