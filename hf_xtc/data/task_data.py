@@ -41,7 +41,7 @@ class DataArguments:
 
     task: str | None = field(
         default=None,
-        metadata={"help": "Task, such as token-classification; default: that of the teacher's class and the columns."},
+        metadata={"help": "Name of the task; default: by the teacher's class and the data."},
     )
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
