@@ -45,7 +45,7 @@ class DataArguments:
     )
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
-    train_file: str | None = field(default=None, metadata={"help": f"Own train data ({', '.join(FORMATS)})."})
+    train_file: str | None = field(default=None, metadata={"help": f"Train data ({', '.join(FORMATS)})."})
     validation_file: str | None = field(default=None, metadata={"help": "Own validation data, in the same formats."})
     text_column: str = field(default="text", metadata={"help": "Column of own files with the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})

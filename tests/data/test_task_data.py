@@ -393,12 +393,12 @@ def test_fingerprint_changes_with(train, validation):
         ),
         (
             "a.csv.gz",
-            gzip.compress(b"text,label,label\na,1,2\n"),
+            gzip.compress(b"text,label,label\na,1,2\n", mtime=0),
             "a.csv.gz has more than one column called label. Rename or remove one.",
         ),
         (
             "b.csv.gz",
-            gzip.compress(b"text,label\na,1\n")[:-9],
+            gzip.compress(b"text,label\na,1\n", mtime=0)[:-9],
             "b.csv.gz cannot be unpacked with gzip: Compressed file ended before the end-of-stream marker was "
             "reached.",
         ),
