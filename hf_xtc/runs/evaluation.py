@@ -63,6 +63,10 @@ def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) ->
     check_config(config, args.model, fresh_head=False)
     task = find_task(data_args, sources, config, args.model)
     check_options(task, data_args, args.teacher)
+    if args.teacher_revision is not None and args.teacher is None:
+        raise DataError(
+            f"--teacher_revision={args.teacher_revision} is of a teacher. Give --teacher, or leave it out."
+        )
     task.open(config, args.model, None, data_args, fresh_head=False)
     data = task.load(data_args, sources)
     tokenizer = load_tokenizer(args.model)

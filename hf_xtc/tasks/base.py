@@ -208,7 +208,7 @@ def find_task(
     if args.task is not None:
         TASKS[args.task]  # refuses an unknown name
         by_data = [args.task]
-    elif problem in tasks:  # the model's configuration says it
+    elif problem in tasks and not fresh_head:  # the model's configuration says it
         by_data = [str(problem)]
     else:
         by_data = [name for name, task in tasks.items() if task.reads(args, rows)]

@@ -28,7 +28,7 @@ def prepared_teacher(teacher: nn.Module, accelerator: Any, shard: bool) -> Any:
         `nn.Module`: the teacher, or a DeepSpeed engine around it.
     """
     if isinstance(teacher, PreTrainedModel):  # else each copy adds its hooks to the modules that all copies share
-        maybe_install_capturing_hooks(teacher)
+        maybe_install_capturing_hooks(teacher.base_model)
     teacher = copy.copy(teacher)
     restore_forward(teacher)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)

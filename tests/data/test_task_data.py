@@ -333,7 +333,7 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.xlsx",
             "x",
-            "a.xlsx has an extension that is not supported. Use one of: .csv, .tsv, .json, .jsonl, .parquet.",
+            "a.xlsx has an extension that is not supported. Use one of: .csv, .tsv, .json, .jsonl, .parquet, .txt.",
         ),
         ("a.csv", "", "a.csv has no rows."),
         ("a.csv", " \n\n", "a.csv has no rows."),
@@ -406,10 +406,10 @@ def test_fingerprint_changes_with(train, validation):
             "a.csv.bz2",
             b"BZh91AY",
             "a.csv.bz2 is compressed, or a spreadsheet. Unpack or save it as one of: .csv, .tsv, .json, .jsonl, "
-            ".parquet.",
+            ".parquet, .txt.",
         ),
         ("https://a.org/b.csv", None, "https://a.org/b.csv is a URL. Download it, and give the file."),
-        (".", None, ". is a folder. Give a file in it. Use one of: .csv, .tsv, .json, .jsonl, .parquet."),
+        (".", None, ". is a folder. Give a file in it. Use one of: .csv, .tsv, .json, .jsonl, .parquet, .txt."),
     ],
 )
 def test_file_refused(name, content, message):

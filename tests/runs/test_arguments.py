@@ -158,10 +158,9 @@ def test_options_of_augmentation_are_checked(options, message):
 
 
 def test_every_option_has_a_help_text():
-    parser = HfArgumentParser(
-        (JobArguments, DataArguments, RecipeArguments, AugmentationArguments, XTCTrainingArguments, EvaluateArguments)
-    )
+    compress = (JobArguments, DataArguments, RecipeArguments, AugmentationArguments, XTCTrainingArguments)
+    actions = [*HfArgumentParser(compress)._actions, *HfArgumentParser(EvaluateArguments)._actions]
     ours = {"teacher", "weights", "layers", "recipe_file", "terms", "temperature", "model", "text_column", "overwrite"}
-    texts = {action.dest: action.help for action in parser._actions}
+    texts = {action.dest: action.help for action in actions}
     assert ours <= texts.keys()
     assert [name for name, text in texts.items() if not text and name not in ("help",)] == []
