@@ -135,7 +135,10 @@ def test_bad_terms(make, terms, text):
 
 
 def test_unknown_term(make):
-    text = "Unknown distillation term 'logit'; registered: attention_scores, embeddings, hidden_states, labels, logits, similarities."
+    text = (
+        "Unknown distillation term 'logit'; registered: attention_scores, embeddings, hidden_states, labels, logits, "
+        "similarities."
+    )
     with refuses(text, XTCError):
         make(terms={"logit": 1.0})
 
