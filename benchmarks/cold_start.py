@@ -89,17 +89,17 @@ def row(model: str, runtime: str, runs: list[list[float]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the results, and writes them if asked."""
     parser = argparse.ArgumentParser(description="Times processes from imports to the first answer.")
     parser.add_argument("--work_dir", type=Path, required=True, help="folder for the models' files")
     parser.add_argument("--repeats", type=int, default=9, help="processes of each kind, after one that is not timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output_file", help="JSON file for the results")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     rows = []
     for model in MODELS:
-        writer = Writer(args.work_dir, model, "binary", seed=0)
+        writer = Writer(args.work_dir, model, seed=0)
         folders = {kind: writer.write(kind) for kind, _, _ in RUNTIMES.values()}
         for folder in folders.values():
             for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,5 +1,6 @@
 """The examples of docs/ run: in this process, on the command line, and where hf_xtc cannot be imported."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,6 +69,38 @@ def test_commands_run(words):
     assert words[0] == "python"
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()
+
+
+def test_cold_starts_are_those_of_the_results():
+    models = {"bert-base-12": "BERT-base, 12 layers", "minilm-6": "MiniLM, 6 layers"}
+    names = {"runtime": "`hf_xtc.runtime`", "onnxruntime": "ONNX Runtime, dynamic int8", "auto": "`auto` in PyTorch"}
+    page = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+    for row in json.loads((ROOT / "benchmarks" / "results" / "cold_start.json").read_text(encoding="utf-8"))["rows"]:
+        cells = [models[row["model"]], names[row["runtime"]]]
+        cells += [f"{row[key]:.2f} s" for key in ("import_seconds", "first_answer_seconds")]
+        cells += [f"{row['megabytes_above_imports']:.1f} MB", f"{row['peak_megabytes']:.0f} MB"]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+def test_speeds_are_those_of_the_results():
+    def results(name):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    families, page = results("family_speed"), (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    ratios = [ways["layer by layer / native"] for ways in families["ms"].values()]
+    assert f"one call is {min(ratios):.2f} to {max(ratios):.2f} times as fast" in page
+    assert f"MPNet takes {families['mpnet / bert']:.2f} times as long as BERT" in page
+    page = (ROOT / "docs" / "sizes-and-speed.md").read_text(encoding="utf-8")
+    parts = {(c["model"], c["shape"]): c["milliseconds"] for c in results("split")["cells"]}
+    large, small = parts["bert-base-5", "1x128"], parts["minilm-6", "1x128"]
+    rest, python = large["native call"] - large["products"], large["forward"] - large["native call"]
+    for figure in (
+        f"128 tokens take {large['forward']:.1f} ms, of which products take {large['products']:.1f}, ",
+        f"(attention, GELU, LayerNorm, pooler, head) {rest:.1f} and Python {python:.1f}.",
+        f"PyTorch's integer product {large['int_mm']:.1f} ms",
+        f"({small['forward']:.1f} ms against\n{small['int_mm']:.1f})",
+    ):
+        assert figure in page
 
 
 def test_python_of_the_how_to_runs(tiny_teacher, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Tiny teachers, rows and trainers that the tests of several rooms share."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +113,27 @@ def named(model, names):
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: i for i, name in enumerate(names)}
     return model
+
+
+class Stop(BaseException):
+    """Ends a training as an interruption does."""
+
+
+def stop_the_first_student(monkeypatch):
+    """Ends the first training of a run's student by `Stop`, after a checkpoint; returns the folders trained."""
+    trained, train = [], XTCTrainer.train
+
+    def stop_after_one_epoch(trainer, *args, **kwargs):
+        trained.append(Path(trainer.args.output_dir).name)
+        if trained[-1] == "student" and trained.count("student") == 1:
+            save = trainer._save_checkpoint
+
+            def save_and_stop(*a, **k):
+                save(*a, **k)
+                raise Stop
+
+            trainer._save_checkpoint = save_and_stop
+        return train(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(XTCTrainer, "train", stop_after_one_epoch)
+    return trained

@@ -25,7 +25,9 @@ _CLEARLY = 1.05
 _TABLE: dict[str, dict[tuple[str, str], tuple[int, int]]] = {
     "AuthenticAMD family 26 model 2": {  # Zen 5
         ("avx512_vbmi", "binary"): (SEXTETS, SEXTETS),
-        # Bytes are a fifth faster with many tokens, sextets twice as fast with 16, whose codes come from memory.
+        # Of large weights neither wins everywhere. Five layers of BERT-base width on two threads took 1.2 ms as
+        # sextets and 2.4 as bytes at 1x16, 67 and 60 at 8x128 (benchmarks/inference.py); bytes take three times the
+        # memory.
         ("avx512_vbmi", "ternary"): (BYTES, SEXTETS),
         ("avx512_vnni", "binary"): (BYTES, NIBBLES),
         ("avx512_vnni", "ternary"): (BYTES, BYTES),

@@ -15,6 +15,7 @@ from compress_options import folder as folder
 from families import make_config
 from huggingface_hub import ModelCard
 from safetensors import safe_open
+from trainers import Stop, stop_the_first_student
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -184,24 +185,7 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same_file(folder, c
 def test_interrupted_run_resumes_and_ends_in_the_same_file(folder, compressed, tmp_path, monkeypatch):
     """Interrupted in the last stage, after a checkpoint; earlier stages are not trained again."""
     options = compress_options(folder, tmp_path / "out")
-    trained, train = [], XTCTrainer.train
-
-    class Stop(BaseException):
-        pass
-
-    def stop_after_one_epoch(trainer, *args, **kwargs):
-        trained.append(Path(trainer.args.output_dir).name)
-        if trained[-1] == "student" and trained.count("student") == 1:
-            save = trainer._save_checkpoint
-
-            def save_and_stop(*a, **k):
-                save(*a, **k)
-                raise Stop
-
-            trainer._save_checkpoint = save_and_stop
-        return train(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(XTCTrainer, "train", stop_after_one_epoch)
+    trained = stop_the_first_student(monkeypatch)
     with pytest.raises(Stop):
         main(["compress", *options])
     assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -10,9 +10,9 @@ from commands import blocks
 from compress_options import SHAPE, VOCAB
 from huggingface_hub import ModelCard
 from task_cases import options, table
+from trainers import Stop, stop_the_first_student
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, set_seed
 
-from hf_xtc import XTCTrainer
 from hf_xtc.cli import main
 from hf_xtc.tasks import TASKS
 
@@ -144,28 +144,10 @@ USES = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_an_interrupted_run_ends_in_the_same_file(folder, runs, tmp_path, monkeypatch, name):
-    trained, train = [], XTCTrainer.train
-
-    class Stop(BaseException):
-        pass
-
-    def stop_after_one_epoch(trainer, *args, **kwargs):
-        trained.append(Path(trainer.args.output_dir).name)
-        if trained.count("student") == 1:
-            save = trainer._save_checkpoint
-
-            def save_and_stop(*a, **k):
-                save(*a, **k)
-                raise Stop
-
-            trainer._save_checkpoint = save_and_stop
-        return train(trainer, *args, **kwargs)
-
-    monkeypatch.setattr(XTCTrainer, "train", stop_after_one_epoch)
+    stop_the_first_student(monkeypatch)
     more = ["--distillation_stages=2", f"--teacher_cache={tmp_path / 'cache'}", "--selection_share=0.2"]
     with pytest.raises(Stop):
         compress(folder, name, tmp_path / "out", *more)
-    monkeypatch.setattr(XTCTrainer, "train", train)
     assert compress(folder, name, tmp_path / "out", *more) == 0
     again, undisturbed = (path / "model.safetensors" for path in (tmp_path / "out", runs(name)))
     assert again.read_bytes() == undisturbed.read_bytes()
