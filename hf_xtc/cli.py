@@ -233,7 +233,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{near}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
-        load_families()
+        if name != "predict":  # which runs BERT alone, and must not import what other packages do
+            load_families()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)
     except SystemExit as ended:  # --help, --version or wrong usage

@@ -60,6 +60,18 @@ class Table(NamedTuple):
             where = f"{len(rows)} of {len(bad)} rows (first: row {rows[0]})"
             raise DataError(f"{self.source}: {what} in {where}. {cure}")
 
+    def refuse_unknown(self, names: Sequence[str], kind: str) -> None:
+        """Raises `DataError` if a list in the column `label` holds a name that the train data does not have.
+
+        Args:
+            names (`Sequence[str]`): The known names.
+            kind (`str`): What they are, such as "tag".
+        """
+        known, lists = set(names), self.columns["label"]
+        example = next((name for row in lists for name in row if name not in known), "")
+        what = f"{kind}s that are not among {listed(names)} (such as {example!r})"
+        self.refuse([not set(row) <= known for row in lists], what, f"Each {kind} must occur in the train data.")
+
 
 def read_file(path: str) -> Dataset:
     """The file as an in-memory table; all csv and tsv cells as text, so that "null" and "007" are kept.

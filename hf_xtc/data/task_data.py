@@ -326,7 +326,7 @@ def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -
     texts = [column for column in ("text", "text_pair") if column in dataset.column_names]
     arguments = {"tokenizer": tokenizer, "texts": texts, "max_length": max_length}
     return dataset.rename_column("label", "labels").map(
-        _encode, batched=True, fn_kwargs=arguments, remove_columns=texts
+        encode, batched=True, fn_kwargs=arguments, remove_columns=texts
     )
 
 
@@ -337,7 +337,12 @@ def check_length(tokenizer: Any, max_length: int) -> None:
         raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
 
 
-def _encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
+def encode(batch: dict[str, list[str]], tokenizer: Callable[..., Any], texts: list[str], max_length: int) -> Any:
+    """The tokens of the columns `texts` of a batch of rows, truncated and not padded.
+
+    Raises:
+        DataError: if `max_length` is below the special tokens of a row.
+    """
     encoded = dict(tokenizer(*(batch[column] for column in texts), truncation=True, max_length=max_length))
     # fast tokenizers silently do not truncate if the special tokens alone are too many
     if any(len(ids) > max_length for ids in encoded["input_ids"]):

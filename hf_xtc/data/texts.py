@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_xtc.data.tables import Columns, Table, check_rows, numbered, select
-from hf_xtc.data.task_data import DataArguments, Splits, TaskData, task_data
+from hf_xtc.data.task_data import DataArguments, Splits, TaskData, check_length, encode, task_data
 from hf_xtc.errors import DataError, needs_extra
 
 if TYPE_CHECKING:
@@ -76,22 +76,15 @@ def encode_texts(rows: Dataset, tokenizer: "Callable[..., Any]", max_length: int
     Raises:
         DataError: if `max_length` exceeds what the tokenizer's model takes, or is below its special tokens.
     """
-    limit = getattr(tokenizer, "model_max_length", max_length)
-    if max_length > limit:
-        raise DataError(f"max_length is {max_length}, but the tokenizer's model takes {limit} tokens. Lower it.")
+    check_length(tokenizer, max_length)
     if "text_pair" in rows.column_names:
         columns: dict[str, Any] = {"text": _alternating(rows["text"][:], rows["text_pair"][:])}
         if "label" in rows.column_names:
             columns["score"] = np.repeat(np.array(rows["label"][:], np.float32), 2)
         rows = _dataset(columns)
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = dict(tokenizer(batch["text"], truncation=True, max_length=max_length))
-        if any(len(ids) > max_length for ids in encoded["input_ids"]):
-            raise DataError(f"max_length is {max_length}, less than the special tokens of a row. Raise it.")
-        return encoded
-
-    return rows.map(encode, batched=True, remove_columns=["text"])
+    arguments = {"tokenizer": tokenizer, "texts": ["text"], "max_length": max_length}
+    return rows.map(encode, batched=True, fn_kwargs=arguments, remove_columns=["text"])
 
 
 def with_scores(rows: Dataset, scores: np.ndarray) -> Dataset:

@@ -8,16 +8,15 @@ from transformers import AutoModelForMaskedLM, DataCollatorForTokenClassificatio
 
 from hf_xtc.errors import DataError
 from hf_xtc.tasks.base import TASKS, Task
+from hf_xtc.tasks.token_classification import IGNORED, likeliest
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_xtc.data.task_data import DataArguments, Splits, TaskData
 
-SHARE = (
-    0.15  # of the tokens of a text are hidden; 80 % of them by the mask, 10 % by another token (Devlin et al. 2019)
-)
-IGNORED = -100
+# Of the tokens of a text that are hidden: 80 % of them by the mask, 10 % by another token (Devlin et al. 2019).
+SHARE = 0.15
 
 
 @TASKS.register("masked-lm")
@@ -81,8 +80,7 @@ class MaskedLanguageModel(Task):
         return compute
 
     def reduce_outputs(self, outputs: Any, labels: Any) -> Any:
-        """The likeliest token at each place, `(rows, tokens)`; -1 where a logit is NaN."""
-        return outputs.argmax(-1).masked_fill(outputs.isnan().any(-1), -1)
+        return likeliest(outputs)
 
 
 def _encode(batch: dict[str, list[str]], indices: list[int], tokenizer: Any, max_length: int) -> dict[str, Any]:

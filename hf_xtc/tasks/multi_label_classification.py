@@ -143,14 +143,8 @@ def _names(train: "Table") -> tuple[str, ...]:
 def _rows(table: "Table", names: tuple[str, ...], limit: int | None) -> "Dataset":
     from datasets import Dataset, Features, List, Value
 
-    from hf_xtc.data.tables import listed
-
-    ids, labels = {name: i for i, name in enumerate(names)}, table.columns["label"]
-    unknown = [not set(row) <= ids.keys() for row in labels]
-    example = next((name for row in labels for name in row if name not in ids), "")
-    what = f"labels that are not among {listed(names)} (such as {example!r})"
-    table.refuse(unknown, what, "Each class must occur in the train data.")
-    bits = [[float(name in row) for name in names] for row in map(set, labels[:limit])]
+    table.refuse_unknown(names, "label")
+    bits = [[float(name in row) for name in names] for row in map(set, table.columns["label"][:limit])]
     columns = {name: values[:limit] for name, values in table.columns.items()} | {"label": bits}
     features = {name: Value("string") for name in columns} | {"label": List(Value("float32"))}
     return Dataset.from_dict(columns, features=Features(features))

@@ -164,5 +164,9 @@ def read_settings(model: str, revision: str | None = None) -> SentenceSettings |
     """
     options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     options["_raise_exceptions_for_connection_errors"] = False
-    found = [cached_file(model, name, **options) for name in (MODULES, TRANSFORMER, SENTENCES, POOLING)]
-    return None if found[0] is None else read_folder(Path(found[0]).parent)
+    modules = cached_file(model, MODULES, **options)
+    if modules is None:  # so that a model of another kind costs one request
+        return None
+    for name in (TRANSFORMER, SENTENCES, POOLING):
+        cached_file(model, name, **options)
+    return read_folder(Path(modules).parent)

@@ -108,8 +108,12 @@ pipe = pipeline("{tag}", aggregation_strategy="simple", model={folder}"""
         return compute
 
     def reduce_outputs(self, outputs: Any, labels: Any) -> Any:
-        """The tag of each piece, `(rows, tokens)`; -1 where a logit is NaN."""
-        return outputs.argmax(-1).masked_fill(outputs.isnan().any(-1), -1)
+        return likeliest(outputs)
+
+
+def likeliest(logits: Any) -> Any:
+    """The class of each token, `(rows, tokens)`, of logits `(rows, tokens, classes)`; -1 where one is NaN."""
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 
 def _columns(args: "DataArguments", columns: Sequence[str]) -> tuple[str, str]:
@@ -163,13 +167,8 @@ def _names(train: "Table") -> tuple[str, ...]:
 def _rows(table: "Table", names: tuple[str, ...], limit: int | None) -> "Dataset":
     from datasets import Dataset, Features, List, Value
 
-    from hf_xtc.data.tables import listed
-
+    table.refuse_unknown(names, "tag")
     ids, tags = {name: i for i, name in enumerate(names)}, table.columns["label"]
-    unknown = [not set(row) <= ids.keys() for row in tags]
-    example = next((tag for row in tags for tag in row if tag not in ids), "")
-    what = f"tags that are not among {listed(names)} (such as {example!r})"
-    table.refuse(unknown, what, "Each tag must occur in the train data.")
     columns = {"tokens": table.columns["tokens"][:limit], "label": [[ids[tag] for tag in row] for row in tags[:limit]]}
     features = Features({"tokens": List(Value("string")), "label": List(Value("int64"))})
     return Dataset.from_dict(columns, features=features)

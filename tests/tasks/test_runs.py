@@ -75,6 +75,7 @@ def test_a_run_measures_its_file_and_the_card_says_so(runs, name):
 def test_a_packed_file_is_evaluated_without_a_train_file(folder, runs, name, capsys):
     file = folder / f"{name}-validation.jsonl"
     expected = json.loads((runs(name) / "metrics.json").read_text())["rows"][-1]["metrics"]
+    capsys.readouterr()  # what the run printed, if this test is the first to need it
     said = [option for option in options(name) if "task" not in option]  # the model's configuration tells it
     said += [f"--teacher={folder / 'base'}"] if TASKS[name].scored_by_teacher else []
     assert main(["evaluate", f"--model={runs(name)}", f"--validation_file={file}", "--max_length=24", *said]) == 0
@@ -86,6 +87,7 @@ def test_a_packed_file_is_evaluated_without_a_train_file(folder, runs, name, cap
 def test_the_snippet_of_the_card_runs(runs, name, monkeypatch, capsys):
     monkeypatch.chdir(runs(name))
     (code,) = blocks(Path("README.md"), "python")
+    capsys.readouterr()  # what the run printed, if this test is the first to need it
     names: dict = {}
     exec(compile(code, "card", "exec"), names)
     USES[name](names, capsys)
