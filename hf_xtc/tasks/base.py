@@ -218,7 +218,7 @@ def find_task(
         said = said if args.task is None else f"--task is {args.task}"
         raise DataError(
             f"{model} is a model for {' or '.join(by_head)}, but {said}. Name a model of that task, or train a new "
-            "head with --fine_tune."
+            "head: hf-xtc compress --fine_tune."
         )
     return tasks[(both or by_data or by_head or ["sequence-classification"])[0]]
 
