@@ -61,22 +61,25 @@ def _colors(runtimes: list[str]) -> dict[str, Any]:
 
 
 def _latency(axes: Any, results: dict[str, Any], model: str, colors: dict[str, Any]) -> None:
+    """Bars relative to PyTorch's float32 or, where that was not measured, to the first runtime that was."""
     shapes = results["arguments"]["shapes"]
     medians = {(r["runtime"], r["shape"]): r["median_seconds"] for r in results["latency"] if r["model"] == model}
+    base = next((name for name in (FLOAT, *colors) if any((name, shape) in medians for shape in shapes)), FLOAT)
     width = 0.88 / max(len(colors), 1)
     for index, (runtime, color) in enumerate(colors.items()):
         offset = (index - (len(colors) - 1) / 2) * width
         for place, shape in enumerate(shapes):
-            if (runtime, shape) in medians and (FLOAT, shape) in medians:
-                value = medians[runtime, shape] / medians[FLOAT, shape]
+            if (runtime, shape) in medians and (base, shape) in medians:
+                value = medians[runtime, shape] / medians[base, shape]
                 axes.bar(place + offset, min(value, LONGEST), width * 0.92, color=color)
                 _figure(axes, place + offset, value)
         axes.bar(0, 0, color=color, label=RUNTIMES[runtime].label)
-    names = [f"{s}\n{medians[FLOAT, s] * 1e3:.1f} ms" if (FLOAT, s) in medians else s for s in shapes]
+    names = [f"{s}\n{medians[base, s] * 1e3:.1f} ms" if (base, s) in medians else s for s in shapes]
     axes.set_xticks(range(len(shapes)), names)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set(ylim=(0, LONGEST + 0.2), xlim=(-0.5, len(shapes) - 0.5), ylabel="relative time")
-    axes.set_title(f"{model}: time of a batch / torch fp32's (written below); lower is better, bars end at {LONGEST}")
+    of = RUNTIMES[base].label
+    axes.set_title(f"{model}: time of a batch / that of {of} (written below); lower is better, bars end at {LONGEST}")
     axes.spines[["top", "right"]].set_visible(False)
 
 
