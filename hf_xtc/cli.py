@@ -23,8 +23,8 @@ FAMILIES = "hf_xtc.families"
 COMPRESS_GROUPS = {
     "teacher": ("teacher", "fine_tune", "fine_tune_epochs"),
     "data": (
-        *("task", "task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
-        *("label_column", "regression", "max_length", "selection_share"),
+        *("task", "task_name", "dataset_name", "train_file", "validation_file", "text_column"),
+        *("text_pair_column", "label_column", "regression", "max_length", "selection_share"),
     ),
     "recipe": ("weights", "keep_layers", "layers"),
     "stages": ("schedule", "reduction_epochs", "teacher_cache", "augment"),
@@ -128,14 +128,14 @@ class Command(NamedTuple):
 COMMANDS = {
     "compress": Command(
         "compress a fine-tuned encoder into a packed model",
-        "--teacher MODEL (--task_name TASK | --train_file F --validation_file F) --output_dir FOLDER",
+        "--teacher MODEL (--task_name T | --dataset_name D | --train_file F --validation_file F) --output_dir FOLDER",
         _compress,
         ("JobArguments", "DataArguments", "RecipeArguments", "XTCTrainingArguments", "AugmentationArguments"),
         groups=COMPRESS_GROUPS,
     ),
     "evaluate": Command(
         "measure a model on a task's validation split",
-        "--model MODEL (--task_name TASK | --validation_file F)",
+        "--model MODEL (--task_name TASK | --dataset_name D | --validation_file F)",
         _evaluate,
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
@@ -155,7 +155,7 @@ COMMANDS = {
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),
     "verify": Command(
         "compare a packed model with its commit, card and configuration",
-        "MODEL [--task_name TASK | --validation_file F]",
+        "MODEL [--task_name TASK | --dataset_name D | --validation_file F]",
         _verify,
         ("VerifyArguments", "EvaluationDataArguments"),
         ("model",),

@@ -73,19 +73,25 @@ class Table(NamedTuple):
         self.refuse([not set(row) <= known for row in lists], what, f"Each {kind} must occur in the train data.")
 
 
-def read_file(path: str) -> Dataset:
+def read_file(path: str, separator: str | None = None) -> Dataset:
     """The file as an in-memory table; all csv and tsv cells as text, so that "null" and "007" are kept.
 
     A file may be compressed with gzip (`rows.csv.gz`). Parsed in each call: the cache of datasets only compares
     modification times, so it may return stale rows.
 
+    Args:
+        path (`str`): A file in one of the `FORMATS`.
+        separator (`str`, *optional*): The character between the cells of a csv or tsv file; of others it is ignored.
+
     Raises:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
     """
     if path.lower().endswith(".gz") and Path(path).is_file():
-        return _read_compressed(path)
+        return _read_compressed(path, separator)
     builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
     _check_file(path, known=bool(builder))
+    if builder == "csv" and separator is not None:
+        options = options | {"sep": separator}
     if builder != "parquet":
         _check_text_file(path)
     try:
@@ -107,7 +113,7 @@ def read_file(path: str) -> Dataset:
     return table.filter(str.strip, input_columns="text") if builder == "text" else table  # lines that are not blank
 
 
-def _read_compressed(path: str) -> Dataset:
+def _read_compressed(path: str, separator: str | None) -> Dataset:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, Path(path).name[: -len(".gz")])
         try:
@@ -116,7 +122,7 @@ def _read_compressed(path: str) -> Dataset:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} cannot be unpacked with gzip: {error}.") from error
         try:
-            return read_file(str(plain))
+            return read_file(str(plain), separator)
         except DataError as error:
             raise DataError(str(error).replace(str(plain), path)) from error
 
@@ -226,7 +232,7 @@ def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) 
     own = separators.get(Path(source).suffix.lower())
     other = next((mark for mark in ";|\t, " if len(columns) == 1 and mark != own and mark in columns[0]), None)
     if own and other:
-        return f"It seems to be separated by {other!r}; save it with {own!r}, as {Path(source).suffix} files are."
+        return f"It seems to be separated by {other!r}; pass --separator {other!r}."
     advice = "For your files pass --text_column, --text_pair_column and --label_column."
     return f"{advice} The first line must name the columns." if own else advice
 

@@ -61,7 +61,7 @@ def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
     if source in GLUE:
         name, rows, columns = glue_tables(source, args.data_dir)["train"]
     else:
-        name, rows, columns = source, read_file(source), args.columns
+        name, rows, columns = source, read_file(source, args.separator), args.columns
     found = select(name, rows, columns._replace(label=None))
     if list(found.columns) != list(sides):
         theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))

@@ -359,8 +359,9 @@ def prepare(
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
     """Raises an `XTCError` if the run would replace a file or folder that it reads."""
-    files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
-    for given in (args.teacher, args.start_from, *files):
+    files = (data_args.train_file, data_args.validation_file, data_args.test_file, *data_args.unlabelled)
+    folders = (data_args.data_dir, data_args.dataset_name)
+    for given in (args.teacher, args.start_from, *files, *folders):
         path = Path(given or "/").resolve()
         if path.is_relative_to(out.resolve() / "training") or (given == args.teacher and path == out.resolve()):
             raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")

@@ -71,6 +71,25 @@ def test_a_run_measures_its_file_and_the_card_says_so(runs, name):
     assert results[metrics["metric"]] == pytest.approx(metrics["rows"][-1]["metrics"][metrics["metric"]], abs=1e-6)
 
 
+def test_a_data_set_is_compressed_evaluated_and_verified_by_its_name(folder, tmp_path, capsys):
+    rows = tmp_path / "films"
+    rows.mkdir()
+    for split, count in (("train", 48), ("validation", 16), ("test", 24)):
+        table("token-classification", count, seed=count).to_parquet(rows / f"{split}.parquet")
+    out, quick = tmp_path / "out", [option for option in QUICK if "epochs" not in option]
+    more = ["--fine_tune", "--num_train_epochs=1", "--reduction_epochs=0", "--test_split_name=test"]
+    data = [f"--dataset_name={rows}", "--text_column_name=tokens", "--label_column_name=tags"]
+    assert main(["compress", f"--teacher={folder / 'base'}", f"--output_dir={out}", *data, *quick, *more]) == 0
+    expected = json.loads((out / "metrics.json").read_text())["rows"][-1]["metrics"]
+    assert {"f1", "accuracy", "test_f1", "test_accuracy"} <= set(expected)
+    capsys.readouterr()
+    for command in ("evaluate", "verify"):
+        assert main([command, f"--model={out}", *data, "--test_split_name=test", "--max_length=24"]) == 0
+    evaluated, verified = (text for text in capsys.readouterr().out.split("ok", 1))
+    assert f"test_f1: {expected['test_f1']:.6f}" in evaluated
+    assert f"test_f1: {expected['test_f1']:.6f}, on the card" in verified
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_packed_file_is_evaluated_without_a_train_file(folder, runs, name, capsys):
     file = folder / f"{name}-validation.jsonl"

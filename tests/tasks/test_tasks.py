@@ -15,6 +15,7 @@ from transformers import BertConfig, BertTokenizerFast, EvalPrediction
 from hf_xtc.data.task_data import DataArguments, read_splits
 from hf_xtc.errors import DataError, XTCError
 from hf_xtc.hub.card import usage
+from hf_xtc.runs.arguments import EvaluationDataArguments
 from hf_xtc.tasks import TASKS, Task, find_task, kind_of, task_of_model
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -201,6 +202,37 @@ def test_labels_that_are_not_the_heads_are_refused(tmp_path):
     data = load(tmp_path, "regression")
     with pytest.raises(DataError, match=r"rows is a regression, but the head of teacher has 2 outputs"):
         TASKS["regression"]().align_labels(data, BertConfig(num_labels=2), "teacher")
+
+
+@pytest.mark.parametrize("label, ids", [("yes", {1}), ("YES", {1}), (1, {1}), (0, {0})])
+def test_rows_of_one_class_evaluate_a_model_of_several(tmp_path, label, ids):
+    rows = table("sequence-classification").assign(label=label)
+    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    args = EvaluationDataArguments(validation_file=str(tmp_path / "rows.jsonl"))
+    task = TASKS["sequence-classification"]()
+    head = BertConfig(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    data = task.align_labels(task.load(args, read_splits(args)), head, "model")
+    assert (set(data.validation["label"]), data.label_names) == (ids, ("no", "yes"))
+
+
+@pytest.mark.parametrize("name, column", [("multi-label-classification", "labels"), ("token-classification", "tags")])
+def test_lists_of_one_label_evaluate_a_model_of_several(tmp_path, name, column):
+    rows = table(name)
+    rows[column] = [["O"] * len(cell) if column == "tags" else ["bad"] for cell in rows[column]]
+    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    args, task = EvaluationDataArguments(validation_file=str(tmp_path / "rows.jsonl")), TASKS[name]()
+    (tmp_path / "all").mkdir()
+    names = task.head_config(load(tmp_path / "all", name))
+    head = BertConfig(id2label=names["id2label"], label2id=names["label2id"])
+    data = task.align_labels(task.load(args, read_splits(args)), head, "model")
+    assert data.label_names == tuple(names["label2id"])
+
+
+def test_a_label_that_no_class_of_the_model_has_is_refused(tmp_path):
+    table("sequence-classification").assign(label="maybe").to_json(tmp_path / "r.jsonl", orient="records", lines=True)
+    args, task = EvaluationDataArguments(validation_file=str(tmp_path / "r.jsonl")), TASKS["sequence-classification"]()
+    with pytest.raises(DataError, match=r"^r has labels that do not match the head: the data has 1 \(maybe\), model"):
+        task.align_labels(task.load(args, read_splits(args)), BertConfig(label2id={"no": 0, "yes": 1}), "model")
 
 
 def test_regression_is_no_other_task(tmp_path):
