@@ -104,7 +104,8 @@ def _verify(options: tuple[Any, ...]) -> None:
 def _predict(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.predict import run_predict
 
-    run_predict(*options)
+    (args,) = options
+    run_predict(args, before_torch=load_families)
 
 
 def _report(options: tuple[Any, ...]) -> None:
@@ -146,7 +147,7 @@ COMMANDS = {
         ("ExportArguments", "EvaluationDataArguments"),
     ),
     "predict": Command(
-        "classify, rank or embed texts with a packed model; starts at once, without PyTorch",
+        "classify, tag, answer, rank or embed texts with a packed model; starts at once, without PyTorch",
         "MODEL [FILE]",
         _predict,
         (),
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{near}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
-        if name != "predict":  # which runs BERT alone, and must not import what other packages do
+        if name != "predict":  # which starts at once, and loads them only before it needs PyTorch
             load_families()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)
