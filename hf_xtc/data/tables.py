@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_xtc.data.separators import check_separator, likely_separator
 from hf_xtc.errors import DataError, needs_extra
 from hf_xtc.files.safe_json import parse_json
 
@@ -98,6 +99,8 @@ def read_file(path: str, separator: str | None = None) -> Dataset:
         with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
             if builder == "csv":
+                with open(path, encoding="utf-8-sig") as file:
+                    check_separator(path, separator, file.readline())
                 names = _column_names(path, options)
                 options = options | {"converters": dict.fromkeys(names, str)}
             options = options | {"split": "train", "cache_dir": cache, "keep_in_memory": True}
@@ -228,9 +231,8 @@ def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) 
     folded = {name.strip().casefold(): name for name in columns}
     if alike := [folded[name.casefold()] for name in missing if name.casefold() in folded]:
         return f"Names must agree in blanks and case: {', '.join(map(repr, alike))}."
-    separators = {".csv": ",", ".tsv": "\t"}
-    own = separators.get(Path(source).suffix.lower())
-    other = next((mark for mark in ";|\t, " if len(columns) == 1 and mark != own and mark in columns[0]), None)
+    own = {".csv": ",", ".tsv": "\t"}.get(Path(source).suffix.lower())
+    other = likely_separator(columns[0], own) if len(columns) == 1 else None
     if own and other:
         return f"It seems to be separated by {other!r}; pass --separator {other!r}."
     advice = "For your files pass --text_column, --text_pair_column and --label_column."

@@ -20,6 +20,7 @@ import numpy as np
 
 from hf_xtc.data.data_set import read_data_set
 from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
+from hf_xtc.data.separators import parse_separator
 from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
 from hf_xtc.errors import DataError, needs_extra
 from hf_xtc.files.sentence_files import POOLINGS
@@ -115,9 +116,7 @@ class DataArguments:
                 if getattr(self, name) is not None and getattr(self, needed) is None:
                     raise DataError(f"--{name}={getattr(self, name)} has no effect without --{needed}.")
         if self.separator is not None:
-            self.separator = self.separator.replace(r"\t", "\t")
-            if len(self.separator) != 1 or self.separator in '\r\n"':
-                raise DataError(f"--separator={self.separator!r} is not one character. Give that between two cells.")
+            self.separator = parse_separator(self.separator)
         if self.task_name is not None and self.task_name not in GLUE:
             raise DataError(f"Unknown GLUE task {self.task_name!r}. Use one of: {', '.join(GLUE)}.")
         if self.task_name is None and self.data_dir is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_xtc.checks import check_choice, check_count, check_given, check_range
+from hf_xtc.data.separators import check_separator, parse_separator
 from hf_xtc.errors import DataError, PackedFileError, RecipeError, StateError
 from hf_xtc.files.safe_json import parse_json
 from hf_xtc.files.writing import write_bytes
@@ -118,9 +119,7 @@ class PredictArguments:
                 f"--revision={self.revision} is for a model on the Hub, but {self.model} is a folder. Leave it out."
             )
         if self.separator is not None:
-            self.separator = self.separator.replace(r"\t", "\t")
-            if len(self.separator) != 1 or self.separator in '\r\n"':
-                raise RecipeError(f"--separator={self.separator!r} is not one character. Give that between two cells.")
+            self.separator = parse_separator(self.separator)
         self.input_format = _format("file", self.file, self.input_format, INPUTS) or "txt"
         outputs = (*OUTPUTS, *ARRAYS) if self.output_file is not None else OUTPUTS
         self.output_format = _format("output_file", self.output_file, self.output_format, outputs)
@@ -376,6 +375,8 @@ def read_texts(args: PredictArguments, task: str) -> list[Any]:
         )
     try:
         content = _content(args)
+        if suffix in ("csv", "tsv"):
+            check_separator(name, args.separator, content.partition("\n")[0])
         rows = content.splitlines() if suffix == "txt" else _rows(content, str(suffix), args.separator)
     except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise DataError(f"{name} cannot be read ({error}).") from error

@@ -38,6 +38,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     head = "ForTokenClassification"
     pipeline_tag = "token-classification"
+    fixed_rows = "their words have no tags, and where a word of an entity is replaced, its tags no longer hold"
     snippet = """import {package}  # registers the architecture
 from transformers import pipeline
 

@@ -120,6 +120,16 @@ def test_a_split_without_rows_is_refused(tmp_path):
         read_data_set(str(rows), None, None, ["train", "validation"])
 
 
+def test_a_separator_that_does_not_occur(tmp_path):
+    table("sequence-classification").to_csv(tmp_path / "rows.csv", index=False, sep=";")
+    path = str(tmp_path / "rows.csv")
+    with pytest.raises(DataError) as error:
+        load_task(DataArguments(train_file=path, validation_file=path, separator="|"))
+    assert str(error.value) == (
+        f"--separator='|' does not occur in the first line of {path}, which seems to be separated by ';'."
+    )
+
+
 @pytest.mark.parametrize(
     "suffix, separator, given", [("csv", ";", ";"), ("tsv", "|", "|"), ("csv", "\t", r"\t"), ("csv.gz", ";", ";")]
 )

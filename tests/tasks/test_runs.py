@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from commands import blocks
@@ -318,8 +319,24 @@ def test_an_interrupted_run_ends_in_the_same_file(folder, runs, tmp_path, monkey
     assert again.read_bytes() == undisturbed.read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.augments])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.fixed_rows])
 def test_rows_that_a_teacher_cannot_label_are_not_added(folder, tmp_path, name, capsys):
     assert compress(folder, name, tmp_path / "out", "--augment") == 1
-    assert "has other labels. Leave them out." in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.endswith(f"--augment and --unlabelled cannot add rows: {TASKS[name].fixed_rows}. Leave them out.\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["multi-label-classification", "reranking", "sentence-embedding", "masked-lm"])
+def test_added_rows_teach_a_student(folder, tmp_path, name):
+    known, more = (pd.read_json(folder / f"{name}-train.jsonl", lines=True), table(name, 24, seed=9))
+    if "text_pair" in more:
+        more["text"] = "nice plot"  # a query of the validation rows must not train
+    reserved = pd.read_json(folder / f"{name}-validation.jsonl", lines=True)
+    pd.concat([more, known[:3], reserved[:3]]).to_json(tmp_path / "more.jsonl", orient="records", lines=True)
+    added = ["--augment", "--augmentation_copies=1", f"--unlabelled={tmp_path / 'more.jsonl'}"]
+    quick = ["--fine_tune_epochs=1", "--reduction_epochs=0", "--num_train_epochs=1"]
+    assert compress(folder, name, tmp_path / "out", *added, *quick) == 0
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["xtc"]["provenance"]
+    assert facts["augmented_rows"] > 24
+    assert facts["unlabelled_rows"] == 24

@@ -108,6 +108,58 @@ def test_a_teacher_of_another_task_is_refused_unless_its_head_is_new(tmp_path, n
         find_task(args, sources, teacher, "teacher")
 
 
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("sentence-embedding", "Name a model that embeds texts: a folder of sentence-transformers, or an encoder"),
+        ("masked-lm", "Name a model with the head of its pre-training, such as BertForMaskedLM"),
+        ("token-classification", "Name a model of that task, or train a new head: hf-xtc compress --fine_tune."),
+    ],
+)
+def test_the_advice_fits_the_task(tmp_path, name, advice):
+    args = arguments(tmp_path, name)
+    args.task = name
+    with pytest.raises(DataError) as error:
+        find_task(args, read_splits(args), config("ForSequenceClassification"), "teacher")
+    owners = "sequence-classification or regression or reranking or multi-label-classification"
+    said, told = str(error.value).split(f", but --task is {name}. ")
+    assert said.startswith("teacher is a model for ")
+    assert set(said.removeprefix("teacher is a model for ").split(" or ")) == set(owners.split(" or "))
+    assert told.startswith(advice)
+
+
+# Task -> a change of its rows that makes labels of another kind, and what is said of it.
+WRONG = {
+    "sequence-classification": (lambda rows: rows.assign(label=[0.5 + i for i in range(12)]), "fractional numbers"),
+    "regression": (lambda rows: rows.assign(label="good"), "labels that are not numbers"),
+    "reranking": (lambda rows: rows.assign(label="good"), "labels that are not numbers"),
+    "multi-label-classification": (lambda rows: rows.assign(labels="good"), "labels that is not a list of names"),
+    "token-classification": (lambda rows: rows.assign(tags=[[0.5]] * 12), "tags that is not a list of tags"),
+    "question-answering": (lambda rows: rows.assign(answers="good"), "answers without text and answer_start"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_labels_of_another_kind_are_refused(tmp_path, name):
+    args = arguments(tmp_path, name)
+    WRONG[name][0](table(name)).to_json(args.train_file, orient="records", lines=True)
+    with pytest.raises(DataError, match=rf"rows\.jsonl: .*{WRONG[name][1]}") as error:
+        TASKS[name]().load(args, read_splits(args))
+    assert "\n" not in str(error.value)
+
+
+def test_an_answer_that_its_context_does_not_hold_is_refused(tmp_path):
+    args, rows = arguments(tmp_path, "question-answering"), table("question-answering")
+    rows.at[4, "answers"] = {"text": ["nothing of it"], "answer_start": [0]}
+    rows.to_json(args.train_file, orient="records", lines=True)
+    with pytest.raises(DataError) as error:
+        TASKS["question-answering"]().load(args, read_splits(args))
+    assert str(error.value) == (
+        f"{args.train_file}: an answer that its context does not hold at answer_start in 1 of 12 rows (first: row 5). "
+        "answer_start counts the characters of the context from 0; correct it."
+    )
+
+
 def test_a_multi_label_teacher_is_refused_for_single_labels(tmp_path):
     args, teacher = arguments(tmp_path, "sequence-classification"), config("ForSequenceClassification")
     teacher.problem_type = "multi_label_classification"
