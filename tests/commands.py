@@ -14,9 +14,15 @@ def blocks(page: Path | str, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each command of a page."""
+    """The words of each command of a page; of a pipe the last command, without the files that it reads and writes."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    return [_last(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def _last(words: list[str]) -> list[str]:
+    """The last command of a line."""
+    words = words[len(words) - words[::-1].index("|") :] if "|" in words else words
+    return words[: min((words.index(mark) for mark in "<>" if mark in words), default=len(words))]
 
 
 def parse(words: list[str]) -> None:
