@@ -42,16 +42,16 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "go_emotions": {
         "fine_tune": True,
-        "fine_tune_epochs": 3,
+        "fine_tune_epochs": 2,
         "fine_tune_learning_rates": 2e-4,
-        "num_train_epochs": 4,
+        "num_train_epochs": 2,
     },
     "squad_dev": {
         "fine_tune": True,
-        "fine_tune_epochs": 4,
+        "fine_tune_epochs": 2,
         "fine_tune_learning_rates": 2e-4,
-        "num_train_epochs": 6,
-        "max_length": 256,
+        "num_train_epochs": 3,
+        "max_length": 192,
     },
     "trec_qa": {
         "task": "reranking",

@@ -7,12 +7,14 @@ task. What is left out is spelled in smaller pieces: all single characters (or b
 import copy
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -47,8 +49,7 @@ def trim_vocabulary(
     Raises:
         XTCError: if the tokenizer is of another kind, or the model has fewer rows than the tokenizer has tokens.
     """
-    check_count("min_count", min_count)
-    kept, trimmed = trim_tokenizer(tokenizer, texts, min_count=min_count)
+    kept, trimmed = trim_tokenizer(tokenizer, count_tokens(tokenizer, texts), min_count=min_count)
     return trim_model(model, kept), trimmed
 
 
@@ -84,24 +85,24 @@ def trim_model(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     return trimmed.to(model.device).train(model.training)  # type: ignore[no-any-return, arg-type]
 
 
-def trim_tokenizer(tokenizer: Any, texts: Iterable[str], *, min_count: int = 1) -> tuple[list[int], Any]:
-    """The former numbers of the tokens that stay, ascending, and a tokenizer of these; see `trim_vocabulary`."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise XTCError(
-            f"{type(tokenizer).__name__} has no {TOKENIZER}, which trimming the vocabulary rewrites. Load the model's "
-            "fast tokenizer."
-        )
-    described = json.loads(tokenizer.backend_tokenizer.to_str())
+def trim_tokenizer(tokenizer: Any, counts: Mapping[int, int], *, min_count: int = 1) -> tuple[list[int], Any]:
+    """The former numbers of the tokens that stay, ascending, and a tokenizer of these; see `trim_vocabulary`.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): Of WordPiece, BPE or Unigram; left untouched.
+        counts (`dict[int, int]`): How often texts of the task have each token, by its number.
+        min_count (`int`): Tokens that they have less often are left out.
+    """
+    check_count("min_count", min_count)
+    described = json.loads(_backend(tokenizer).to_str())
     model = described["model"]
     if model["type"] not in _KEEPERS:
         raise XTCError(
             f"A vocabulary of {' or '.join(_KEEPERS)} can be trimmed; that of {type(tokenizer).__name__} is "
             f"{model['type']}. Leave trimming out."
         )
-    added = {entry["content"]: entry["id"] for entry in described["added_tokens"]}
-    counts = _count(tokenizer, texts)
     used = {number for number, count in counts.items() if count >= min_count}
-    kept = set(added.values()) | _KEEPERS[model["type"]](model, used)
+    kept = {entry["id"] for entry in described["added_tokens"]} | _KEEPERS[model["type"]](model, used)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < 16:
         kept |= set(range(tokenizer.pad_token_id))  # RoBERTa counts positions from the number of the padding token
     order = sorted(kept)
@@ -110,32 +111,26 @@ def trim_tokenizer(tokenizer: Any, texts: Iterable[str], *, min_count: int = 1) 
     return order, _reload(tokenizer, described, number)
 
 
-def _count(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    batch: list[str] = []
-
-    def add() -> None:
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            for number in encoding.ids:
-                counts[number] = counts.get(number, 0) + 1
-        batch.clear()
-
-    backend = tokenizer.backend_tokenizer
-    truncation, padding = backend.truncation, backend.padding
+def count_tokens(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:
+    """How often texts, of any length, have each token of a fast tokenizer, by its number."""
+    backend = Tokenizer.from_str(_backend(tokenizer).to_str())
     backend.no_truncation()
     backend.no_padding()
-    try:
-        for text in texts:
-            batch.append(text)
-            if len(batch) == BATCH:
-                add()
-        add()
-    finally:
-        if truncation is not None:
-            backend.enable_truncation(**truncation)
-        if padding is not None:
-            backend.enable_padding(**padding)
+    counts: Counter[int] = Counter()
+    remaining = iter(texts)
+    while batch := list(islice(remaining, BATCH)):
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            counts.update(encoding.ids)
     return counts
+
+
+def _backend(tokenizer: Any) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise XTCError(
+            f"{type(tokenizer).__name__} has no {TOKENIZER}, which trimming the vocabulary rewrites. Load the model's "
+            "fast tokenizer."
+        )
+    return tokenizer.backend_tokenizer
 
 
 # Kind of tokenizer -> the numbers of the tokens of its vocabulary that have to stay beside those that are used.

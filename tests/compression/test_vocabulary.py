@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from hf_xtc.compression.convert import compress, pack_model
-from hf_xtc.compression.vocabulary import trim_model, trim_tokenizer, trim_vocabulary
+from hf_xtc.compression.vocabulary import count_tokens, trim_model, trim_tokenizer, trim_vocabulary
 from hf_xtc.errors import RecipeError, XTCError
 
 SENTENCES = [
@@ -72,7 +72,7 @@ def wrapped(tokenizer):
 
 
 TOKENIZERS = {"WordPiece": wrapped(word_piece()), "BPE": wrapped(byte_pair()), "Unigram": wrapped(unigram())}
-TRIMMED = {kind: trim_tokenizer(tokenizer, TEXTS) for kind, tokenizer in TOKENIZERS.items()}
+TRIMMED = {kind: trim_tokenizer(tokenizer, count_tokens(tokenizer, TEXTS)) for kind, tokenizer in TOKENIZERS.items()}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -109,7 +109,7 @@ def test_a_trimmed_tokenizer_is_saved_and_trimmed_again_to_itself(kind, tmp_path
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert loaded.get_vocab() == after.get_vocab()
     assert loaded(SENTENCES)["input_ids"] == after(SENTENCES)["input_ids"]
-    kept, again = trim_tokenizer(after, TEXTS)
+    kept, again = trim_tokenizer(after, count_tokens(after, TEXTS))
     assert kept == list(range(len(after)))
     assert again.get_vocab() == after.get_vocab()
 
@@ -118,8 +118,8 @@ def test_a_trimmed_tokenizer_is_saved_and_trimmed_again_to_itself(kind, tmp_path
 def test_rare_tokens_are_left_out(kind):
     tokenizer = TOKENIZERS[kind]
     often, seldom = (
-        trim_tokenizer(tokenizer, SENTENCES, min_count=1),
-        trim_tokenizer(tokenizer, SENTENCES, min_count=9),
+        trim_tokenizer(tokenizer, count_tokens(tokenizer, SENTENCES), min_count=1),
+        trim_tokenizer(tokenizer, count_tokens(tokenizer, SENTENCES), min_count=9),
     )
     assert len(seldom[0]) < len(often[0])
     assert set(seldom[0]) < set(often[0])
@@ -127,11 +127,11 @@ def test_rare_tokens_are_left_out(kind):
 
 def test_options_of_the_tokenizer_are_left_as_they_were():
     tokenizer = wrapped(word_piece())
-    untruncated, _ = trim_tokenizer(tokenizer, TEXTS)
+    untruncated, _ = trim_tokenizer(tokenizer, count_tokens(tokenizer, TEXTS))
     tokenizer.backend_tokenizer.enable_truncation(max_length=4)
     tokenizer.backend_tokenizer.enable_padding(pad_id=1, pad_token="<pad>", length=5)
     before = tokenizer.backend_tokenizer.to_str()
-    kept, after = trim_tokenizer(tokenizer, TEXTS)
+    kept, after = trim_tokenizer(tokenizer, count_tokens(tokenizer, TEXTS))
     assert tokenizer.backend_tokenizer.to_str() == before
     assert kept == untruncated, "tokens beyond the truncation count too"
     assert after.backend_tokenizer.truncation["max_length"] == 4
@@ -161,8 +161,10 @@ def test_what_cannot_be_trimmed_is_refused():
         trim_vocabulary(make_teacher("bert", "BertModel"), tokenizer, TEXTS, min_count=0)
     with pytest.raises(XTCError, match="has rows for 101 tokens"):
         trim_vocabulary(make_teacher("bert", "BertModel"), tokenizer, SENTENCES)
+    with pytest.raises(XTCError, match=r"str has no tokenizer\.json"):
+        count_tokens("slow", TEXTS)
     words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     )
     with pytest.raises(XTCError, match="is WordLevel"):
-        trim_tokenizer(words, TEXTS)
+        trim_tokenizer(words, count_tokens(words, TEXTS))
