@@ -431,7 +431,12 @@ def test_the_students_vocabulary_is_that_of_the_train_rows(folder, tmp_path):
     rows = pd.read_csv(folder / "validation.csv")
     rows.loc[0, "text"] = "zebra"  # a word that no train row has
     rows.to_csv(tmp_path / "validation.csv", index=False)
-    options = [f"--teacher={tmp_path / 'teacher'}", f"--train_file={folder / 'train.csv'}", "--schedule=direct", *QUICK]
+    options = [
+        f"--teacher={tmp_path / 'teacher'}",
+        f"--train_file={folder / 'train.csv'}",
+        "--schedule=direct",
+        *QUICK,
+    ]
     options += [f"--validation_file={tmp_path / 'validation.csv'}", "--keep_layers=2", "--fine_tune"]
     runs = {}
     for name, more in (("whole", []), ("trimmed", ["--trim_vocabulary=1"])):
