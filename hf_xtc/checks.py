@@ -26,7 +26,7 @@ def check_given(name: str, value: object) -> None:
     A number must be finite and below 2**32, the limit of seeds; each entry of a list is checked.
     """
     for entry in value if isinstance(value, list) else [value]:
-        if isinstance(entry, str) and not entry.strip():
+        if isinstance(entry, str) and not entry.strip() and (name != "separator" or not entry):
             raise RecipeError(f"--{name} is empty. Give a value, or leave the option out.")
         if isinstance(entry, int | float) and not abs(entry) < 2**32:
             raise RecipeError(f"--{name}={entry} must be a finite number below 2**32.")

@@ -23,8 +23,8 @@ FAMILIES = "hf_xtc.families"
 COMPRESS_GROUPS = {
     "teacher": ("teacher", "fine_tune", "fine_tune_epochs"),
     "data": (
-        *("task", "task_name", "data_dir", "train_file", "validation_file", "text_column", "text_pair_column"),
-        *("label_column", "regression", "max_length", "selection_share"),
+        *("task", "task_name", "dataset_name", "train_file", "validation_file", "text_column"),
+        *("text_pair_column", "label_column", "regression", "max_length", "selection_share"),
     ),
     "recipe": ("weights", "keep_layers", "layers"),
     "stages": ("schedule", "reduction_epochs", "teacher_cache", "augment"),
@@ -104,7 +104,8 @@ def _verify(options: tuple[Any, ...]) -> None:
 def _predict(options: tuple[Any, ...]) -> None:
     from hf_xtc.runs.predict import run_predict
 
-    run_predict(*options)
+    (args,) = options
+    run_predict(args, before_torch=load_families)
 
 
 def _report(options: tuple[Any, ...]) -> None:
@@ -128,14 +129,14 @@ class Command(NamedTuple):
 COMMANDS = {
     "compress": Command(
         "compress a fine-tuned encoder into a packed model",
-        "--teacher MODEL (--task_name TASK | --train_file F --validation_file F) --output_dir FOLDER",
+        "--teacher MODEL (--task_name T | --dataset_name D | --train_file F --validation_file F) --output_dir FOLDER",
         _compress,
         ("JobArguments", "DataArguments", "RecipeArguments", "XTCTrainingArguments", "AugmentationArguments"),
         groups=COMPRESS_GROUPS,
     ),
     "evaluate": Command(
         "measure a model on a task's validation split",
-        "--model MODEL (--task_name TASK | --validation_file F)",
+        "--model MODEL (--task_name TASK | --dataset_name D | --validation_file F)",
         _evaluate,
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
@@ -146,7 +147,7 @@ COMMANDS = {
         ("ExportArguments", "EvaluationDataArguments"),
     ),
     "predict": Command(
-        "classify, rank or embed texts with a packed model; starts at once, without PyTorch",
+        "classify, tag, answer, rank or embed texts with a packed model; starts at once, without PyTorch",
         "MODEL [FILE]",
         _predict,
         (),
@@ -155,7 +156,7 @@ COMMANDS = {
     "inspect": Command("show what a packed model is made of", "MODEL", _inspect, ("InspectArguments",), ("model",)),
     "verify": Command(
         "compare a packed model with its commit, card and configuration",
-        "MODEL [--task_name TASK | --validation_file F]",
+        "MODEL [--task_name TASK | --dataset_name D | --validation_file F]",
         _verify,
         ("VerifyArguments", "EvaluationDataArguments"),
         ("model",),
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no command {arguments[0]!r}{near}; use one of: {', '.join(COMMANDS)}")
         name = parser.parse_args(arguments[:1]).command
         options = command_parser(name).options(arguments[1:])
-        if name != "predict":  # which runs BERT alone, and must not import what other packages do
+        if name != "predict":  # which starts at once, and loads them only before it needs PyTorch
             load_families()
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         COMMANDS[name].run(options)

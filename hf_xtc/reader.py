@@ -129,6 +129,8 @@ DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 LARGEST = np.float32(2**18)  # limit of all magnitudes, so that no logit overflows
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 RECIPE = ("activation_bits", "activation_calibration", "activation_symmetric")
+# Endings of the names of classes with a linear on the hidden states of each token -> its path in the file.
+TOKEN_HEADS = {"TokenClassification": "classifier", "QuestionAnswering": "qa_outputs"}
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2,
     "relu": lambda x: np.maximum(x, 0),
@@ -456,7 +458,7 @@ class PackedEncoder:
         `(batch, tokens, 2)` of a question answerer: scores of an answer's start and end.
         """
         head = self.architecture.rpartition("For")[2]
-        if head not in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        if head != "SequenceClassification" and head not in TOKEN_HEADS:
             raise ReadError(
                 "Logits are those of sequence classifiers, token classifiers and question answerers; this is "
                 f"{self.architecture}. Use hidden_states."
@@ -468,7 +470,7 @@ class PackedEncoder:
         else:
             states = self._without_padding(states, attention_mask)
         if head != "SequenceClassification":
-            return self.linear("qa_outputs" if head == "QuestionAnswering" else "classifier", states)
+            return self.linear(TOKEN_HEADS[head], states)
         pooled = ACTIVATIONS[activation](self.linear(dense, states[:, 0], self.config["hidden_size"]))
         return self.linear(output, pooled)
 

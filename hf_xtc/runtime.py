@@ -9,7 +9,7 @@ floats. Models that the native operator does not compute whole are refused: `hf_
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,21 @@ from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTC
 from hf_xtc.files.sentence_files import PATTERNS, SentenceSettings, read_sentence_settings, read_settings
 from hf_xtc.native import arrays
 from hf_xtc.native.library import variant
-from hf_xtc.reader import ACTIVATIONS, PackedEncoder, ReadError
+from hf_xtc.reader import ACTIVATIONS, TOKEN_HEADS, PackedEncoder, ReadError
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Text = str | tuple[str, str]
 
+# Endings of the names of classes -> tasks; models of other classes embed.
+TASKS = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "masked-lm",
+}
+PROBLEMS = {"multi_label_classification": "multi-label-classification", "regression": "regression"}
 # The files of a repository that a pipeline reads.
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json"]
 FILES += PATTERNS
@@ -69,7 +77,7 @@ class Pipeline:
     ):
         if threads is not None and threads < 1:
             raise XTCError(f"threads={threads} must be at least 1.")
-        self.folder = _folder(model, revision)
+        self.folder = find_folder(model, revision)
         self.threads = threads or _cores()
         if variant() is None:
             raise StateError(
@@ -109,17 +117,32 @@ class Pipeline:
         return tokenizer
 
     @property
-    def task(self) -> str | None:
-        """The task recorded in the configuration: "sentence-embedding", "reranking" or `None`."""
-        task = self.config["xtc"].get("task")
-        return task if isinstance(task, str) else None
+    def task(self) -> str:
+        """The name of the task: what the configuration records, or else what the model's class tells."""
+        recorded = self.config["xtc"].get("task")
+        if isinstance(recorded, str):
+            return recorded
+        class_name = str((self.config.get("architectures") or [""])[0])
+        task = next((task for ending, task in TASKS.items() if class_name.endswith(ending)), "sentence-embedding")
+        return PROBLEMS.get(str(self.config.get("problem_type")), task) if task == "sequence-classification" else task
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it computes what the model's class does, and not the hidden states alone, as of a masked LM."""
+        return bool(self._model.num_labels or self._model.token_outputs) or self.task == "sentence-embedding"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which truncates texts."""
+        return self._tokenizer
 
     @property
     def labels(self) -> list[str]:
         """The names of the classes, in the order of the logits."""
         names = self.config.get("id2label")
         names = names if isinstance(names, dict) else {}
-        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(self._model.num_labels)]
+        count = self._model.num_labels or self._model.token_outputs
+        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
     def __call__(
         self, texts: Text | Sequence[Text], *, top_k: int | None = 1, batch_size: int = 32
@@ -168,6 +191,62 @@ class Pipeline:
             )
         return self._in_batches(texts, batch_size, self._model.num_labels, lambda outputs, lengths: outputs.logits)
 
+    def token_logits(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        stride: int | None = None,
+        only: int | None = None,
+        batch_size: int = 32,
+    ) -> list[list[tuple[Encoding, Array]]]:
+        """The logits of each token: of tags, of the start and the end of an answer, or of the vocabulary.
+
+        Args:
+            texts (`str`, a pair of them as a `tuple`, or a sequence of these): One text or several.
+            stride (`int`, *optional*): Of pairs, a second text that is too long is read in windows that share so many
+                tokens. Without it texts are truncated.
+            only (`int`, *optional*): Id of a token: logits of the others are left out.
+            batch_size (`int`): Windows that are computed at once.
+
+        Returns:
+            `list[list[tuple[Encoding, numpy.ndarray]]]`: The windows of each text: their tokens, and float32 logits of
+            shape `(tokens, outputs)`.
+
+        Raises:
+            XTCError: if an argument is invalid, or a window has no room for the second text.
+            PackedFileError: if the model has no head on tokens.
+        """
+        if not self._model.token_outputs:
+            raise PackedFileError(f"{self.folder} has no head on tokens: it holds {self.config.get('architectures')}.")
+        windows = self._windows(texts, stride)
+        encodings = [encoding for row in windows for encoding in row]
+        found: list[Any] = [None] * len(encodings)
+        for chosen, lengths, outputs in self._outputs(encodings, batch_size):
+            for i, logits in zip(chosen, np.split(np.asarray(outputs.logits), np.cumsum(lengths)[:-1]), strict=True):
+                found[i] = logits if only is None else logits[np.array(encodings[i].ids) == only]
+        logits_of = iter(found)
+        return [[(encoding, next(logits_of)) for encoding in row] for row in windows]
+
+    def _windows(self, texts: Text | Sequence[Text], stride: int | None) -> list[list[Encoding]]:
+        """The tokens of each text: one window, or of pairs with `stride` as many as the second text needs."""
+        texts = self._checked(texts)
+        if stride is None:
+            return [[encoding] for encoding in self._tokenizer.encode_batch(texts)]
+        limits: dict[str, Any] = dict(self._tokenizer.truncation or {})
+        try:
+            self._tokenizer.enable_truncation(**limits | {"stride": stride, "strategy": "only_second"})
+            encodings = self._tokenizer.encode_batch(texts)
+        except BaseException as error:  # of the tokenizers library, in which a panic is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise XTCError(
+                f"max_length {limits['max_length']} with a stride of {stride} leaves no room for a second text after "
+                f"the longest first one. Raise it, or lower the stride ({str(error).splitlines()[0]})."
+            ) from None
+        finally:
+            self._tokenizer.enable_truncation(**limits)
+        return [[encoding, *encoding.overflowing] for encoding in encodings]
+
     def embed(
         self,
         texts: Text | Sequence[Text],
@@ -207,14 +286,25 @@ class Pipeline:
 
     def _in_batches(self, texts: Text | Sequence[Text], batch_size: int, width: int, take: Any) -> Array:
         """What `take` makes of each batch, in the order of the texts; batches are of texts of like lengths."""
-        if batch_size < 1:
-            raise XTCError(f"batch_size={batch_size} must be at least 1.")
+        encodings = self._tokenizer.encode_batch(self._checked(texts))
+        found = np.empty((len(encodings), width), np.float32)
+        for chosen, lengths, outputs in self._outputs(encodings, batch_size):
+            found[chosen] = take(outputs, lengths)
+        return found
+
+    def _checked(self, texts: Text | Sequence[Text]) -> list[Text]:
         texts = [texts] if isinstance(texts, str | tuple) else list(texts)
         if wrong := [text for text in texts if not _is_text(text)]:
             raise XTCError(f"{wrong[0]!r:.80} is not a text. Give a str, or a tuple of two for a pair.")
-        encodings = self._tokenizer.encode_batch(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
-        found = np.empty((len(texts), width), np.float32)
+        return texts
+
+    def _outputs(
+        self, encodings: Sequence[Encoding], batch_size: int
+    ) -> Iterator[tuple[list[int], Array, arrays.Outputs]]:
+        """Of each batch the places of its encodings, their lengths, and what the model makes of them."""
+        if batch_size < 1:
+            raise XTCError(f"batch_size={batch_size} must be at least 1.")
+        order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [encodings[i] for i in chosen]
@@ -222,12 +312,13 @@ class Pipeline:
                 lengths, outputs = self._model.run(batch, with_types=self._has_types, threads=self.threads)
             except IndexError as error:
                 raise PackedFileError(f"The tokenizer of {self.folder} is not the model's: {error}") from error
-            found[chosen] = take(outputs, lengths)
-        return found
+            yield chosen, lengths, outputs
 
 
 class _NativeModel:
     """The native encoder of a packed model with the head of a sequence classifier, on the arrays of its file.
+
+    `num_labels` and `token_outputs` are the outputs of a head on texts, and of one on tokens; 0 without it.
 
     Raises:
         PackedFileError: if the native operator does not compute such a model.
@@ -255,10 +346,12 @@ class _NativeModel:
         )
         self._pooler, self._activation, self._classifier = self._head()
         self.num_labels = 0 if self._classifier is None else self._classifier.rows
+        self._token_head = self._linear_on_tokens()
+        self.token_outputs = 0 if self._token_head is None else len(self._token_head[1])
         del self._read
 
     def run(self, encodings: list[Encoding], *, with_types: bool, threads: int) -> tuple[Array, arrays.Outputs]:
-        """Lengths, and what `arrays.Encoder.run` makes of tokenized texts.
+        """Lengths, and what `arrays.Encoder.run` makes of tokenized texts; a head on tokens gives logits of each.
 
         Args:
             encodings (`list[Encoding]`): At least one.
@@ -272,6 +365,10 @@ class _NativeModel:
         if self.has_types:
             types = np.concatenate([np.array(encoding.type_ids, np.int64) for encoding in encodings])
             indices.append(types * int(with_types))
+        if self._token_head is not None:
+            weight, bias = self._token_head
+            outputs = self.encoder.run(lengths, indices, threads=threads)
+            return lengths, outputs._replace(logits=outputs.hidden @ weight.T + bias)
         if self._activation in (None, "tanh"):
             return lengths, self.encoder.run(lengths, indices, self._pooler, self._classifier, threads=threads)
         outputs = self.encoder.run(lengths, indices, threads=threads)
@@ -287,6 +384,15 @@ class _NativeModel:
         dense = f"{self._read.prefix}{dense}" if dense.startswith("pooler") else dense
         labels = self._read.tensor(f"{output}.weight").shape[0]
         return self._linear(dense, self.encoder.hidden), activation, self._dense(output, labels)
+
+    def _linear_on_tokens(self) -> tuple[Array, Array] | None:
+        """Weight and bias of a head on tokens; `None` of other models."""
+        path = TOKEN_HEADS.get(self._read.architecture.rpartition("For")[2])
+        if path is None:
+            return None
+        bias = self._read.tensor(f"{path}.bias").astype(np.float32)
+        weight = self._read.tensor(f"{path}.weight", len(bias), self.encoder.hidden)
+        return weight.astype(np.float32), bias
 
     def _linear(self, path: str, rows: int) -> arrays.Weight | arrays.Dense:
         """A linear that may be packed or in float."""
@@ -392,8 +498,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _folder(model: str | os.PathLike[str], revision: str | None) -> Path:
-    """The local folder of a model, downloaded if it is a repository."""
+def find_folder(model: str | os.PathLike[str], revision: str | None) -> Path:
+    """The local folder of a model, downloaded if it is a repository; errors are those of `Pipeline`."""
     if os.path.isdir(model):
         return Path(model)
     name = os.fspath(model)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from urllib.parse import parse_qs
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -119,6 +120,11 @@ def refused(status: int, code: str | None, message: str | None = None) -> HTTPEx
     return HTTPException(status, message, {name: value for name, value in headers.items() if value})
 
 
+def key(kind: str, user: str, name: str) -> str:
+    """The name of a repository among all: that of a data set begins with its kind."""
+    return f"{user}/{name}" if kind == "models" else f"{kind}/{user}/{name}"
+
+
 def git_oid(content: bytes) -> str:
     """The hash that git gives a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -154,23 +160,29 @@ def make_app(hub: Hub) -> FastAPI:
         errors = [{"message": error} for error in metadata_errors((await request.json())["content"])]
         return Response(json.dumps({"errors": errors, "warnings": []}), 400 if errors else 200)
 
-    @app.get("/api/models/{user}/{name}")
-    @app.get("/api/models/{user}/{name}/revision/{revision}")
-    async def info(request: Request, user: str, name: str, revision: str = "main") -> dict:
-        repo = hub.readable(request, f"{user}/{name}")
+    @app.get("/api/{kind}/{user}/{name}")
+    @app.get("/api/{kind}/{user}/{name}/revision/{revision}")
+    async def info(request: Request, kind: str, user: str, name: str, revision: str = "main") -> dict:
+        repo = hub.readable(request, key(kind, user, name))
         commit = repo.commit(revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         return {"id": f"{user}/{name}", "sha": commit.oid, "private": repo.private, "tags": [], "siblings": siblings}
 
-    @app.get("/api/models/{user}/{name}/tree/{revision}")
-    async def tree(request: Request, user: str, name: str, revision: str) -> list:
-        files = hub.readable(request, f"{user}/{name}").commit(revision).files
+    @app.get("/api/{kind}/{user}/{name}/tree/{revision}")
+    async def tree(request: Request, kind: str, user: str, name: str, revision: str) -> list:
+        files = hub.readable(request, key(kind, user, name)).commit(revision).files
         return [_entry(path, content) for path, content in sorted(files.items())]
 
-    @app.get("/api/models/{user}/{name}/tree/{revision}/{path:path}")
-    async def subtree(request: Request, user: str, name: str, revision: str, path: str) -> list:
-        hub.readable(request, f"{user}/{name}").commit(revision)
+    @app.get("/api/{kind}/{user}/{name}/tree/{revision}/{path:path}")
+    async def subtree(request: Request, kind: str, user: str, name: str, revision: str, path: str) -> list:
+        hub.readable(request, key(kind, user, name)).commit(revision)
         raise refused(404, "EntryNotFound")
+
+    @app.post("/api/{kind}/{user}/{name}/paths-info/{revision}")
+    async def paths_info(request: Request, kind: str, user: str, name: str, revision: str) -> list:
+        files = hub.readable(request, key(kind, user, name)).commit(revision).files
+        asked = parse_qs((await request.body()).decode())["paths"]
+        return [_entry(path, files[path]) for path in asked if path in files]
 
     @app.post("/api/models/{user}/{name}/branch/{branch}")
     async def branch(request: Request, user: str, name: str, branch: str) -> Response:
@@ -244,8 +256,11 @@ def make_app(hub: Hub) -> FastAPI:
         return {"success": True, "commitOid": made.oid, "commitUrl": f"{hub.endpoint}/{user}/{name}/commit/{made.oid}"}
 
     @app.api_route("/{user}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
-    async def resolve(request: Request, user: str, name: str, revision: str, path: str) -> Response:
-        commit = hub.readable(request, f"{user}/{name}").commit(revision)
+    @app.api_route("/{kind}/{user}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    async def resolve(
+        request: Request, user: str, name: str, revision: str, path: str, kind: str = "models"
+    ) -> Response:
+        commit = hub.readable(request, key(kind, user, name)).commit(revision)
         if path not in commit.files:
             raise HTTPException(404, None, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.oid})
         content = commit.files[path]

@@ -23,7 +23,7 @@ from hf_xtc.errors import DataError, RecipeError, needs_extra
 with needs_extra("cli"):
     import pyarrow as pa
     import pyarrow.compute as pc
-    from datasets import Dataset, Features, Value, concatenate_datasets
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +89,19 @@ def augment(
     """The rows of `dataset`, then the augmented ones in order of the rows they come from.
 
     Args:
-        dataset (`datasets.Dataset`): The train split of a `TaskData`: `text`, `text_pair` (pairs only), `label`.
+        dataset (`datasets.Dataset`): The train split of a `TaskData`: `text`, `text_pair` (pairs only), and `label`
+            where texts have one: a class, a number, or 0 and 1 for each of several labels.
         settings (`Augmentation`): N, M, p and the seed.
         source (`CandidateSource`): A `WordTable` or a `MaskedLM`.
         exclude (sequence of `datasets.Dataset`): Splits whose rows must not be made: those that choose or report.
         teacher (`PreTrainedModel`, *optional*): Labels the augmented rows, by the class ids of `dataset`; without it
-            they take the label of the row they come from.
+            they take the label of the row they come from, if there is one.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The teacher's; `max_length` is its limit per row.
         batch_size (`int`): Rows per call of `datasets.map`.
         num_proc (`int`, *optional*): Processes of `datasets.map`.
 
     Returns:
-        `datasets.Dataset`: the texts and `label` of `dataset`, and `augmented` (`bool`).
+        `datasets.Dataset`: the texts of `dataset`, its `label` if it has one, and `augmented` (`bool`).
 
     Raises:
         RecipeError: if there is no source of candidates, or a teacher without its tokenizer.
@@ -109,8 +110,9 @@ def augment(
     sides = [column for column in TEXTS if column in dataset.column_names]
     if source is None:
         raise RecipeError(NO_SOURCE)
-    _check([(dataset, [*sides, "text", "label"]), *((split, sides) for split in exclude)], teacher, tokenizer)
-    dataset = dataset.select_columns([*sides, "label"])
+    labels = ["label"] if teacher is not None or "label" in dataset.column_names else []
+    _check([(dataset, [*sides, "text", *labels]), *((split, sides) for split in exclude)], teacher, tokenizer)
+    dataset = dataset.select_columns([*sides, *labels])
     features = Features({**dataset.features, "augmented": Value("bool")})
     found = {side: source.candidates(dataset[side][:], settings.candidates) for side in sides}
     varied = dataset.map(
@@ -125,8 +127,10 @@ def augment(
     )
     varied = varied.select(new_rows([dataset, *exclude], varied, sides))
     if teacher is not None:
-        labels = teacher_labels(teacher, tokenizer, varied, sides, max_length)
-        varied = varied.map(_label, batched=True, with_indices=True, features=features, fn_kwargs={"labels": labels})
+        predicted = teacher_labels(teacher, tokenizer, varied, sides, max_length)
+        varied = varied.map(
+            _label, batched=True, with_indices=True, features=features, fn_kwargs={"labels": predicted}
+        )
     logger.info("%d rows and %d augmented ones; candidates: %s.", len(dataset), len(varied), source.name)
     return concatenate_datasets(
         [dataset.add_column("augmented", [False] * len(dataset), feature=Value("bool")), varied]
@@ -144,8 +148,10 @@ def _check(needs: Sequence[tuple[Dataset, list[str]]], teacher: Any, tokenizer: 
         return
     if tokenizer is None:
         raise RecipeError("A teacher cannot label augmented rows without its tokenizer. Pass both.")
-    label, outputs = needs[0][0].features["label"].dtype, teacher.config.num_labels
-    if label.startswith("float") != (outputs == 1):
+    feature, outputs = needs[0][0].features["label"], teacher.config.num_labels
+    label = "lists" if isinstance(feature, List) else feature.dtype
+    several = teacher.config.problem_type == "multi_label_classification"
+    if several != (label == "lists") or label.startswith("float") != (outputs == 1 and not several):
         raise DataError(
             f"The labels are {label}, but the head of the teacher has {outputs} outputs. Use its own task."
         )

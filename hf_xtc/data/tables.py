@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_xtc.data.separators import check_separator, likely_separator
 from hf_xtc.errors import DataError, needs_extra
 from hf_xtc.files.safe_json import parse_json
 
@@ -73,25 +74,33 @@ class Table(NamedTuple):
         self.refuse([not set(row) <= known for row in lists], what, f"Each {kind} must occur in the train data.")
 
 
-def read_file(path: str) -> Dataset:
+def read_file(path: str, separator: str | None = None) -> Dataset:
     """The file as an in-memory table; all csv and tsv cells as text, so that "null" and "007" are kept.
 
     A file may be compressed with gzip (`rows.csv.gz`). Parsed in each call: the cache of datasets only compares
     modification times, so it may return stale rows.
 
+    Args:
+        path (`str`): A file in one of the `FORMATS`.
+        separator (`str`, *optional*): The character between the cells of a csv or tsv file; of others it is ignored.
+
     Raises:
         DataError: if the file is missing, of another format, not UTF-8, not parseable, or has no rows.
     """
     if path.lower().endswith(".gz") and Path(path).is_file():
-        return _read_compressed(path)
+        return _read_compressed(path, separator)
     builder, options = FORMATS.get(Path(path).suffix.lower(), ("", {}))
     _check_file(path, known=bool(builder))
+    if builder == "csv" and separator is not None:
+        options = options | {"sep": separator}
     if builder != "parquet":
         _check_text_file(path)
     try:
         with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would lose cells
             if builder == "csv":
+                with open(path, encoding="utf-8-sig") as file:
+                    check_separator(path, separator, file.readline())
                 names = _column_names(path, options)
                 options = options | {"converters": dict.fromkeys(names, str)}
             options = options | {"split": "train", "cache_dir": cache, "keep_in_memory": True}
@@ -107,7 +116,7 @@ def read_file(path: str) -> Dataset:
     return table.filter(str.strip, input_columns="text") if builder == "text" else table  # lines that are not blank
 
 
-def _read_compressed(path: str) -> Dataset:
+def _read_compressed(path: str, separator: str | None) -> Dataset:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, Path(path).name[: -len(".gz")])
         try:
@@ -116,7 +125,7 @@ def _read_compressed(path: str) -> Dataset:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} cannot be unpacked with gzip: {error}.") from error
         try:
-            return read_file(str(plain))
+            return read_file(str(plain), separator)
         except DataError as error:
             raise DataError(str(error).replace(str(plain), path)) from error
 
@@ -222,11 +231,10 @@ def _column_advice(source: str, missing: Sequence[str], columns: Sequence[str]) 
     folded = {name.strip().casefold(): name for name in columns}
     if alike := [folded[name.casefold()] for name in missing if name.casefold() in folded]:
         return f"Names must agree in blanks and case: {', '.join(map(repr, alike))}."
-    separators = {".csv": ",", ".tsv": "\t"}
-    own = separators.get(Path(source).suffix.lower())
-    other = next((mark for mark in ";|\t, " if len(columns) == 1 and mark != own and mark in columns[0]), None)
+    own = {".csv": ",", ".tsv": "\t"}.get(Path(source).suffix.lower())
+    other = likely_separator(columns[0], own) if len(columns) == 1 else None
     if own and other:
-        return f"It seems to be separated by {other!r}; save it with {own!r}, as {Path(source).suffix} files are."
+        return f"It seems to be separated by {other!r}; pass --separator {other!r}."
     advice = "For your files pass --text_column, --text_pair_column and --label_column."
     return f"{advice} The first line must name the columns." if own else advice
 

@@ -1,8 +1,9 @@
-"""Loads GLUE or own files for the command line, as tables with `text`, `text_pair` (pairs only) and `label`.
+"""Loads GLUE, a data set or own files for the command line.
 
-Checks of data that need no model are here. In a `TaskData` each row has its texts (blank ones in GLUE only: official
-QQP has two empty questions) and a label that is a class id below the number of names, or a finite number. Anything
-else raises a `DataError`; nothing is dropped or guessed.
+Tables have the columns `text`, `text_pair` (pairs only) and `label`. Checks of data that need no model are here. In a
+`TaskData` each row has its texts (blank ones in GLUE only: official QQP has two empty questions) and a label that is a
+class id below the number of names, or a finite number. Anything else raises a `DataError`; nothing is dropped or
+guessed.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_xtc.data.data_set import read_data_set
 from hf_xtc.data.glue import GLUE, GLUE_DIR_HELP, glue_tables
+from hf_xtc.data.separators import parse_separator
 from hf_xtc.data.tables import FORMATS, Columns, check_rows, class_names, listed, numbered, read_file, select
 from hf_xtc.errors import DataError, needs_extra
 from hf_xtc.files.sentence_files import POOLINGS
@@ -32,11 +35,11 @@ MAX_SELECTION_ROWS = 1000
 
 @dataclass
 class DataArguments:
-    """What to train and evaluate on, for `HfArgumentParser`: a GLUE task, or own files.
+    """What to train and evaluate on, for `HfArgumentParser`: a GLUE task, a data set, or own files.
 
     Raises:
-        DataError: if not exactly one of the two is given, the task is unknown, columns coincide, or a number is not
-            positive.
+        DataError: if not exactly one of the three is given, an option belongs to another of them, the task is unknown,
+            columns coincide, or a number is not positive.
     """
 
     task: str | None = field(
@@ -45,15 +48,31 @@ class DataArguments:
     )
     task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(GLUE)}."})
     data_dir: str | None = field(default=None, metadata={"help": GLUE_DIR_HELP})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set: a folder of its files, or a Hub id."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of a data set on the Hub."})
+    train_split_name: str | None = field(default=None, metadata={"help": "Its split to train on; default: train."})
+    validation_split_name: str | None = field(
+        default=None, metadata={"help": "Its split to evaluate on; default: validation."}
+    )
+    test_split_name: str | None = field(default=None, metadata={"help": "Its split to report on beside that."})
     train_file: str | None = field(default=None, metadata={"help": f"Train data ({', '.join(FORMATS)})."})
     validation_file: str | None = field(default=None, metadata={"help": "Own validation data, in the same formats."})
-    text_column: str = field(default="text", metadata={"help": "Column of own files with the text."})
-    text_pair_column: str | None = field(default=None, metadata={"help": "Column of own files with a second text."})
-    label_column: str = field(default="label", metadata={"help": "Column of own files with the class or number."})
-    regression: bool = field(default=False, metadata={"help": "The labels of own files are numbers, not classes."})
+    test_file: str | None = field(default=None, metadata={"help": "Own data to report on beside the validation data."})
+    separator: str | None = field(
+        default=None, metadata={"help": "Character between the cells of csv and tsv files; default: comma and tab."}
+    )
+    text_column: str = field(
+        default="text", metadata={"help": "Column with the text.", "aliases": ["--text_column_name"]}
+    )
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column with a second text."})
+    label_column: str = field(
+        default="label", metadata={"help": "Column with the class or number.", "aliases": ["--label_column_name"]}
+    )
+    regression: bool = field(default=False, metadata={"help": "The labels are numbers, not classes."})
     positive_label: str | None = field(
         default=None,
-        metadata={"help": "Of two classes in own files, the one whose F1 is reported; default: class 1 of the model."},
+        metadata={"help": "Of two classes, the one whose F1 is reported; default: class 1 of the model."},
     )
     pooling: str | None = field(
         default=None,
@@ -83,16 +102,27 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        files = [self.train_file, self.validation_file]
-        if (files != [None, None]) if self.task_name is not None else (None in files):
+        files = {"train_file": self.train_file, "validation_file": self.validation_file}
+        given = {"task_name": self.task_name, "dataset_name": self.dataset_name, **files}
+        given = {name: value for name, value in given.items() if value is not None}
+        if list(given) not in (["task_name"], ["dataset_name"], list(files)):
+            found = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none of them"
             raise DataError(
-                f"Pass either --task_name, or both --train_file and --validation_file; got task_name="
-                f"{self.task_name!r}, train_file={self.train_file!r}, validation_file={self.validation_file!r}."
+                f"Pass one of --task_name, --dataset_name, or both --train_file and --validation_file; got {found}."
             )
+        of = {"dataset_name": ("dataset_config_name", "dataset_revision", *SPLITS), "train_file": ("test_file",)}
+        for needed, options in of.items():
+            for name in options:
+                if getattr(self, name) is not None and getattr(self, needed) is None:
+                    raise DataError(f"--{name}={getattr(self, name)} has no effect without --{needed}.")
+        if self.separator is not None:
+            self.separator = parse_separator(self.separator)
         if self.task_name is not None and self.task_name not in GLUE:
             raise DataError(f"Unknown GLUE task {self.task_name!r}. Use one of: {', '.join(GLUE)}.")
         if self.task_name is None and self.data_dir is not None:
-            raise DataError("--data_dir is for GLUE and needs --task_name; own data goes to --train_file.")
+            raise DataError(
+                "--data_dir is for GLUE and needs --task_name; own data goes to --dataset_name or --train_file."
+            )
         if self.regression and self.task_name not in (None, "stsb"):
             raise DataError(f"GLUE task {self.task_name} is a classification; --regression is for own files.")
         if self.regression and self.task not in (None, "regression"):
@@ -116,6 +146,11 @@ class DataArguments:
                 raise DataError(f"--{name} must be at least 1, but is {getattr(self, name)}.")
 
     @property
+    def partial(self) -> bool:
+        """Whether there are no train rows, so that the labels of a model's head may be more than those of the rows."""
+        return False
+
+    @property
     def numbers(self) -> bool:
         """Whether the labels are numbers."""
         return self.regression or self.task in ("regression", "reranking") or self.task_name == "stsb"
@@ -127,21 +162,28 @@ class DataArguments:
         return own if self.task_name is None else GLUE[self.task_name]
 
 
+# Options of `DataArguments` that name a split of a data set -> that split's default, if it has one.
+SPLITS = {"train_split_name": "train", "validation_split_name": "validation", "test_split_name": ""}
+
+
 @dataclass(frozen=True)
 class TaskData:
     """Train and validation data with the columns `text`, `text_pair` (pairs only) and `label`.
 
     Args:
-        name (`str`): GLUE task, or the name of the train file (of its folder, if the file is called train).
+        name (`str`): GLUE task, data set, or the name of the train file (of its folder, if it is called train).
         task (`str` or `None`): GLUE task; `None` for own files.
         train (`datasets.Dataset`): `label` is a class id (`int64`), or for regression a finite `float32`.
         validation (`datasets.Dataset`): Likewise.
-        extra_validation (`dict[str, datasets.Dataset]`): `{"mismatched": ...}` for mnli, else empty.
+        extra_validation (`dict[str, datasets.Dataset]`): `{"mismatched": ...}` for mnli, and `{"test": ...}` where a
+            test split was given.
         label_names (`tuple[str, ...]` or `None`): Names by class id; `None` for regression.
         fingerprint (`str`): sha256 (hex) of label names, train and validation rows as loaded (`align_labels` keeps
             it): equal for equal contents, whatever the file, process or cache.
         selection (`datasets.Dataset`, *optional*): Rows held out of `train`, to select learning rates and checkpoints.
         positive (`int`, *optional*): Of two classes, the id of the one whose F1 is reported; default: the model's 1.
+        partial (`bool`): Whether there are no train rows: `train` repeats the validation rows, and a model's head may
+            have more labels.
     """
 
     name: str
@@ -153,6 +195,7 @@ class TaskData:
     fingerprint: str
     selection: Dataset | None = None
     positive: int | None = None
+    partial: bool = False
 
     @property
     def positive_class(self) -> str | None:
@@ -204,7 +247,7 @@ def load_task(args: DataArguments, sources: Splits | None = None) -> TaskData:
     limits = {"train": args.max_train_samples}
     splits = {k: numbered(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
     train = splits["train"]
-    if names and len(set(train["label"])) == 1:
+    if names and len(set(train["label"])) == 1 and not args.partial:
         only = f"all {len(train)} train rows used have the label {names[train['label'][0]]!r}"
         raise DataError(f"{tables['train'].source}: {only}. Training needs at least two classes.")
     positive = _positive(args, names or (), tables["train"].source)
@@ -230,11 +273,22 @@ def task_data(
     extra = {name: rows for name, rows in splits.items() if name not in ("train", "validation")}
     contents = json.dumps([names, train.to_dict(), validation.to_dict()], sort_keys=True)
     fingerprint = hashlib.sha256(contents.encode()).hexdigest()
+    train, selection = hold_out(train, args.selection_share)
+    name, task = _data_name(args), args.task_name
+    return TaskData(name, task, train, validation, extra, names, fingerprint, selection, positive, args.partial)
+
+
+def _data_name(args: DataArguments) -> str:
+    """The name of the data in messages and cards, without the path of a file or folder."""
+    if args.task_name is not None:
+        return args.task_name
+    if args.dataset_name is not None:
+        folder = Path(args.dataset_name)
+        name = folder.resolve().name if folder.is_dir() else args.dataset_name
+        return name if args.dataset_config_name is None else f"{name} {args.dataset_config_name}"
     path = Path(args.train_file or "").resolve()
     stem = path.name.partition(".")[0] if path.suffix == ".gz" else path.stem
-    name = args.task_name or (path.parent.name if stem == "train" else stem)
-    train, selection = hold_out(train, args.selection_share)
-    return TaskData(name, args.task_name, train, validation, extra, names, fingerprint, selection, positive)
+    return path.parent.name if stem == "train" else stem
 
 
 def _positive(args: DataArguments, names: tuple[str, ...], source: str) -> int | None:
@@ -299,12 +353,19 @@ def read_splits(args: DataArguments) -> Splits:
     """The rows that `args` names as they were read, before any check of them.
 
     Raises:
-        DataError: if a file is missing, unreadable, empty or not UTF-8, or the Hub cannot be reached.
+        DataError: if a file or a split is missing, unreadable, empty or not UTF-8, or the Hub cannot be reached.
     """
     if args.task_name is not None:
         return glue_tables(args.task_name, args.data_dir)
-    paths = {"train": str(args.train_file), "validation": str(args.validation_file)}
-    return {split: (path, read_file(path), args.columns) for split, path in paths.items()}
+    if args.dataset_name is not None:
+        names = {option.partition("_")[0]: getattr(args, option) or default for option, default in SPLITS.items()}
+        names = {split: name for split, name in names.items() if name}
+        rows = read_data_set(args.dataset_name, args.dataset_config_name, args.dataset_revision, {*names.values()})
+        return {split: (f"{args.dataset_name} {name}", rows[name], args.columns) for split, name in names.items()}
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    paths = {split: path for split, path in files.items() if path is not None}
+    tables = {path: read_file(path, args.separator) for path in {*paths.values()}}  # one file may be two splits
+    return {split: (path, tables[path], args.columns) for split, path in paths.items()}
 
 
 def tokenize(dataset: Dataset, tokenizer: Callable[..., Any], max_length: int) -> Dataset:
@@ -415,13 +476,13 @@ def match_names(
 
     Args:
         data (`TaskData`), label2id (`dict[str, int]`), teacher (`str`): As of `align_labels`.
-        subset (`bool`): Whether the data may lack labels that the teacher has.
+        subset (`bool`): Whether the data may lack labels that the teacher has, as `partial` data may.
 
     Raises:
         DataError: if the labels do not match.
     """
     names, head_names = data.label_names or (), _head_names(label2id, teacher)
-    positions = list(range(len(names)))
+    positions, subset = list(range(len(names))), subset or data.partial
     for fold in (str, str.casefold):  # exact names first, so that "us" and "US" may be two labels
         by_name = {fold(name): i for i, name in enumerate(head_names)}
         ids = [by_name.get(fold(name), -1) for name in names]
@@ -432,6 +493,8 @@ def match_names(
         pairs = ", ".join(f"{name} = {head}" for name, head in zip(names, head_names, strict=True))
         logger.warning("The labels of %s and %s are matched by position: %s.", data.name, teacher, pairs)
         return positions, names if generic_head else head_names
+    if data.partial and all(name.isdecimal() and int(name) < len(head_names) for name in names):
+        return [int(name) for name in names], head_names
     raise DataError(
         f"{data.name} has labels that do not match the head: the data has {len(names)} ({listed(names)}), {teacher} "
         f"has {len(head_names)} ({listed(head_names)}). Use a teacher trained on these labels."

@@ -41,7 +41,7 @@ def load_texts(args: DataArguments, sources: Splits) -> TaskData:
     if not any(columns.text_pair in (None, *table.column_names) for _, table, _ in sources.values()):
         select(source, rows, columns._replace(label=None))  # refuses the column that no file has
     blanks = args.task_name is not None
-    texts = _texts(source, rows, columns, blanks_allowed=blanks)
+    texts = all_texts(source, rows, columns, blanks_allowed=blanks)
     unique = list(dict.fromkeys(texts))
     if len(unique) < len(texts):
         logger.info("%s: %d of %d texts occur before, and are left out.", source, len(texts) - len(unique), len(texts))
@@ -96,7 +96,7 @@ def _alternating(first: Sequence[str], second: Sequence[str]) -> list[str]:
     return [text for pair in zip(first, second, strict=True) for text in pair]
 
 
-def _texts(source: str, rows: Dataset, columns: Columns, *, blanks_allowed: bool) -> list[str]:
+def all_texts(source: str, rows: Dataset, columns: Columns, *, blanks_allowed: bool) -> list[str]:
     """The texts of all text columns of a table, row by row."""
     names = [name.strip() for name in columns.text.split(",")]
     if columns.text_pair is not None and columns.text_pair in rows.column_names:
@@ -116,7 +116,7 @@ def _pairs(source: str, rows: Dataset, columns: Columns, limit: int | None, *, b
         table: Table = select(source, rows, columns._replace(label_names=None))
         check_rows(table, blank_allowed=blanks_allowed, numbers=True)
         return numbered(table, None, limit)
-    texts = list(dict.fromkeys(_texts(source, rows, columns, blanks_allowed=blanks_allowed)))[:limit]
+    texts = list(dict.fromkeys(all_texts(source, rows, columns, blanks_allowed=blanks_allowed)))[:limit]
     if len(texts) < 3:
         raise DataError(f"{source} has {len(texts)} different texts; three are needed to compare similarities.")
     return neighbours(texts)

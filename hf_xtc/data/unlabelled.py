@@ -1,6 +1,7 @@
 """Rows without labels, for distillation: reads them, drops those that must not be trained on, labels the rest.
 
-The teacher labels them. `new_rows` and `teacher_labels` also serve augmentation.
+The teacher labels them, where train rows have labels. `new_rows`, `teacher_labels` and `reserved_rows` also serve
+augmentation.
 """
 
 import logging
@@ -13,6 +14,7 @@ import torch
 from hf_xtc.data.glue import GLUE, glue_tables
 from hf_xtc.data.tables import check_rows, read_file, select
 from hf_xtc.data.task_data import DataArguments, TaskData
+from hf_xtc.data.texts import all_texts
 from hf_xtc.errors import DataError, needs_extra
 
 with needs_extra("cli"):
@@ -42,9 +44,10 @@ def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
     if not args.unlabelled:
         return None
     sides = [side for side in TEXTS if side in data.train.column_names]
-    rows = concatenate_datasets([_texts(source, args, sides) for source in args.unlabelled])
+    plain = "label" not in data.train.column_names
+    rows = concatenate_datasets([_texts(source, args, sides, plain=plain) for source in args.unlabelled])
     rows = rows.select(new_rows([data.train], rows, sides))
-    reserved = pd.concat([_folded(split, side) for split in data.reserved for side in sides])
+    reserved = pd.concat([_folded(split, side) for split in reserved_rows(data) for side in sides])
     shared = np.any([_folded(rows, side).isin(reserved).to_numpy() for side in sides], axis=0)
     if shared.all():
         raise DataError(
@@ -57,11 +60,22 @@ def load_unlabelled(args: DataArguments, data: TaskData) -> Dataset | None:
     return rows.select(np.flatnonzero(~shared))
 
 
-def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
+def reserved_rows(data: TaskData) -> list[Dataset]:
+    """The splits that are never trained on, in the text columns of the train rows: of plain texts both of a pair."""
+    if "label" in data.train.column_names:
+        return data.reserved
+    sides = [(split, side) for split in data.reserved for side in TEXTS if side in split.column_names]
+    return [split.select_columns([side]).rename_columns({side: "text"}) for split, side in sides]
+
+
+def _texts(source: str, args: DataArguments, sides: Sequence[str], *, plain: bool) -> Dataset:
     if source in GLUE:
         name, rows, columns = glue_tables(source, args.data_dir)["train"]
     else:
-        name, rows, columns = source, read_file(source), args.columns
+        name, rows, columns = source, read_file(source, args.separator), args.columns
+    if plain:
+        texts = all_texts(name, rows, columns, blanks_allowed=source in GLUE)
+        return Dataset.from_dict({"text": texts}, features=Features({"text": Value("string")}))
     found = select(name, rows, columns._replace(label=None))
     if list(found.columns) != list(sides):
         theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))
@@ -71,17 +85,19 @@ def _texts(source: str, args: DataArguments, sides: Sequence[str]) -> Dataset:
 
 
 def with_teacher_labels(rows: Dataset, train: Dataset, teacher: Any, tokenizer: Any, max_length: int) -> Dataset:
-    """The train rows, then the unlabelled ones with the class or number that the teacher predicts.
+    """The train rows, then the unlabelled ones, with what the teacher predicts if train rows have labels.
 
     Args:
         rows (`datasets.Dataset`): As `load_unlabelled` returns them.
-        train (`datasets.Dataset`): Their texts and `label`.
+        train (`datasets.Dataset`): Their texts and, if they have one, `label`.
         teacher (`PreTrainedModel`), tokenizer (`PreTrainedTokenizerBase`): Its class ids are those of `train`.
         max_length (`int`): Tokens of a row.
     """
+    if "label" not in train.column_names:
+        return concatenate_datasets([train.select_columns(rows.column_names), rows])
     labels = teacher_labels(teacher, tokenizer, rows, rows.column_names, max_length)
     columns = [*rows.column_names, "label"]
-    labelled = rows.add_column("label", labels, feature=train.features["label"])
+    labelled = rows.add_column("label", list(labels), feature=train.features["label"])
     return concatenate_datasets([train.select_columns(columns), labelled])
 
 
@@ -104,7 +120,11 @@ def _folded(dataset: Dataset, side: str) -> pd.Series:
 def teacher_labels(
     teacher: Any, tokenizer: Any, dataset: Dataset, sides: Sequence[str], max_length: int
 ) -> np.ndarray:
-    """The class that the teacher predicts for each row, or the number if it has one output."""
+    """The class that the teacher predicts for each row, the number if it has one output, or which labels it gives.
+
+    Returns:
+        `numpy.ndarray`: `(rows,)`, int64 or float32; of a multi-label teacher `(rows, labels)`, float32 0 and 1.
+    """
     texts = [dataset[side][:] for side in sides]
     order = np.argsort([sum(map(len, row)) for row in zip(*texts, strict=True)], kind="stable")
     outputs = np.zeros((len(dataset), teacher.config.num_labels), dtype=np.float32)
@@ -116,5 +136,7 @@ def teacher_labels(
         inputs = tokenizer(*batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         outputs[rows] = teacher(**inputs.to(teacher.device)).logits.float().cpu().numpy()
     teacher.train(training)
+    if teacher.config.problem_type == "multi_label_classification":
+        return (outputs > 0).astype(np.float32)
     labels: np.ndarray = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
     return labels

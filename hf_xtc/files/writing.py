@@ -193,7 +193,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text under a temporary name and renames it.
+    """Writes UTF-8 text, as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file under a temporary name and renames it.
 
     Raises:
         StateError: if the file cannot be written; names the cause.
@@ -202,7 +207,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     scratch = target.with_name(f"{SCRATCH}{target.name}")
     try:
         with writing(target, kept=""):
-            scratch.write_text(text, encoding="utf-8")
+            scratch.write_bytes(content)
             os.replace(scratch, target)
     except StateError:
         with suppress(OSError):  # on a read-only disk even removing a file that is not there fails

@@ -10,7 +10,7 @@ from hf_xtc.checks import check_choice, check_count, check_range
 from hf_xtc.compression.origin import check_license
 from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation
 from hf_xtc.data.masked_lm import MaskedLM, candidate_source
-from hf_xtc.data.task_data import DataArguments
+from hf_xtc.data.task_data import SPLITS, DataArguments
 from hf_xtc.data.word_table import WordTable
 from hf_xtc.errors import RecipeError
 from hf_xtc.files.safe_json import read_json
@@ -334,18 +334,31 @@ class ExportArguments:
 
 @dataclass
 class EvaluationDataArguments(DataArguments):
-    """The data to evaluate or verify a model on: as for training, but the train file is optional, and so are the data.
+    """The data to evaluate or verify a model on: as for training, but train rows are optional, and so are the data.
 
-    Without a train file the classes are those of the validation rows.
+    Without a train file, or the name of a split to train on, validation rows stand in for train rows.
     """
 
     def __post_init__(self) -> None:
-        if self.train_file is None and self.task_name is None:
-            self.train_file = self.validation_file  # only the validation rows are used
+        if self.dataset_name is not None:
+            self.train_split_name = self.train_split_name or self._validation_split
+        elif self.task_name is None and self.train_file is None:
+            self.train_file = self.validation_file
         if self.given:
             super().__post_init__()
 
     @property
+    def _validation_split(self) -> str:
+        return self.validation_split_name or SPLITS["validation_split_name"]
+
+    @property
+    def partial(self) -> bool:
+        if self.dataset_name is not None:
+            return self.train_split_name == self._validation_split
+        return self.task_name is None and self.train_file == self.validation_file
+
+    @property
     def given(self) -> bool:
         """Whether data were given."""
-        return any(value is not None for value in (self.task_name, self.train_file, self.validation_file))
+        sources = (self.task_name, self.dataset_name, self.train_file, self.validation_file, self.test_file)
+        return any(value is not None for value in sources)

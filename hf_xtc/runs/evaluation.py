@@ -57,7 +57,7 @@ def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) ->
             damaged.
     """
     if not data_args.given:
-        raise DataError("There is nothing to evaluate on. Pass --task_name TASK, or --validation_file FILE.")
+        raise DataError("There is nothing to evaluate on. Pass --task_name, --dataset_name or --validation_file.")
     sources = read_splits(data_args)
     config = load_config(args.model)
     check_config(config, args.model, fresh_head=False)

@@ -193,7 +193,7 @@ def _check_values(inspected: Inspection, folder: Path) -> Check:
 def _check_metrics(args: VerifyArguments, data_args: EvaluationDataArguments, folder: Path) -> list[Check]:
     """Compares each measured metric with the card's."""
     if not data_args.given:
-        return [Check("metrics", None, "no data were given (--task_name, --data_dir or --validation_file)")]
+        return [Check("metrics", None, "no data were given (--task_name, --dataset_name or --validation_file)")]
     recorded_label = read_config(folder)["xtc"].get("provenance", {}).get("positive_label")
     if data_args.positive_label is None and data_args.task_name is None:
         data_args = replace(data_args, positive_label=recorded_label)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
-from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, with_teacher_labels
+from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, reserved_rows, with_teacher_labels
 from hf_xtc.distillation.cache.format import check_cache_folder
 from hf_xtc.errors import DataError, RecipeError, StateError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
@@ -172,13 +172,14 @@ class Job:
     def add_rows(self, teacher: PreTrainedModel) -> None:
         """Adds augmented and unlabelled rows, labelled by `teacher`, to the train rows, where asked for."""
         rows, length = self.data.train, self.data_args.max_length
+        labelled = "label" in rows.column_names
         if self.augmentation.augment:
             rows = augment(
                 rows,
                 self.augmentation.settings(self.data.task, self.training_args.seed),
                 self.augmentation.source(teacher, self.tokenizer),
-                exclude=self.data.reserved,
-                teacher=teacher,
+                exclude=reserved_rows(self.data),
+                teacher=teacher if labelled else None,
                 tokenizer=self.tokenizer,
                 max_length=length,
             )
@@ -291,11 +292,8 @@ def prepare(
     task = find_task(data_args, rows, config, args.teacher, fresh_head=args.fine_tune)
     check_options(task, data_args)
     task.open(config, args.teacher, args.teacher_revision, data_args, fresh_head=args.fine_tune)
-    if not task.augments and (data_args.unlabelled or (augmentation is not None and augmentation.augment)):
-        raise RecipeError(
-            "--augment and --unlabelled add texts with the class or number that the teacher predicts, but "
-            f"{type(task).__name__} has other labels. Leave them out."
-        )
+    if task.fixed_rows and (data_args.unlabelled or (augmentation is not None and augmentation.augment)):
+        raise RecipeError(f"--augment and --unlabelled cannot add rows: {task.fixed_rows}. Leave them out.")
     if task.terms is not None and training_args.terms == DEFAULT_TERMS:
         training_args = dataclasses.replace(training_args, terms=dict(task.terms))
     data = task.load(data_args, rows)
@@ -370,8 +368,9 @@ def prepare(
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:
     """Raises an `XTCError` if the run would replace a file or folder that it reads."""
-    files = (data_args.train_file, data_args.validation_file, data_args.data_dir, *data_args.unlabelled)
-    for given in (args.teacher, args.start_from, *files):
+    files = (data_args.train_file, data_args.validation_file, data_args.test_file, *data_args.unlabelled)
+    folders = (data_args.data_dir, data_args.dataset_name)
+    for given in (args.teacher, args.start_from, *files, *folders):
         path = Path(given or "/").resolve()
         if path.is_relative_to(out.resolve() / "training") or (given == args.teacher and path == out.resolve()):
             raise XTCError(f"--overwrite would replace {given}, which the run reads. Give another --output_dir.")

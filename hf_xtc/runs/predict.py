@@ -1,37 +1,80 @@
-"""`hf-xtc predict`: classifies, ranks or embeds texts by `hf_xtc.runtime`, without PyTorch and transformers."""
+"""`hf-xtc predict`: classifies, tags, answers, ranks or embeds texts.
+
+By `hf_xtc.runtime`, without PyTorch, where it can. Models that it does not run are computed by PyTorch, if that is
+installed.
+"""
 
 import csv
+import gzip
 import io
 import json
+import logging
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hf_xtc.checks import check_count, check_given
-from hf_xtc.errors import DataError, RecipeError
+from hf_xtc.checks import check_choice, check_count, check_given, check_range
+from hf_xtc.data.separators import check_separator, parse_separator
+from hf_xtc.errors import DataError, PackedFileError, RecipeError, StateError
 from hf_xtc.files.safe_json import parse_json
-from hf_xtc.files.writing import write_text
+from hf_xtc.files.writing import write_bytes
 from hf_xtc.runs.plain_parser import Formatter, PlainParser
 
-# Columns that hold the text where none is named, and suffixes of the files that are read and written.
+logger = logging.getLogger(__name__)
+
+# Columns that hold the text where none is named.
 TEXT_COLUMNS = ("text", "sentence")
-INPUTS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
-OUTPUTS = (".csv", ".jsonl")
+QUESTION_COLUMNS = ("question", "context")
+# Formats that are read and written; the suffixes of files are their names.
+INPUTS = ("txt", "csv", "tsv", "json", "jsonl")
+OUTPUTS = ("csv", "jsonl")
+ARRAYS = ("npy", "safetensors")  # of embeddings
+STRATEGIES = ("none", "simple", "first", "average", "max")
+# Task -> the fields of its records after `row`.
+FIELDS = {
+    "sequence-classification": ("label", "score"),
+    "multi-label-classification": ("label", "score"),
+    "regression": ("score",),
+    "reranking": ("score",),
+    "token-classification": ("entity_group", "score", "word", "start", "end"),
+    "question-answering": ("answer", "score", "start", "end"),
+    "masked-lm": ("mask", "token", "score"),
+    "sentence-embedding": ("embedding",),
+}
+TOKEN_FIELDS = ("entity", "score", "index", "word", "start", "end")  # of tags that are not aggregated
+# Options of one task -> that task.
+OF_TASK = {
+    "threshold": "multi-label-classification",
+    "aggregation_strategy": "token-classification",
+    "doc_stride": "question-answering",
+    "unanswerable": "question-answering",
+}
 
 
 @dataclass
 class PredictArguments:
-    """What to classify, rank or embed, and with which model.
+    """What to predict, and with which model.
 
     Args:
-        model (`str`): Folder or Hub id of a packed classifier, reranker or sentence embedder.
-        file (`str`, *optional*): Texts; standard input, a text a line, if it is left out.
+        model (`str`): Folder or Hub id of a model.
+        file (`str`, *optional*): Texts; standard input, if it is left out.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        output_file (`str`, *optional*): `.csv` or `.jsonl`, embeddings `.jsonl` only; without one, standard output.
+        output_file (`str`, *optional*): `.csv` or `.jsonl`, embeddings also `.npy` or `.safetensors`; without one,
+            standard output.
+        input_format, output_format (`str`, *optional*): Of standard input (default txt) and output (default csv), and
+            of files without the suffix of theirs.
+        separator (`str`, *optional*): The character between the cells of csv and tsv.
         text_column, text_pair_column (`str`, *optional*): Columns of a table.
-        top_k (`int`): Labels of each text.
+        top_k (`int`, *optional*): Labels of each text, or tokens of each mask; 1 by default, but of multi-label models
+            all labels above `threshold`.
+        threshold (`float`, *optional*): Of a multi-label model's probabilities, 0.5 by default.
+        aggregation_strategy (`str`, *optional*): Of tags, "simple" by default, as in transformers' pipeline.
+        doc_stride (`int`, *optional*): Tokens that windows of a long context share; a third of the length by default.
+        unanswerable (`bool`): Whether a context may hold no answer.
         batch_size, threads, max_length (`int`): As in `hf_xtc.runtime.Pipeline`.
 
     Raises:
@@ -42,9 +85,16 @@ class PredictArguments:
     file: str | None = None
     revision: str | None = None
     output_file: str | None = None
+    input_format: str | None = None
+    output_format: str | None = None
+    separator: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
-    top_k: int = 1
+    top_k: int | None = None
+    threshold: float | None = None
+    aggregation_strategy: str | None = None
+    doc_stride: int | None = None
+    unanswerable: bool = False
     batch_size: int = 32
     threads: int | None = None
     max_length: int | None = None
@@ -56,21 +106,44 @@ class PredictArguments:
         for name in ("top_k", "batch_size", "threads", "max_length"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
+        if self.threshold is not None:
+            check_range("threshold", self.threshold, 0, 1)
+            if self.top_k is not None:
+                raise RecipeError(f"--threshold={self.threshold} and --top_k={self.top_k} exclude each other.")
+        if self.aggregation_strategy is not None:
+            check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
+        if self.doc_stride is not None:
+            check_range("doc_stride", self.doc_stride, 0, self.max_length or 2**31)
         if self.revision is not None and Path(self.model).is_dir():
             raise RecipeError(
                 f"--revision={self.revision} is for a model on the Hub, but {self.model} is a folder. Leave it out."
             )
-        for name, value, known in (("file", self.file, INPUTS), ("output_file", self.output_file, OUTPUTS)):
-            if value is not None and Path(value).suffix not in known:
-                raise RecipeError(f"--{name}={value} must end in one of: {', '.join(known)}.")
+        if self.separator is not None:
+            self.separator = parse_separator(self.separator)
+        self.input_format = _format("file", self.file, self.input_format, INPUTS) or "txt"
+        outputs = (*OUTPUTS, *ARRAYS) if self.output_file is not None else OUTPUTS
+        self.output_format = _format("output_file", self.output_file, self.output_format, outputs)
         if self.output_file is not None and not Path(self.output_file).parent.is_dir():
             raise RecipeError(f"--output_file={self.output_file}: there is no such folder. Make it first.")
-        table = self.file is not None and Path(self.file).suffix != ".txt"
-        if not table and (self.text_column or self.text_pair_column):
+        if self.input_format == "txt" and (self.text_column or self.text_pair_column):
             raise RecipeError(
                 f"--text_column={self.text_column} and --text_pair_column={self.text_pair_column} name columns of a "
-                "table, but the texts are lines. Leave them out."
+                "table, but the texts are lines. Leave them out, or pass --input_format."
             )
+
+
+def _format(option: str, file: str | None, given: str | None, known: Sequence[str]) -> str | None:
+    """The format of a file: the given one, or that of its suffix."""
+    name = "input_format" if option == "file" else "output_format"
+    if given is not None:
+        check_choice(name, given, tuple(known))
+        return given
+    if file is None:
+        return None
+    suffix = Path(file.removesuffix(".gz") if option == "file" else file).suffix.removeprefix(".")
+    if suffix not in known:
+        raise RecipeError(f"--{option}={file} must end in one of: {', '.join(f'.{kind}' for kind in known)}.")
+    return suffix
 
 
 class PredictParser(PlainParser):
@@ -78,7 +151,7 @@ class PredictParser(PlainParser):
 
     def __init__(self, prog: str, usage: str):
         super().__init__(prog=prog, usage=usage, formatter_class=Formatter)
-        self.add_argument("positional model", nargs="?", metavar="MODEL", help="folder or Hub id of a packed model")
+        self.add_argument("positional model", nargs="?", metavar="MODEL", help="folder or Hub id of a model")
         self.add_argument(
             "positional file", nargs="?", metavar="FILE", help="texts (.txt, .csv, .tsv, .json, .jsonl); else stdin"
         )
@@ -86,15 +159,24 @@ class PredictParser(PlainParser):
             ("model", str, "MODEL"),
             ("file", str, "FILE"),
             ("revision", str, "branch, tag or commit on the Hub"),
-            ("output_file", str, "write to this .csv or .jsonl file, not to standard output"),
-            ("text_column", str, f"column of the texts (default: {' or '.join(TEXT_COLUMNS)})"),
-            ("text_pair_column", str, "column of the second texts of pairs"),
-            ("top_k", int, "labels of each text, the best first (default 1)"),
+            ("output_file", str, "write to this .csv or .jsonl (embeddings: .npy, .safetensors), not to stdout"),
+            ("input_format", str, f"{', '.join(INPUTS)}; default: by FILE's suffix, of stdin txt, a text a line"),
+            ("output_format", str, "csv or jsonl; default: by the suffix, of stdout csv (embeddings: jsonl)"),
+            ("separator", str, "character between the cells of csv and tsv; default: comma and tab"),
+            ("text_column", str, f"column of texts (default: {' or '.join(TEXT_COLUMNS)}), queries or questions"),
+            ("text_pair_column", str, "column of the second texts of pairs: passages, contexts"),
+            ("top_k", int, "labels of each text, or tokens of each mask, the best first (default 1)"),
+            ("threshold", float, "multi-label models: the least probability of a label (default 0.5)"),
+            ("aggregation_strategy", str, f"tags: {', '.join(STRATEGIES)} (default simple), as in transformers"),
+            ("doc_stride", int, "question answering: tokens that windows share (default: a third of a window)"),
             ("batch_size", int, "texts that are computed at once (default 32)"),
             ("threads", int, "threads (default: all cores)"),
             ("max_length", int, "tokens to which texts are truncated (default: the model's limit)"),
         ):
             self.add_argument(f"--{name}", type=kind, help=help_text)
+        self.add_argument(
+            "--unanswerable", action="store_true", default=None, help="question answering: there may be no answer"
+        )
 
     def options(self, arguments: Sequence[str]) -> tuple[PredictArguments]:
         """Parses the arguments; errors of argparse end the process with status 2.
@@ -112,95 +194,224 @@ class PredictParser(PlainParser):
         return (PredictArguments(**found),)
 
 
-def run_predict(args: PredictArguments) -> None:
-    """Writes a record for each label of a text: number of the row from 0, label, and score.
+def run_predict(args: PredictArguments, before_torch: Callable[[], None] = lambda: None) -> None:
+    """Writes records of the `FIELDS` of the model's task, each after the number of its row, from 0.
 
-    A reranker has one score for each pair and no labels. A sentence embedder's records, as JSON lines, are the number
-    of the row and the `embedding`.
+    Args:
+        args (`PredictArguments`): The options.
+        before_torch (`Callable`): Called before a model is loaded with PyTorch; declares families of models.
 
     Raises:
-        XTCError: if the texts or the model cannot be read, or the model does none of these.
+        XTCError: if the texts or the model cannot be read, or an option is for another task.
     """
-    from hf_xtc.runtime import Pipeline  # imports numpy and tokenizers, which --help does not need
-
-    texts = read_texts(args)
-    pipe = Pipeline(args.model, revision=args.revision, threads=args.threads, max_length=args.max_length)
-    lines = pipe.task == "sentence-embedding"
-    if lines and (args.output_file or "").endswith(".csv"):
-        raise RecipeError(f"--output_file={args.output_file} cannot hold embeddings. Name a .jsonl file.")
-    records = _records(pipe, texts, args)
-    if lines or (args.output_file or "").endswith(".jsonl"):
-        written = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+    pipe = open_pipeline(args, before_torch)
+    if pipe.task not in FIELDS:
+        raise RecipeError(f"{args.model} is a model for {pipe.task}, which has no predictions here.")
+    for option, task in OF_TASK.items():
+        if getattr(args, option) not in (None, False) and pipe.task != task:
+            raise RecipeError(f"--{option} is for {task}, but {args.model} is a model for {pipe.task}. Leave it out.")
+    embeds = pipe.task == "sentence-embedding"
+    kind = args.output_format or ("jsonl" if embeds else "csv")
+    if embeds and kind == "csv":
+        raise RecipeError("A csv table cannot hold embeddings. Write jsonl, or name a .npy or .safetensors file.")
+    if kind in ARRAYS and not embeds:
+        raise RecipeError(f"A .{kind} file holds embeddings, but {args.model} is for {pipe.task}. Write csv or jsonl.")
+    texts = read_texts(args, pipe.task)
+    if kind in ARRAYS:
+        content = _array(pipe.embed(texts, batch_size=args.batch_size), kind)
     else:
-        written = _csv(records)
+        records = PREDICT[pipe.task](pipe, texts, args)
+        fields = TOKEN_FIELDS if args.aggregation_strategy == "none" else FIELDS[pipe.task]
+        content = (_jsonl(records) if kind == "jsonl" else _csv(records, ("row", *fields))).encode()
     if args.output_file is None:
-        sys.stdout.write(written)
+        sys.stdout.write(content.decode())
     else:
-        write_text(args.output_file, written)
+        write_bytes(args.output_file, content)
 
 
-def _records(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
-    if pipe.task == "sentence-embedding":
-        vectors = pipe.embed(texts, batch_size=args.batch_size).tolist()
-        return [{"row": row, "embedding": vector} for row, vector in enumerate(vectors)]
-    if pipe.task == "reranking":
-        if texts and isinstance(texts[0], str):
-            raise DataError(
-                f"{args.model} ranks passages for queries, and there are texts alone. Give a table with --text_column "
-                "QUERY --text_pair_column PASSAGE."
-            )
-        found: list[Any] = pipe(texts, batch_size=args.batch_size)
-        return [{"row": row, "score": best["score"]} for row, best in enumerate(found)]
-    found = pipe(texts, top_k=args.top_k, batch_size=args.batch_size)
-    rows = enumerate([best] if args.top_k == 1 else best for best in found)
-    return [{"row": row, **entry} for row, entries in rows for entry in entries]
+def open_pipeline(args: PredictArguments, before_torch: Callable[[], None]) -> Any:
+    """The model without PyTorch or, if that does not run it, with PyTorch where it is installed."""
+    from hf_xtc.runtime import Pipeline, find_folder  # imports numpy and tokenizers, which --help does not need
+
+    folder = find_folder(args.model, args.revision)
+    try:
+        pipe = Pipeline(folder, max_length=args.max_length, threads=args.threads)
+        if pipe.has_head:
+            return pipe
+        raise PackedFileError(f"Without PyTorch, models for {pipe.task} cannot be run.")
+    except (PackedFileError, StateError) as error:
+        if find_spec("torch") is None or find_spec("transformers") is None:
+            raise
+        logger.info("PyTorch runs this model. %s", error)
+    before_torch()
+    from hf_xtc.runs.torch_pipeline import TorchPipeline
+
+    return TorchPipeline(folder, max_length=args.max_length, threads=args.threads)
 
 
-def _csv(records: list[dict[str, Any]]) -> str:
+def _labels(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    if pipe.task == "multi-label-classification" and args.top_k is None:
+        least = 0.5 if args.threshold is None else args.threshold
+        every = pipe(texts, top_k=None, batch_size=args.batch_size)
+        found = [[entry for entry in entries if entry["score"] > least] for entries in every]
+    else:
+        best = pipe(texts, top_k=args.top_k or 1, batch_size=args.batch_size)
+        found = best if (args.top_k or 1) > 1 else [[entry] for entry in best]
+    return [{"row": row, **entry} for row, entries in enumerate(found) for entry in entries]
+
+
+def _scores(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    found = pipe(texts, batch_size=args.batch_size)
+    return [{"row": row, "score": best["score"]} for row, best in enumerate(found)]
+
+
+def _entities(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    from hf_xtc.data.token_predictions import entities
+
+    strategy, labels = args.aggregation_strategy or "simple", pipe.labels
+    windows = pipe.token_logits(texts, batch_size=args.batch_size)
+    return [
+        {"row": row, **entity}
+        for row, (text, ((encoding, logits),)) in enumerate(zip(texts, windows, strict=True))
+        for entity in entities(text, encoding, logits, labels, pipe.tokenizer, strategy)
+    ]
+
+
+def _answers(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    from hf_xtc.data.token_predictions import answer
+
+    pairs = [(question.strip(), context) for question, context in texts]
+    length = pipe.tokenizer.truncation["max_length"]
+    stride = length // 3 if args.doc_stride is None else args.doc_stride
+    found = pipe.token_logits(pairs, stride=stride, batch_size=args.batch_size)
+    return [
+        {"row": row, **answer(context, windows, unanswerable=args.unanswerable)}
+        for row, ((_, context), windows) in enumerate(zip(pairs, found, strict=True))
+    ]
+
+
+def _masks(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    from hf_xtc.data.token_predictions import softmax
+
+    mask = pipe.mask_id
+    found = pipe.token_logits(texts, only=mask, batch_size=args.batch_size)
+    records = []
+    for row, ((_, logits),) in enumerate(found):
+        if not len(logits):
+            raise DataError(f"Row {row} has no {pipe.tokenizer.id_to_token(mask)}, the token that is to be filled in.")
+        for number, scores in enumerate(softmax(logits)):
+            for i in (-scores).argsort(kind="stable")[: args.top_k or 1]:
+                token = pipe.tokenizer.decode([int(i)], skip_special_tokens=False)
+                records.append({"row": row, "mask": number, "token": token, "score": float(scores[i])})
+    return records
+
+
+def _vectors(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[str, Any]]:
+    vectors = pipe.embed(texts, batch_size=args.batch_size).tolist()
+    return [{"row": row, "embedding": vector} for row, vector in enumerate(vectors)]
+
+
+# Task -> its records, of a pipeline, texts and options.
+PREDICT = {
+    "sequence-classification": _labels,
+    "multi-label-classification": _labels,
+    "regression": _scores,
+    "reranking": _scores,
+    "token-classification": _entities,
+    "question-answering": _answers,
+    "masked-lm": _masks,
+    "sentence-embedding": _vectors,
+}
+
+
+def _array(vectors: Any, kind: str) -> bytes:
+    """Vectors as the bytes of a file: an array of numpy, or the tensor `embeddings`."""
+    if kind == "safetensors":
+        from safetensors.numpy import save
+
+        return bytes(save({"embeddings": vectors}))
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, vectors, allow_pickle=False)
+    return content.getvalue()
+
+
+def _jsonl(records: list[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+
+
+def _csv(records: list[dict[str, Any]], fields: Sequence[str]) -> str:
     text = io.StringIO()
-    names = ("row", "score") if records and "label" not in records[0] else ("row", "label", "score")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows({**record, "score": f"{record['score']:.6f}"} for record in records)
     return text.getvalue()
 
 
-def read_texts(args: PredictArguments) -> list[Any]:
-    """The texts of a file or of standard input; tuples of two with `text_pair_column`.
+def read_texts(args: PredictArguments, task: str) -> list[Any]:
+    """The texts of a file or of standard input; tuples of two where there are two columns.
+
+    Args:
+        args (`PredictArguments`): The options.
+        task (`str`): The model's task; question answering and reranking need two columns.
 
     Raises:
         DataError: if the file cannot be read, or lacks a column.
     """
-    name = args.file or "standard input"
+    name, suffix = args.file or "standard input", args.input_format
+    columns = [args.text_column, args.text_pair_column]
+    if task == "question-answering":
+        columns = [column or usual for column, usual in zip(columns, QUESTION_COLUMNS, strict=True)]
+    elif task == "reranking" and args.text_pair_column is None:
+        raise DataError(
+            f"{args.model} ranks passages for queries, and there are texts alone. Give a table with --text_column "
+            "QUERY --text_pair_column PASSAGE."
+        )
+    if task == "question-answering" and suffix == "txt":
+        raise DataError(
+            f"{args.model} answers questions about contexts, and there are texts alone. Give a table with the columns "
+            "question and context; of standard input say --input_format jsonl."
+        )
     try:
-        if args.file is None:
-            return sys.stdin.read().splitlines()
-        with open(args.file, encoding="utf-8-sig", newline="") as file:
-            content = file.read()
-        suffix = Path(args.file).suffix
-        if suffix == ".txt":
-            return content.splitlines()
-        rows = _rows(content, suffix)
-    except (OSError, ValueError, csv.Error) as error:
+        content = _content(args)
+        if suffix in ("csv", "tsv"):
+            check_separator(name, args.separator, content.partition("\n")[0])
+        rows = content.splitlines() if suffix == "txt" else _rows(content, str(suffix), args.separator)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise DataError(f"{name} cannot be read ({error}).") from error
-    if rows and all(isinstance(row, str) for row in rows) and not (args.text_column or args.text_pair_column):
+    if all(isinstance(row, str) for row in rows) and not any(columns):
         return rows
-    column = args.text_column or next((c for c in TEXT_COLUMNS if rows and c in rows[0]), TEXT_COLUMNS[0])
-    columns = [column, *([args.text_pair_column] if args.text_pair_column else [])]
+    if columns[0] is None:
+        columns[0] = next((c for c in TEXT_COLUMNS if rows and c in rows[0]), TEXT_COLUMNS[0])
+    wanted = [column for column in columns if column is not None]
     texts = []
     for number, row in enumerate(rows):
-        values = [row.get(column) if isinstance(row, dict) else None for column in columns]
+        values = [row.get(column) if isinstance(row, dict) else None for column in wanted]
         if not all(isinstance(value, str) for value in values):
-            raise DataError(f"Row {number} of {name} has no text in {' and '.join(columns)}. Give --text_column.")
+            there = f"; its columns are {', '.join(map(str, row))}" if isinstance(row, dict) else ""
+            raise DataError(
+                f"Row {number} of {name} has no text in {' and '.join(wanted)}{there}. Give --text_column"
+                f"{' and --text_pair_column' if len(wanted) > 1 else ''}."
+            )
         texts.append(values[0] if len(values) == 1 else tuple(values))
     return texts
 
 
-def _rows(content: str, suffix: str) -> list[Any]:
-    if suffix in (".csv", ".tsv"):
-        return list(csv.DictReader(io.StringIO(content), delimiter="\t" if suffix == ".tsv" else ",", strict=True))
-    if suffix == ".jsonl":
-        return [parse_json(line) for line in content.splitlines() if line.strip()]
+def _content(args: PredictArguments) -> str:
+    if args.file is None:
+        return sys.stdin.read()
+    opened = gzip.open if args.file.endswith(".gz") else open
+    with opened(args.file, "rt", encoding="utf-8-sig", newline="") as file:
+        return str(file.read())
+
+
+def _rows(content: str, suffix: str, separator: str | None) -> list[Any]:
+    if suffix in ("csv", "tsv"):
+        mark = separator or ("\t" if suffix == "tsv" else ",")
+        return list(csv.DictReader(io.StringIO(content), delimiter=mark, strict=True))
+    if suffix == "jsonl":
+        return [parse_json(line) for line in content.split("\n") if line.strip()]
     rows = parse_json(content)
     if not isinstance(rows, list):
         raise ValueError("it is not a list of texts or objects")

@@ -46,8 +46,9 @@ class Task(ABC):
         needs_head (`bool`): Whether a model needs weights beyond its encoder's.
         has_loss (`bool`): Whether an evaluation gives a loss.
         scored_by_teacher (`bool`): Whether a teacher gives the scores of validation rows that have none; see `teach`.
-        augments (`bool`): Whether `--augment` and `--unlabelled` can add rows: rows of `text` and `label`, where the
-            label is the class or the number that the teacher predicts.
+        fixed_rows (`str`, *optional*): Why `--augment` and `--unlabelled` cannot add rows; `None` if they can: rows of
+            `text`, `text_pair` (pairs only) and, where train rows have one, the `label` that the teacher predicts.
+        advice (`str`): What to do where a model of another task is to teach.
     """
 
     auto_class: ClassVar[Any]
@@ -61,7 +62,8 @@ class Task(ABC):
     needs_head: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
     scored_by_teacher: ClassVar[bool] = False
-    augments: ClassVar[bool] = False
+    fixed_rows: ClassVar[str | None] = "a teacher does not predict the labels of this task from a text alone"
+    advice: ClassVar[str] = "Name a model of that task, or train a new head: hf-xtc compress --fine_tune."
 
     # Which task it is
 
@@ -216,10 +218,7 @@ def find_task(
     if by_data and not both and any(tasks[name].labelled for name in by_head):
         said = f"{source} has the columns {', '.join(rows.column_names)}, as {by_data[0]} has"
         said = said if args.task is None else f"--task is {args.task}"
-        raise DataError(
-            f"{model} is a model for {' or '.join(by_head)}, but {said}. Name a model of that task, or train a new "
-            "head: hf-xtc compress --fine_tune."
-        )
+        raise DataError(f"{model} is a model for {' or '.join(by_head)}, but {said}. {tasks[by_data[0]].advice}")
     return tasks[(both or by_data or by_head or ["sequence-classification"])[0]]
 
 

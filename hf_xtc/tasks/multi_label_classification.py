@@ -30,6 +30,7 @@ class MultiLabelClassification(Task):
     head = "ForSequenceClassification"
     problem_types = (None, "multi_label_classification")
     pipeline_tag = "text-classification"
+    fixed_rows = None
     snippet = """import {package}  # registers the architecture
 from transformers import pipeline
 
@@ -47,7 +48,7 @@ pipe = pipeline("{tag}", top_k=None, model={folder}"""
         from hf_xtc.data.task_data import task_data
 
         tables = {split: _table(args, *source[:2]) for split, source in sources.items()}
-        names = _names(tables["train"])
+        names = _names(tables["train"], least=1 if args.partial else 2)
         limits = {"train": args.max_train_samples}
         splits = {k: _rows(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
         return task_data(args, splits, names)
@@ -128,14 +129,14 @@ def _table(args: "DataArguments", source: str, rows: "Dataset") -> "Table":
 _BITS = {"0": 0, "1": 1, "False": 0, "True": 1}
 
 
-def _names(train: "Table") -> tuple[str, ...]:
+def _names(train: "Table", least: int) -> tuple[str, ...]:
     """Label names by class id: the known ones, else those of the train rows in alphabetical order.
 
     Raises:
-        DataError: if there are fewer than two.
+        DataError: if there are fewer than `least`.
     """
     names = train.label_names or tuple(sorted({name for row in train.columns["label"] for name in row}))
-    if len(names) < 2:
+    if len(names) < least:
         raise DataError(f"{train.source} has {len(names)} different labels ({', '.join(names)}); two are needed.")
     return names
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import AutoModelForQuestionAnswering
 
+from hf_xtc.data.token_predictions import best_span
 from hf_xtc.errors import DataError
 from hf_xtc.tasks.base import TASKS, Task
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from hf_xtc.data.task_data import DataArguments, Splits, TaskData
 
 COLUMNS = ("question", "context", "answers")
-LONGEST = 30  # tokens of a predicted answer, as in transformers' run_qa.py
 OUTSIDE = -1  # offset of tokens that are not of the context
 
 
@@ -32,6 +32,7 @@ class QuestionAnswering(Task):
 
     auto_class = AutoModelForQuestionAnswering
     head = "ForQuestionAnswering"
+    fixed_rows = "where words of a context are replaced, its answers are gone or elsewhere"
     pipeline_tag = "question-answering"  # of the Hub; transformers 5 has no such pipeline
     snippet = """import {package}  # registers the architecture
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
@@ -206,14 +207,9 @@ def best_answers(rows: "Dataset", starts: np.ndarray, ends: np.ndarray, *, may_a
         inside = np.array(offsets)[:, 0] != OUTSIDE
         start, end = (logits[window, : len(inside)].astype(np.float64) for logits in (starts, ends))
         none[row] = min(none.get(row, np.inf), float(start[0] + end[0]))
-        padded = np.concatenate([np.where(inside, end, -np.inf), np.full(LONGEST, -np.inf)])
-        spans = (
-            np.where(inside, start, -np.inf)[:, None] + np.lib.stride_tricks.sliding_window_view(padded, LONGEST)[:-1]
-        )
-        first, length = np.unravel_index(int(spans.argmax()), spans.shape)
-        score = float(spans[first, length])
+        score, first, last = best_span(start, end, inside)
         if score > best.get(row, (-np.inf, ""))[0]:
-            best[row] = score, context[offsets[first][0] : offsets[first + length][1]]
+            best[row] = score, context[offsets[first][0] : offsets[last][1]]
     return {
         row: "" if row not in best or (may_abstain and lowest > best[row][0]) else best[row][1]
         for row, lowest in none.items()

@@ -48,6 +48,11 @@ class SentenceEmbedding(Task):
     library_name = "sentence-transformers"
     snippet = SNIPPET
     labelled = False
+    fixed_rows = None
+    advice = (
+        "Name a model that embeds texts: a folder of sentence-transformers, or an encoder without a head, which "
+        "AutoModel.from_pretrained(MODEL).save_pretrained(FOLDER) writes; save its tokenizer there, too."
+    )
     needs_head = False
     terms = {"hidden_states": 1.0, "attention_scores": 1.0, "embeddings": 10.0, "similarities": 10.0}
 

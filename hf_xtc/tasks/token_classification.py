@@ -38,6 +38,7 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     head = "ForTokenClassification"
     pipeline_tag = "token-classification"
+    fixed_rows = "their words have no tags, and where a word of an entity is replaced, its tags no longer hold"
     snippet = """import {package}  # registers the architecture
 from transformers import pipeline
 
@@ -53,7 +54,7 @@ pipe = pipeline("{tag}", aggregation_strategy="simple", model={folder}"""
         from hf_xtc.data.task_data import task_data
 
         tables = {split: _table(args, *source[:2]) for split, source in sources.items()}
-        names = _names(tables["train"])
+        names = _names(tables["train"], least=1 if args.partial else 2)
         limits = {"train": args.max_train_samples}
         splits = {k: _rows(table, names, limits.get(k, args.max_eval_samples)) for k, table in tables.items()}
         return task_data(args, splits, names)
@@ -147,16 +148,16 @@ def _table(args: "DataArguments", source: str, rows: "Dataset") -> "Table":
     return table._replace(columns={"tokens": words, "label": named})
 
 
-def _names(train: "Table") -> tuple[str, ...]:
+def _names(train: "Table", least: int) -> tuple[str, ...]:
     """Tags by class id: the known ones, else those of the train rows, "O" first and the others in alphabetical order.
 
     Raises:
-        DataError: if there are fewer than two, or if only some are tags of entities.
+        DataError: if there are fewer than `least`, or if only some are tags of entities.
     """
     names = train.label_names or tuple(
         sorted({tag for row in train.columns["label"] for tag in row}, key=lambda tag: (tag != "O", tag))
     )
-    if len(names) < 2:
+    if len(names) < least:
         raise DataError(f"{train.source} has {len(names)} different tags ({', '.join(names)}); two are needed.")
     odd = [name for name in names if name != "O" and not ENTITY.fullmatch(name)]
     if odd and has_entities(names):

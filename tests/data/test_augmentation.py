@@ -639,6 +639,36 @@ def test_regression_labels_are_the_teachers_predictions(table, config, tokenizer
     assert augment(data, EVERY, table)["label"][2] == 0.5
 
 
+def test_texts_without_labels_get_none(table):
+    labelled, plain = rows("bax dex", "kix"), rows("bax dex", "kix").remove_columns("label")
+    out = augment(plain, EVERY, table)
+    assert out.column_names == ["text", "augmented"]
+    assert out["text"][:] == augment(labelled, EVERY, table)["text"][:]
+
+
+def test_several_labels_are_those_that_the_teacher_gives(table, config, tokenizer):
+    set_seed(0)
+    changes = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    teacher = BertForSequenceClassification(BertConfig(**{**config.to_dict(), **changes})).eval()
+    torch.nn.init.normal_(teacher.classifier.weight)
+    given = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    data = Dataset.from_dict(
+        {"text": ["bax dex", "kix lox mex the fax"], "label": given},
+        features=datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.List(datasets.Value("float32"))}
+        ),
+    )
+    out = augment(data, EVERY, table, teacher=teacher, tokenizer=tokenizer)
+    assert out["label"][:2] == given
+    assert len(out) > 2
+    for row in out.select(range(2, len(out))):
+        with torch.no_grad():
+            logits = teacher(**tokenizer(row["text"], return_tensors="pt")).logits[0]
+        assert row["label"] == (logits > 0).float().tolist()
+    message = refusal(DataError, augment, rows("bax"), EVERY, table, teacher=teacher, tokenizer=tokenizer)
+    assert message == "The labels are int64, but the head of the teacher has 3 outputs. Use its own task."
+
+
 def test_labelling_without_new_rows(table, config, tokenizer):
     teacher = BertForSequenceClassification(config)
     out = augment(rows("the", "zuzu"), EVERY, table, teacher=teacher, tokenizer=tokenizer)
@@ -658,7 +688,6 @@ def test_a_missing_source_of_candidates_is_refused():
 def test_missing_columns(table):
     data = rows("bax", text_pair=["dex"])
     cases = [
-        (data.remove_columns("label"), [], "label", ["text", "text_pair"]),
         (data.remove_columns("text"), [], "text", ["text_pair", "label"]),
         (data, [data, rows("kix")], "text_pair", ["text", "label"]),
     ]
@@ -672,6 +701,8 @@ def test_a_teacher_that_cannot_label(table, config, tokenizer):
     assert refusal(RecipeError, augment, rows("bax"), EVERY, table, teacher=teacher) == (
         "A teacher cannot label augmented rows without its tokenizer. Pass both."
     )
+    message = refusal(DataError, augment, rows("a").remove_columns("label"), EVERY, table, teacher=teacher)
+    assert message == "Augmentation needs the column label in every split; one has ['text']."
     numbers = rows("bax", label=[0.5])
     message = refusal(DataError, augment, numbers, EVERY, table, teacher=teacher, tokenizer=tokenizer)
     assert message == "The labels are float64, but the head of the teacher has 2 outputs. Use its own task."

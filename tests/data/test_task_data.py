@@ -112,23 +112,34 @@ def test_arguments_from_the_command_line():
     [
         (
             {},
-            "Pass either --task_name, or both --train_file and --validation_file; got task_name=None, "
-            "train_file=None, validation_file=None.",
+            "Pass one of --task_name, --dataset_name, or both --train_file and --validation_file; got none of them.",
         ),
         (
             {"train_file": "a.csv"},
-            "Pass either --task_name, or both --train_file and --validation_file; got task_name=None, "
-            "train_file='a.csv', validation_file=None.",
+            "Pass one of --task_name, --dataset_name, or both --train_file and --validation_file; got "
+            "train_file='a.csv'.",
         ),
         (
-            {"task_name": "rte", "validation_file": "b.csv"},
-            "Pass either --task_name, or both --train_file and --validation_file; got task_name='rte', "
-            "train_file=None, validation_file='b.csv'.",
+            {"task_name": "rte", "dataset_name": "glue", "validation_file": "b.csv"},
+            "Pass one of --task_name, --dataset_name, or both --train_file and --validation_file; got "
+            "task_name='rte', dataset_name='glue', validation_file='b.csv'.",
+        ),
+        (
+            {"train_file": "a.csv", "validation_file": "b.csv", "test_split_name": "test"},
+            "--test_split_name=test has no effect without --dataset_name.",
+        ),
+        (
+            {"dataset_name": "rows", "test_file": "c.csv"},
+            "--test_file=c.csv has no effect without --train_file.",
+        ),
+        (
+            {"train_file": "a.csv", "validation_file": "b.csv", "separator": "||"},
+            "--separator='||' is not one character. Give that between two cells.",
         ),
         ({"task_name": "sst-2"}, f"Unknown GLUE task 'sst-2'. Use one of: {TASKS}."),
         (
             {"train_file": "a.csv", "validation_file": "b.csv", "data_dir": "glue"},
-            "--data_dir is for GLUE and needs --task_name; own data goes to --train_file.",
+            "--data_dir is for GLUE and needs --task_name; own data goes to --dataset_name or --train_file.",
         ),
         (
             {"task_name": "rte", "regression": True},
@@ -367,14 +378,14 @@ def test_fingerprint_changes_with(train, validation):
         (
             "a.csv",
             "text;label\na;1\n",
-            "a.csv has no column text, label; its columns are text;label. It seems to be separated by ';'; save it "
-            "with ',', as .csv files are.",
+            "a.csv has no column text, label; its columns are text;label. It seems to be separated by ';'; pass "
+            "--separator ';'.",
         ),
         (
             "a.tsv",
             "text,label\na,1\n",
-            "a.tsv has no column text, label; its columns are text,label. It seems to be separated by ','; save it "
-            "with '\\t', as .tsv files are.",
+            "a.tsv has no column text, label; its columns are text,label. It seems to be separated by ','; pass "
+            "--separator ','.",
         ),
         (
             "a.csv",

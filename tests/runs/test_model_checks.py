@@ -181,7 +181,7 @@ def test_a_validation_file_alone_is_enough_to_evaluate(folder, model, capsys):
     assert main(["evaluate", "--model=model", *data_options(folder), "--max_length=32"]) == 0
     assert alone == capsys.readouterr().out
     assert main(["evaluate", "--model=model"]) == 1
-    text = "hf-xtc: There is nothing to evaluate on. Pass --task_name TASK, or --validation_file FILE.\n"
+    text = "hf-xtc: There is nothing to evaluate on. Pass --task_name, --dataset_name or --validation_file.\n"
     assert capsys.readouterr().err.endswith(text)
 
 

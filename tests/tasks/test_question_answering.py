@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast, EvalPrediction
 
 from hf_xtc.data.task_data import DataArguments
+from hf_xtc.data.token_predictions import LONGEST
 from hf_xtc.errors import DataError
 from hf_xtc.tasks.question_answering import (
-    LONGEST,
     QuestionAnswering,
     answer_f1,
     best_answers,

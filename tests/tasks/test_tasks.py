@@ -15,6 +15,7 @@ from transformers import BertConfig, BertTokenizerFast, EvalPrediction
 from hf_xtc.data.task_data import DataArguments, read_splits
 from hf_xtc.errors import DataError, XTCError
 from hf_xtc.hub.card import usage
+from hf_xtc.runs.arguments import EvaluationDataArguments
 from hf_xtc.tasks import TASKS, Task, find_task, kind_of, task_of_model
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -105,6 +106,58 @@ def test_a_teacher_of_another_task_is_refused_unless_its_head_is_new(tmp_path, n
     args.task = name
     with pytest.raises(DataError, match=rf"^teacher is a model for {other}, but --task is {name}"):
         find_task(args, sources, teacher, "teacher")
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("sentence-embedding", "Name a model that embeds texts: a folder of sentence-transformers, or an encoder"),
+        ("masked-lm", "Name a model with the head of its pre-training, such as BertForMaskedLM"),
+        ("token-classification", "Name a model of that task, or train a new head: hf-xtc compress --fine_tune."),
+    ],
+)
+def test_the_advice_fits_the_task(tmp_path, name, advice):
+    args = arguments(tmp_path, name)
+    args.task = name
+    with pytest.raises(DataError) as error:
+        find_task(args, read_splits(args), config("ForSequenceClassification"), "teacher")
+    owners = "sequence-classification or regression or reranking or multi-label-classification"
+    said, told = str(error.value).split(f", but --task is {name}. ")
+    assert said.startswith("teacher is a model for ")
+    assert set(said.removeprefix("teacher is a model for ").split(" or ")) == set(owners.split(" or "))
+    assert told.startswith(advice)
+
+
+# Task -> a change of its rows that makes labels of another kind, and what is said of it.
+WRONG = {
+    "sequence-classification": (lambda rows: rows.assign(label=[0.5 + i for i in range(12)]), "fractional numbers"),
+    "regression": (lambda rows: rows.assign(label="good"), "labels that are not numbers"),
+    "reranking": (lambda rows: rows.assign(label="good"), "labels that are not numbers"),
+    "multi-label-classification": (lambda rows: rows.assign(labels="good"), "labels that is not a list of names"),
+    "token-classification": (lambda rows: rows.assign(tags=[[0.5]] * 12), "tags that is not a list of tags"),
+    "question-answering": (lambda rows: rows.assign(answers="good"), "answers without text and answer_start"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_labels_of_another_kind_are_refused(tmp_path, name):
+    args = arguments(tmp_path, name)
+    WRONG[name][0](table(name)).to_json(args.train_file, orient="records", lines=True)
+    with pytest.raises(DataError, match=rf"rows\.jsonl: .*{WRONG[name][1]}") as error:
+        TASKS[name]().load(args, read_splits(args))
+    assert "\n" not in str(error.value)
+
+
+def test_an_answer_that_its_context_does_not_hold_is_refused(tmp_path):
+    args, rows = arguments(tmp_path, "question-answering"), table("question-answering")
+    rows.at[4, "answers"] = {"text": ["nothing of it"], "answer_start": [0]}
+    rows.to_json(args.train_file, orient="records", lines=True)
+    with pytest.raises(DataError) as error:
+        TASKS["question-answering"]().load(args, read_splits(args))
+    assert str(error.value) == (
+        f"{args.train_file}: an answer that its context does not hold at answer_start in 1 of 12 rows (first: row 5). "
+        "answer_start counts the characters of the context from 0; correct it."
+    )
 
 
 def test_a_multi_label_teacher_is_refused_for_single_labels(tmp_path):
@@ -201,6 +254,37 @@ def test_labels_that_are_not_the_heads_are_refused(tmp_path):
     data = load(tmp_path, "regression")
     with pytest.raises(DataError, match=r"rows is a regression, but the head of teacher has 2 outputs"):
         TASKS["regression"]().align_labels(data, BertConfig(num_labels=2), "teacher")
+
+
+@pytest.mark.parametrize("label, ids", [("yes", {1}), ("YES", {1}), (1, {1}), (0, {0})])
+def test_rows_of_one_class_evaluate_a_model_of_several(tmp_path, label, ids):
+    rows = table("sequence-classification").assign(label=label)
+    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    args = EvaluationDataArguments(validation_file=str(tmp_path / "rows.jsonl"))
+    task = TASKS["sequence-classification"]()
+    head = BertConfig(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    data = task.align_labels(task.load(args, read_splits(args)), head, "model")
+    assert (set(data.validation["label"]), data.label_names) == (ids, ("no", "yes"))
+
+
+@pytest.mark.parametrize("name, column", [("multi-label-classification", "labels"), ("token-classification", "tags")])
+def test_lists_of_one_label_evaluate_a_model_of_several(tmp_path, name, column):
+    rows = table(name)
+    rows[column] = [["O"] * len(cell) if column == "tags" else ["bad"] for cell in rows[column]]
+    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    args, task = EvaluationDataArguments(validation_file=str(tmp_path / "rows.jsonl")), TASKS[name]()
+    (tmp_path / "all").mkdir()
+    names = task.head_config(load(tmp_path / "all", name))
+    head = BertConfig(id2label=names["id2label"], label2id=names["label2id"])
+    data = task.align_labels(task.load(args, read_splits(args)), head, "model")
+    assert data.label_names == tuple(names["label2id"])
+
+
+def test_a_label_that_no_class_of_the_model_has_is_refused(tmp_path):
+    table("sequence-classification").assign(label="maybe").to_json(tmp_path / "r.jsonl", orient="records", lines=True)
+    args, task = EvaluationDataArguments(validation_file=str(tmp_path / "r.jsonl")), TASKS["sequence-classification"]()
+    with pytest.raises(DataError, match=r"^r has labels that do not match the head: the data has 1 \(maybe\), model"):
+        task.align_labels(task.load(args, read_splits(args)), BertConfig(label2id={"no": 0, "yes": 1}), "model")
 
 
 def test_regression_is_no_other_task(tmp_path):
