@@ -1,8 +1,9 @@
 """Runs packed models without PyTorch and transformers: numpy, safetensors, tokenizers and the native operator.
 
 For a container, a function that starts cold, or a command line. Files are read and checked as `hf_xtc.reader` does;
-logits are bitwise equal to those of the "auto" backend in PyTorch under `torch.no_grad()`. Models that the native
-operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
+hidden states, and the logits of BERT, are bitwise equal to those of the "auto" backend in PyTorch under
+`torch.no_grad()`. The heads of other families, which PyTorch computes in float there, agree up to the rounding of
+floats. Models that the native operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
 """
 
 import logging
@@ -22,16 +23,13 @@ from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTC
 from hf_xtc.files.sentence_files import PATTERNS, SentenceSettings, read_sentence_settings, read_settings
 from hf_xtc.native import arrays
 from hf_xtc.native.library import variant
-from hf_xtc.reader import PackedBert, ReadError
+from hf_xtc.reader import ACTIVATIONS, TOKEN_HEADS, PackedEncoder, ReadError
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Text = str | tuple[str, str]
 
-CLASSIFIER = "XTCBertForSequenceClassification"
-# Classes with a linear on the hidden states of each token -> its path in the file.
-TOKEN_HEADS = {"XTCBertForTokenClassification": "classifier", "XTCBertForQuestionAnswering": "qa_outputs"}
 # Endings of the names of classes -> tasks; models of other classes embed.
 TASKS = {
     "ForSequenceClassification": "sequence-classification",
@@ -87,7 +85,7 @@ class Pipeline:
                 "needs it. hf_xtc.reader runs packed models in numpy, slowly."
             )
         try:
-            read = PackedBert(self.folder)
+            read = PackedEncoder(self.folder)
             self.config = read.config
             self._model = _NativeModel(read)
         except ReadError as error:
@@ -188,7 +186,8 @@ class Pipeline:
         """The logits, float32 of shape `(texts, labels)`; arguments and errors as of a call."""
         if not self._model.num_labels:
             raise PackedFileError(
-                f"{self.folder} holds no sequence classifier, but {self.config.get('architectures')}. Use embed."
+                f"{self.folder} holds no sequence classifier, but {self.config.get('architectures')}. Use embed, or "
+                "hf_xtc.reader for the logits of tokens."
             )
         return self._in_batches(texts, batch_size, self._model.num_labels, lambda outputs, lengths: outputs.logits)
 
@@ -308,18 +307,16 @@ class Pipeline:
         order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            lengths, indices = _batch([encodings[i] for i in chosen])
-            if not self._has_types:
-                indices[2][:] = 0
+            batch = [encodings[i] for i in chosen]
             try:
-                outputs = self._model.run(lengths, indices, self.threads)
+                lengths, outputs = self._model.run(batch, with_types=self._has_types, threads=self.threads)
             except IndexError as error:
                 raise PackedFileError(f"The tokenizer of {self.folder} is not the model's: {error}") from error
             yield chosen, lengths, outputs
 
 
 class _NativeModel:
-    """The native encoder of a packed model with its pooler and classifier, on the arrays of its file.
+    """The native encoder of a packed model with the head of a sequence classifier, on the arrays of its file.
 
     `num_labels` and `token_outputs` are the outputs of a head on texts, and of one on tokens; 0 without it.
 
@@ -328,52 +325,82 @@ class _NativeModel:
         ReadError: if the file does not hold what its config promises.
     """
 
-    def __init__(self, read: PackedBert):
+    def __init__(self, read: PackedEncoder):
         self._read, self._maps = read, {_map_of(tensor) for tensor in read.tensors.values()} - {None}
-        config, base = read.config, f"{read.prefix}embeddings"
+        config, family, base = read.config, read.family, f"{read.prefix}embeddings"
         _check_served(read)
-        tables = [self._table(f"{base}.{name}_embeddings") for name in ("word", "position", "token_type")]
-        layers = [self._layer(f"{read.prefix}encoder.layer.{i}") for i in range(config["num_hidden_layers"])]
-        epsilon = config["layer_norm_eps"]
+        tables = [self._table(f"{base}.{name}") for name in family.tables]
+        layers = [self._layer(f"{read.prefix}{family.layer}.{i}") for i in range(config["num_hidden_layers"])]
+        epsilon, hidden = config["layer_norm_eps"], config["hidden_size"]
+        self.has_types = len(tables) > 2
+        self.positions = tables[1].rows - (0 if read.first_padding is None else read.first_padding + 1)
+        self._count_positions = read.positions
         self.encoder = arrays.Encoder(
-            layers, tables, self._norm(f"{base}.LayerNorm"), config["num_attention_heads"], (epsilon, epsilon)
+            layers,
+            tables,
+            self._norm(f"{base}.LayerNorm", tables[0].width),
+            config["num_attention_heads"],
+            (epsilon, epsilon),
+            self._linear(f"{base}_project", hidden) if tables[0].width != hidden else None,
+            read.distances(tables[1].rows),
         )
-        self.positions = tables[1].rows
-        self._pooler, self._classifier = self._head()
+        self._pooler, self._activation, self._classifier = self._head()
         self.num_labels = 0 if self._classifier is None else self._classifier.rows
         self._token_head = self._linear_on_tokens()
         self.token_outputs = 0 if self._token_head is None else len(self._token_head[1])
         del self._read
 
-    def run(self, lengths: Array, indices: list[Array], threads: int) -> arrays.Outputs:
-        """As `arrays.Encoder.run`; a head on tokens gives logits `(tokens, outputs)`."""
-        outputs = self.encoder.run(lengths, indices, self._pooler, self._classifier, threads=threads)
-        if self._token_head is None:
-            return outputs
-        weight, bias = self._token_head
-        return outputs._replace(logits=outputs.hidden @ weight.T + bias)
+    def run(self, encodings: list[Encoding], *, with_types: bool, threads: int) -> tuple[Array, arrays.Outputs]:
+        """Lengths, and what `arrays.Encoder.run` makes of tokenized texts; a head on tokens gives logits of each.
+
+        Args:
+            encodings (`list[Encoding]`): At least one.
+            with_types (`bool`): Whether token types count, where the model has any; else all are 0.
+            threads (`int`): Threads of the native operator.
+        """
+        lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
+        words = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        positions = [self._count_positions(ids[None]).reshape(-1) for ids in words]
+        indices = [np.concatenate(words), np.concatenate(positions)]
+        if self.has_types:
+            types = np.concatenate([np.array(encoding.type_ids, np.int64) for encoding in encodings])
+            indices.append(types * int(with_types))
+        if self._token_head is not None:
+            weight, bias = self._token_head
+            outputs = self.encoder.run(lengths, indices, threads=threads)
+            return lengths, outputs._replace(logits=outputs.hidden @ weight.T + bias)
+        if self._activation in (None, "tanh"):
+            return lengths, self.encoder.run(lengths, indices, self._pooler, self._classifier, threads=threads)
+        outputs = self.encoder.run(lengths, indices, threads=threads)
+        first = outputs.hidden[np.cumsum(lengths) - lengths]
+        pooled = ACTIVATIONS[self._activation](_applied(self._pooler, first, threads))
+        return lengths, outputs._replace(logits=_applied(self._classifier, pooled, threads))
+
+    def _head(self) -> tuple[arrays.Weight | arrays.Dense | None, str | None, arrays.Dense | None]:
+        """The two linears of a sequence classifier's head, and the activation between; nothing of other models."""
+        if not self._read.architecture.endswith("ForSequenceClassification"):
+            return None, None, None
+        dense, activation, output = self._read.family.head
+        dense = f"{self._read.prefix}{dense}" if dense.startswith("pooler") else dense
+        labels = self._read.tensor(f"{output}.weight").shape[0]
+        return self._linear(dense, self.encoder.hidden), activation, self._dense(output, labels)
 
     def _linear_on_tokens(self) -> tuple[Array, Array] | None:
         """Weight and bias of a head on tokens; `None` of other models."""
-        path = TOKEN_HEADS.get(str((self._read.config.get("architectures") or [""])[0]))
+        path = TOKEN_HEADS.get(self._read.architecture.rpartition("For")[2])
         if path is None:
             return None
         bias = self._read.tensor(f"{path}.bias").astype(np.float32)
         weight = self._read.tensor(f"{path}.weight", len(bias), self.encoder.hidden)
         return weight.astype(np.float32), bias
 
-    def _head(self) -> tuple[arrays.Weight | arrays.Dense | None, arrays.Dense | None]:
-        """The pooler and the classifier of a sequence classifier; nothing of other models, which need none."""
-        if self._read.config.get("architectures") != [CLASSIFIER]:
-            return None, None
-        path, hidden = f"{self._read.prefix}pooler.dense", self.encoder.hidden
+    def _linear(self, path: str, rows: int) -> arrays.Weight | arrays.Dense:
+        """A linear that may be packed or in float."""
         packed = f"{path}.weight_packed" in self._read.tensors
-        pooler = self._weight([path], hidden) if packed else self._dense(path, hidden)
-        labels = self._read.tensor("classifier.weight").shape[0]
-        return pooler, self._dense("classifier", labels)
+        return self._weight([path], rows) if packed else self._dense(path, rows)
 
     def _dense(self, path: str, rows: int) -> arrays.Dense:
-        weight = self._read.tensor(f"{path}.weight", rows, self.encoder.hidden)
+        weight = self._read.tensor(f"{path}.weight", rows, self._read.columns(path))
         return arrays.Dense(weight, self._read.tensor(f"{path}.bias", rows))
 
     def _weight(self, paths: list[str], rows: int) -> arrays.Weight:
@@ -391,20 +418,20 @@ class _NativeModel:
         _say_choice(describe_choice(*shape))
         return arrays.Weight(codes, fastest_layout(*shape))
 
-    def _norm(self, path: str) -> list[Array]:
-        hidden = self._read.config["hidden_size"]
-        return [self._read.tensor(f"{path}.{name}", hidden) for name in ("weight", "bias")]
+    def _norm(self, path: str, width: int) -> list[Array]:
+        return [self._read.tensor(f"{path}.{name}", width) for name in ("weight", "bias")]
 
     def _layer(self, path: str) -> arrays.Layer:
         hidden, inner = self._read.config["hidden_size"], self._read.config["intermediate_size"]
-        attention = f"{path}.attention"
+        family = self._read.family
+        query, key, value, mix, into, out = (f"{path}.{name}" for name in family.linears)
         weights = [
-            self._weight([f"{attention}.self.{name}" for name in ("query", "key", "value")], hidden),
-            self._weight([f"{attention}.output.dense"], hidden),
-            self._weight([f"{path}.intermediate.dense"], inner),
-            self._weight([f"{path}.output.dense"], hidden),
+            self._weight([query, key, value], hidden),
+            self._weight([mix], hidden),
+            self._weight([into], inner),
+            self._weight([out], hidden),
         ]
-        norms = self._norm(f"{attention}.output.LayerNorm") + self._norm(f"{path}.output.LayerNorm")
+        norms = [array for name in family.norms for array in self._norm(f"{path}.{name}", hidden)]
         layer = arrays.Layer(weights, norms)
         for content in self._maps:  # the pages of the file are read again where they are needed
             if hasattr(mmap, "MADV_DONTNEED"):
@@ -412,13 +439,19 @@ class _NativeModel:
         return layer
 
     def _table(self, path: str) -> arrays.Table:
-        hidden = self._read.config["hidden_size"]
+        width = self._read.columns(path)
         if f"{path}.weight_packed" not in self._read.tensors:
-            return arrays.Table(self._read.weight(path), None, 0, hidden)
+            return arrays.Table(self._read.weight(path), None, 0, width)
         packed, scale = self._read.packed(path)
         if scale.shape != (len(packed), 1):
             raise ReadError(f"{path} holds scales {scale.shape} for {len(packed)} rows.")
-        return arrays.Table(packed, scale, self._read.codes(path).levels, hidden)
+        return arrays.Table(packed, scale, self._read.codes(path).levels, width)
+
+
+def _applied(linear: arrays.Weight | arrays.Dense | None, x: Array, threads: int) -> Array:
+    """`x @ weight.T + bias` of a packed linear or one in float."""
+    assert linear is not None
+    return linear.product(x, threads=threads)
 
 
 @cache
@@ -426,7 +459,7 @@ def _say_choice(way: str) -> None:
     logger.info("Packed linears run on %s.", way)
 
 
-def _check_served(read: PackedBert) -> None:
+def _check_served(read: PackedEncoder) -> None:
     """Raises `PackedFileError` unless the native operator computes a model of this config."""
     config, recipe = read.config, read.recipe
     if config["hidden_act"] != "gelu":
@@ -453,17 +486,6 @@ def _map_of(array: Any) -> Any:
     while isinstance(array, np.ndarray):
         array = array.base
     return array.obj if isinstance(array, memoryview) else array
-
-
-def _batch(encodings: list[Encoding]) -> tuple[Array, list[Array]]:
-    """Lengths, and the rows of words, positions and types of all tokens."""
-    lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
-    words, types = (
-        np.array([number for encoding in encodings for number in getattr(encoding, name)], np.int64)
-        for name in ("ids", "type_ids")
-    )
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    return lengths, [words, positions, types]
 
 
 def _is_text(text: Any) -> bool:

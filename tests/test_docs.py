@@ -16,6 +16,7 @@ import hf_xtc
 import rooms
 from hf_xtc import ARCHITECTURES, BACKENDS, TERMS
 from hf_xtc import QUANTIZERS as QUANTIZER_TABLE
+from hf_xtc.cli import main
 from hf_xtc.reader import QUANTIZERS
 from hf_xtc.tasks import TASKS
 
@@ -106,6 +107,8 @@ def test_speeds_are_those_of_the_results():
 def test_python_of_the_how_to_runs(tiny_teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_teacher.save_pretrained("my-fine-tuned-bert")
+    example = str(ROOT / "examples" / "minilm-3l-1bit-sst2")
+    assert main(["export", "--model", example, "--output_dir", "student-onnx"]) == 0
     for block in blocks(HOW_TO, "python"):
         if "SentenceTransformer" not in block:  # an embedder's, as in tests/tasks/test_sentence_embedding.py
             exec(compile(block, "how-to.md", "exec"), {})

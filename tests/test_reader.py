@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import CELLS, make_batch
+from families import make_teacher as make_family
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertForTokenClassification
+from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
-from hf_xtc import XTCRecipe, compress, pack_model
+from hf_xtc import ARCHITECTURES, XTCRecipe, compress, pack_model
 from hf_xtc.quantization.packing import pack
 from hf_xtc.quantization.specs import QUANTIZERS as REGISTERED
-from hf_xtc.reader import QUANTIZERS, PackedBert, ReadError, unpack
+from hf_xtc.reader import FAMILIES, QUANTIZERS, PackedEncoder, ReadError, unpack
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "minilm-3l-1bit-sst2"
 READER = Path(__file__).parent.parent / "hf_xtc" / "reader.py"
@@ -36,6 +38,7 @@ RECIPES = {
     "paper": XTCRecipe.paper(),
 }
 BATCH = {"input_ids": [[101, 2023, 2003, 1037, 3185, 102], [101, 6659, 102, 0, 0, 0]]}
+KNOWN = "xtc_bert, xtc_roberta, xtc_xlm_roberta, xtc_camembert, xtc_electra, xtc_mpnet, xtc_distilbert"
 MASK = [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
 
 
@@ -71,7 +74,7 @@ def test_logits_are_those_of_torch(name, tiny_teacher, tiny_batch, tmp_path):
     arrays = {key: value.numpy() for key, value in batch.items()}
     for dtype, most, all_ in ((np.float64, 1e-9, 1e-9), (np.float32, 1e-4, 0.1)):
         expected = torch_logits(tmp_path, getattr(torch, dtype.__name__), **batch)
-        found = PackedBert(tmp_path, dtype).logits(**arrays)
+        found = PackedEncoder(tmp_path, dtype).logits(**arrays)
         assert found.dtype == dtype
         assert found.shape == (3, 3)
         differences = np.abs(found - expected).max(1)
@@ -80,17 +83,56 @@ def test_logits_are_those_of_torch(name, tiny_teacher, tiny_batch, tmp_path):
     assert np.ptp(expected, axis=0).min() > 0.01, "the rows differ by more than the tolerance"
 
 
+HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+SERVED = [(f, h) for f, h in CELLS if f"xtc_{f.replace('-', '_')}" in FAMILIES and h.endswith(HEADS)]
+
+
+def packed(family, head, **recipe):
+    return pack_model(compress(make_family(family, head), XTCRecipe(keep_layers=2, **recipe)).eval())
+
+
+@pytest.mark.parametrize("weights", ["binary", "ternary"])
+@pytest.mark.parametrize("family, head", SERVED)
+@pytest.mark.usefixtures("reference_backend")
+def test_every_family_and_head(family, head, weights, tmp_path):
+    """Padding, and padding between tokens; in float64 the reader's numbers are those of torch."""
+    packed(family, head, weights=weights, embedding_weights=weights).save_pretrained(tmp_path)
+    model = ARCHITECTURES[family].model_classes[head].from_pretrained(tmp_path, dtype=torch.float64)
+    batch = make_batch(model.config)
+    batch["attention_mask"][0, 4:6] = 0
+    reader, arrays = PackedEncoder(tmp_path, np.float64), {key: value.numpy() for key, value in batch.items()}
+    with torch.no_grad():
+        expected = model(**batch)
+    if head.endswith("Model"):
+        found, wanted = reader.hidden_states(**arrays), expected[0]
+    elif head.endswith("QuestionAnswering"):
+        found, wanted = reader.logits(**arrays), torch.stack((expected.start_logits, expected.end_logits), -1)
+    else:
+        found, wanted = reader.logits(**arrays), expected.logits
+    assert found.shape == tuple(wanted.shape)
+    assert np.abs(found - wanted.numpy()).max() <= 1e-9
+    assert np.ptp(found.reshape(-1, found.shape[-1]), axis=0).min() > 0.01
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 9, 700])
+def test_buckets_of_distances(tokens, tmp_path):
+    model = packed("mpnet", "MPNetModel")
+    model.save_pretrained(tmp_path)
+    expected = model.native_form.parts(model).distances(tokens).detach().numpy()
+    assert np.array_equal(PackedEncoder(tmp_path).distances(tokens), expected)
+
+
 def test_logits_of_the_published_checkpoint():
     batch = {"input_ids": torch.tensor(BATCH["input_ids"]), "attention_mask": torch.tensor(MASK)}
     exact = torch_logits(EXAMPLE, torch.float64, **batch)
-    assert np.abs(PackedBert(EXAMPLE, np.float64).logits(**BATCH, attention_mask=MASK) - exact).max() <= 1e-6
-    found = PackedBert(EXAMPLE).logits(**BATCH, attention_mask=MASK)
+    assert np.abs(PackedEncoder(EXAMPLE, np.float64).logits(**BATCH, attention_mask=MASK) - exact).max() <= 1e-6
+    found = PackedEncoder(EXAMPLE).logits(**BATCH, attention_mask=MASK)
     assert np.abs(found - torch_logits(EXAMPLE, torch.float32, **batch)).max() <= 0.03
     assert (found.argmax(1) == exact.argmax(1)).all()
 
 
 def test_weights_are_bit_for_bit_those_of_the_package():
-    model, reader = AutoModelForSequenceClassification.from_pretrained(EXAMPLE), PackedBert(EXAMPLE)
+    model, reader = AutoModelForSequenceClassification.from_pretrained(EXAMPLE), PackedEncoder(EXAMPLE)
     packed = [name for name, module in model.named_modules() if hasattr(module, "weight_packed")]
     assert len(packed) == 3 * 6 + 4
     for name in packed:
@@ -109,13 +151,13 @@ def test_shards(folder, tiny_batch, tmp_path):
     ids = tiny_batch["input_ids"].numpy()
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(tmp_path / "s", max_shard_size="5KB")
     assert not (tmp_path / "s" / "model.safetensors").exists()
-    assert np.array_equal(PackedBert(tmp_path / "s").logits(ids), PackedBert(folder).logits(ids))
+    assert np.array_equal(PackedEncoder(tmp_path / "s").logits(ids), PackedEncoder(folder).logits(ids))
 
 
 def test_bare_encoder(folder, tiny_batch, tmp_path):
     encoder = AutoModelForSequenceClassification.from_pretrained(folder).bert
     encoder.save_pretrained(tmp_path)
-    found = PackedBert(tmp_path).hidden_states(tiny_batch["input_ids"].numpy())
+    found = PackedEncoder(tmp_path).hidden_states(tiny_batch["input_ids"].numpy())
     with torch.no_grad():
         expected = encoder(tiny_batch["input_ids"]).last_hidden_state.numpy()
     assert np.abs(found - expected).max() <= 1e-4
@@ -157,8 +199,8 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"state": "latent"}, "holds a xtc_bert model in state latent; this reads packed xtc_bert models."),
-        ({"model_type": "bert"}, "holds a bert model in state packed; this reads packed xtc_bert models."),
+        ({"state": "latent"}, f"holds a xtc_bert model in state latent; this reads packed models of: {KNOWN}."),
+        ({"model_type": "bert"}, f"holds a bert model in state packed; this reads packed models of: {KNOWN}."),
         ({"xtc": {"format_version": 2}}, "has format version 2; this reads version 1. Use a newer reader."),
         ({"xtc": None}, "has format version None; this reads version 1. Use a newer reader."),
     ],
@@ -166,20 +208,20 @@ def change_config(folder, **changes):
 def test_config_of_something_else(changes, text, folder):
     change_config(folder, **changes)
     with says(f"{folder} {text}"):
-        PackedBert(folder)
+        PackedEncoder(folder)
 
 
 def test_config_that_lacks_fields(folder):
     fields = "activation_bits, activation_calibration, activation_symmetric"
     change_config(folder, xtc={"format_version": 1})
     with says(f"The config.json of {folder} lacks {fields}. Download it again."):
-        PackedBert(folder)
+        PackedEncoder(folder)
 
 
 def test_config_of_another_activation(folder):
     change_config(folder, hidden_act="silu")
     with says("This reads encoders with gelu or relu, not with silu."):
-        PackedBert(folder)
+        PackedEncoder(folder)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1, 2]"], ids=["none", "no JSON", "no object"])
@@ -188,7 +230,7 @@ def test_no_config(content, folder):
     if content is not None:
         (folder / "config.json").write_text(content)
     with pytest.raises(ReadError, match=r"holds no config.json that can be read .* Give a model's folder.$"):
-        PackedBert(folder)
+        PackedEncoder(folder)
 
 
 @pytest.mark.parametrize("kept", [None, 100, -1], ids=["no file", "header cut", "data cut"])
@@ -199,7 +241,7 @@ def test_damaged_weights(kept, folder):
     if kept is not None:
         file.write_bytes(data[:kept])
     with pytest.raises(ReadError, match=r"^The weights in .* cannot be read \(.*\). Download them again.$"):
-        PackedBert(folder)
+        PackedEncoder(folder)
 
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -233,19 +275,19 @@ def test_tensors_that_do_not_fit(suffix, value, text, folder):
     tensors.pop(f"{QUERY}.{suffix}")
     save_file({**tensors, **({} if value is None else {f"{QUERY}.{suffix}": value})}, folder / "model.safetensors")
     with pytest.raises(ReadError, match=re.escape(f"holds {text}")):
-        PackedBert(folder).logits([[1, 2]])
+        PackedEncoder(folder).logits([[1, 2]])
 
 
 def test_trit_bytes_beyond_the_last(tiny_teacher, tiny_batch, tmp_path):
     make_packed(tiny_teacher, RECIPES["ternary per tensor"], tiny_batch).save_pretrained(tmp_path)
-    reader = PackedBert(tmp_path)
+    reader = PackedEncoder(tmp_path)
     reader.tensors[f"{QUERY}.weight_packed"] = np.full((36, 8), 243, np.uint8)
     with says(f"{QUERY} holds invalid bytes or scales. Download the file again."):
         reader.weight(QUERY)
 
 
 def test_recipe_with_an_unknown_quantizer(folder):
-    reader = PackedBert(folder)
+    reader = PackedEncoder(folder)
     reader.recipe["weights"] = "quinary"
     text = f"{QUERY} is packed, but the recipe says weights='quinary'; known: binary, ternary, int4, int8."
     with says(text):
@@ -264,13 +306,31 @@ def test_recipe_with_an_unknown_quantizer(folder):
 )
 def test_input_that_does_not_fit(ids, mask, text, folder):
     with says(text):
-        PackedBert(folder).logits(ids, mask)
+        PackedEncoder(folder).logits(ids, mask)
 
 
 def test_the_reader_refuses_logits_of_another_head(tiny_config, tmp_path):
-    pack_model(compress(BertForTokenClassification(tiny_config))).save_pretrained(tmp_path)
-    reader = PackedBert(tmp_path)
+    pack_model(compress(BertForMaskedLM(tiny_config))).save_pretrained(tmp_path)
+    reader = PackedEncoder(tmp_path)
     assert reader.hidden_states([[1, 2, 3]]).shape == (1, 3, 36)
-    text = "Logits are those of a sequence classifier; this is XTCBertForTokenClassification. Use hidden_states."
+    text = (
+        "Logits are those of sequence classifiers, token classifiers and question answerers; this is "
+        "XTCBertForMaskedLM. Use hidden_states."
+    )
     with says(text):
         reader.logits([[1, 2, 3]])
+
+
+def test_token_types_of_a_family_without_them(tmp_path):
+    packed("distilbert", "DistilBertModel").save_pretrained(tmp_path)
+    reader = PackedEncoder(tmp_path)
+    assert reader.hidden_states([[5, 6]], token_type_ids=[[0, 0]]).shape == (1, 2, 36)
+    with says("XTCDistilBertModel knows no token types, but some are not 0. Leave them out."):
+        reader.hidden_states([[5, 6]], token_type_ids=[[0, 1]])
+
+
+def test_a_config_without_the_padding_token_that_positions_are_counted_from(tmp_path):
+    packed("roberta", "RobertaModel").save_pretrained(tmp_path)
+    change_config(tmp_path, pad_token_id=None)
+    with says(f"The config.json of {tmp_path} lacks pad_token_id. Download it again."):
+        PackedEncoder(tmp_path)

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import CLASSIFIERS, make_tokenizer
+from families import make_teacher as make_family
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, PreTrainedTokenizerFast
 
-from hf_xtc import XTCRecipe, compress, pack_model, runtime
+from hf_xtc import ARCHITECTURES, XTCRecipe, compress, pack_model, runtime
 from hf_xtc.backends import layouts
 from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTCError
 from hf_xtc.native.library import variants
+from hf_xtc.reader import FAMILIES
 from hf_xtc.runtime import Pipeline
 
 pytestmark = pytest.mark.skipif(not variants(), reason="the native operator is not built")
@@ -95,6 +98,58 @@ def test_logits_are_those_of_pytorch(recipe, variant, tiny_teacher, tmp_path, mo
         found = Pipeline(folder, threads=threads).logits(TEXTS, batch_size=batch_size)
         assert found.dtype == np.float32
         assert np.array_equal(found, expected)
+
+
+CLASSIFIED = [(f, h) for f, h in CLASSIFIERS if f"xtc_{f.replace('-', '_')}" in FAMILIES]
+
+
+def family_folder(family, head, path, **recipe):
+    """A packed folder of any family, its tokenizer without token types, and the model in PyTorch."""
+    model = pack_model(compress(make_family(family, head), XTCRecipe(keep_layers=2, **recipe)).eval())
+    model.save_pretrained(path)
+    tokenizer = make_tokenizer(model.config)
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(path)
+    return ARCHITECTURES[family].model_classes[head].from_pretrained(path).eval(), tokenizer
+
+
+@pytest.mark.parametrize("variant", list(variants()))
+@pytest.mark.parametrize("recipe", [{}, {"weights": "ternary", "quantize_pooler": False, "embedding_weights": None}])
+@pytest.mark.parametrize("family, head", CLASSIFIED)
+def test_families(family, head, recipe, variant, tmp_path, monkeypatch):
+    """Hidden states are those of PyTorch bit for bit, also of a text with the padding token in its midst."""
+    monkeypatch.setenv("XTC_NATIVE", variant)
+    model, tokenizer = family_folder(family, head, tmp_path, **recipe)
+    texts = ["w1 w7 w3 w80", "w5", "w8 [P] w9", " ".join(f"w{i}" for i in range(60))]
+    pipe = Pipeline(tmp_path, threads=2)
+    longest = 40 if family in ("bert", "electra", "distilbert") else 38
+    with torch.inference_mode():
+        rows = [tokenizer(t, return_tensors="pt", truncation=True, max_length=longest) for t in texts]
+        hidden = [model.base_model(**row)[0][0] for row in rows]
+        logits = torch.cat([model(**row).logits for row in rows]).numpy()
+    lengths, outputs = pipe._model.run(pipe._tokenizer.encode_batch(texts), with_types=False, threads=1)
+    assert lengths.tolist() == [4, 1, 3, longest]
+    assert np.array_equal(outputs.hidden, torch.cat(hidden).numpy())
+    found = pipe.logits(texts, batch_size=2)
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
+    assert family != "bert" or np.array_equal(found, logits)
+    assert np.ptp(found, axis=0).min() > 0.01
+
+
+def test_a_bert_with_a_tokenizer_of_another_family(tmp_path):
+    """As multilingual-e5: the tokenizer gives no token types, though the encoder has them."""
+    model, tokenizer = family_folder("bert", "BertModel", tmp_path)
+    with torch.inference_mode():
+        expected = model(**tokenizer("w1 w2", return_tensors="pt"))[0][0, 0]
+    assert np.array_equal(Pipeline(tmp_path).embed("w1 w2", pooling="cls")[0], expected.numpy())
+
+
+@pytest.mark.parametrize("family, head", [("albert", "AlbertModel"), ("modernbert", "ModernBertModel")])
+def test_families_that_run_layer_by_layer_are_refused(family, head, tmp_path):
+    pack_model(compress(make_family(family, head)).eval()).save_pretrained(tmp_path)
+    message = rf"holds a xtc_{family} model in state packed; this reads packed models of: xtc_bert, xtc_roberta"
+    with pytest.raises(PackedFileError, match=message):
+        Pipeline(tmp_path)
 
 
 def test_the_choice_of_layouts_is_logged_once(folder, caplog, monkeypatch):

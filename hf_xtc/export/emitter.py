@@ -77,7 +77,7 @@ class Emitter(ABC):
 
     @abstractmethod
     def cast(self, value: Value, dtype: str) -> Value:
-        """`value` as float32, int32 or int8."""
+        """`value` as float32, int32 or int64."""
 
     @abstractmethod
     def reshape(self, value: Value, shape: list[int]) -> Value:
@@ -106,6 +106,14 @@ class Emitter(ABC):
     @abstractmethod
     def extreme(self, value: Value, which: str) -> Value:
         """The largest ("max") or smallest ("min") of each row, `(tokens, 1)`."""
+
+    @abstractmethod
+    def total(self, value: Value) -> Value:
+        """The sum of each row, `(rows, 1)`."""
+
+    @abstractmethod
+    def cumulative_sum(self, value: Value, axis: int) -> Value:
+        """Sums of all values up to each one along an axis, itself included."""
 
     @abstractmethod
     def clip(self, value: Value, low: int, high: int) -> Value:

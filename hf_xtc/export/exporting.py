@@ -14,7 +14,7 @@ from typing import Any
 from hf_xtc.checks import check_choice
 from hf_xtc.compression.convert import is_packed
 from hf_xtc.errors import StateError, XTCError, needs_extra
-from hf_xtc.export.bert import check_served
+from hf_xtc.export.graph import check_served, interface_of
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, Batch, compare, random_batches
 from hf_xtc.files.writing import whole_folder
 
@@ -44,12 +44,14 @@ def export_model(
     *,
     format: str = "onnx",
     weights: str | None = None,
+    token_types: bool = True,
     batches: Iterable[Batch] | None = None,
 ) -> Path:
     """Writes a packed model for another runtime, and checks that the file computes what the model computes.
 
-    The inputs are `input_ids`, `attention_mask` and `token_type_ids`, `int64` of any batch size and length; the
-    outputs have the names and shapes of transformers, in float32.
+    The inputs are `input_ids`, `attention_mask` and, where the model tells token types apart, `token_type_ids`, all
+    `int64` of any batch size and length. The outputs have the names and shapes of transformers, in float32. A sentence
+    embedder has one more, `sentence_embedding`, `(batch, hidden)`: pooled and normalized as `config.xtc` says.
 
     | format   | weights | codes of linears        | agreement          |
     |----------|---------|-------------------------|--------------------|
@@ -61,12 +63,15 @@ def export_model(
     Embedding rows stay packed in all of them.
 
     Args:
-        model (`PreTrainedModel`): A packed model: the bare encoder, or one with a head for sequence classification,
-            token classification, question answering, masked language modelling or next sentences. Not changed.
+        model (`PreTrainedModel`): A packed model of a family that the native encoder runs: the bare encoder, or one
+            with a head for sequence classification, token classification, question answering, masked language
+            modelling or next sentences. Not changed.
         folder (`str` or `os.PathLike`): Where to write `model.onnx`, or `openvino_model.xml` and `.bin`.
         format (`str`): "onnx" or "openvino".
         weights (`str`, *optional*): "int8" or "2bit"; by default the exact one: "int8" for ONNX, "2bit" for OpenVINO.
-        batches (*optional*): Rows to verify on, as padded batches of the three inputs; by default 64 of random tokens.
+        token_types (`bool`): Whether the graph reads `token_type_ids`, if the model tells more than one type: `False`
+            for a tokenizer that gives none. All tokens are then of the first type.
+        batches (*optional*): Rows to verify on, as padded batches of the inputs; by default 64 of random tokens.
 
     Returns:
         `Path`: the file to load.
@@ -79,7 +84,8 @@ def export_model(
     """
     check_export(model, format, weights)
     with whole_folder(folder) as scratch:
-        exported = write_verified(model, scratch, format=format, weights=weights, batches=batches)
+        options: dict[str, Any] = {"weights": weights, "token_types": token_types, "batches": batches}
+        exported = write_verified(model, scratch, format=format, **options)
     return Path(folder) / exported.path.name
 
 
@@ -105,7 +111,13 @@ def _runtime(format: str) -> Any:
 
 
 def write_verified(
-    model: Any, folder: Path, *, format: str, weights: str | None, batches: Iterable[Batch] | None
+    model: Any,
+    folder: Path,
+    *,
+    format: str,
+    weights: str | None,
+    token_types: bool,
+    batches: Iterable[Batch] | None,
 ) -> Exported:
     """Writes the files of an export into a folder, and compares them with the model.
 
@@ -113,11 +125,13 @@ def write_verified(
         XTCError: if the runtime cannot run the file, or it disagrees with the model.
     """
     runtime, weights = _runtime(format), weights or DEFAULT_WEIGHTS[format]
-    files = runtime.write(model, folder, weights)
+    interface = interface_of(model, token_types)
+    files = runtime.write(model, interface, folder, weights)
     tolerance = CLOSE if (format, weights) == ("onnx", "2bit") else EXACT
     try:
         runner = runtime.Runner(files[0])
-        agreement, noise = compare(model, runner, random_batches(model.config) if batches is None else batches)
+        rows = random_batches(model.config, interface) if batches is None else batches
+        agreement, noise = compare(model, runner, rows)
     except (XTCError, OSError):
         raise
     except Exception as error:  # the runtimes raise many types, with the same meaning here

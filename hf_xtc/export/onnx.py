@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from hf_xtc.errors import XTCError
-from hf_xtc.export.bert import INPUTS, write_graph
 from hf_xtc.export.emitter import Array, Emitter, Quantized, Value, signed_codes
+from hf_xtc.export.graph import IDS, Interface, hidden_activation, write_graph
 from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.specs import ActivationSpec
@@ -80,7 +80,7 @@ class OnnxEmitter(Emitter):
         return self.node("Reshape", value, self.constant(np.array(shape, np.int64)))
 
     def unflatten(self, value: Value, *tail: int) -> Value:
-        lead = self.node("Shape", INPUTS[0])
+        lead = self.node("Shape", IDS)
         return self.node("Reshape", value, self.node("Concat", lead, self.constant(np.array(tail, np.int64)), axis=0))
 
     def transpose(self, value: Value, order: list[int]) -> Value:
@@ -99,6 +99,12 @@ class OnnxEmitter(Emitter):
     def extreme(self, value: Value, which: str) -> Value:
         axis = self.constant(np.array([-1], np.int64))
         return self.node("ReduceMax" if which == "max" else "ReduceMin", value, axis, keepdims=1)
+
+    def total(self, value: Value) -> Value:
+        return self.node("ReduceSum", value, self.constant(np.array([-1], np.int64)), keepdims=1)
+
+    def cumulative_sum(self, value: Value, axis: int) -> Value:
+        return self.node("CumSum", value, self.constant(np.array(axis, np.int64)))
 
     def clip(self, value: Value, low: int, high: int) -> Value:
         return self.node("Clip", value, self.number(low), self.number(high))
@@ -195,9 +201,9 @@ def check(model: Any, weights: str) -> None:
     Raises:
         XTCError: if its activation function has no node, or its weights or group size do not fit `MatMulNBits`.
     """
-    if model.config.hidden_act not in _ACTIVATIONS:
+    if (name := hidden_activation(model.config)) not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise XTCError(f"hidden_act={model.config.hidden_act!r} cannot be exported to ONNX. Those that can: {known}.")
+        raise XTCError(f"The activation {name!r} cannot be exported to ONNX. Those that can: {known}.")
     if weights != "2bit":
         return
     table = getattr(model.get_input_embeddings(), "weight_packed", None)
@@ -216,20 +222,20 @@ def check(model: Any, weights: str) -> None:
             )
 
 
-def write(model: Any, folder: Path, weights: str) -> list[Path]:
+def write(model: Any, interface: Interface, folder: Path, weights: str) -> list[Path]:
     """Writes `model.onnx` into a folder; returns the written files, the one to load first."""
-    emitter = OnnxEmitter(weights)
-    length = emitter.node("Shape", INPUTS[0], start=1, end=2)
+    emitter, inputs = OnnxEmitter(weights), interface.inputs
+    length = emitter.node("Shape", IDS, start=1, end=2)
     first, step = emitter.constant(np.array(0, np.int64)), emitter.constant(np.array(1, np.int64))
-    positions = emitter.node("Range", first, emitter.reshape(length, []), step)
-    outputs = write_graph(emitter, model, {name: name for name in INPUTS}, positions)
+    places = emitter.node("Range", first, emitter.reshape(length, []), step)
+    outputs = write_graph(emitter, model, interface, {name: name for name in inputs}, places)
     for name, output in outputs.items():
         emitter.nodes.append(helper.make_node("Identity", [output.value], [name]))
     open_shape = ("batch", "sequence")
     graph = helper.make_graph(
         emitter.nodes,
         type(model).__name__,
-        [helper.make_tensor_value_info(name, TensorProto.INT64, open_shape) for name in INPUTS],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, open_shape) for name in inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, output.shape) for name, output in outputs.items()],
         list(emitter.initializers.values()),
     )
@@ -252,8 +258,9 @@ class Runner:
 
     def __init__(self, path: Path):
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.inputs = [entry.name for entry in self.session.get_inputs()]
         self.names = [output.name for output in self.session.get_outputs()]
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, Array]:
-        feeds = {name: batch[name].numpy() for name in INPUTS}
+        feeds = {name: batch[name].numpy() for name in self.inputs}
         return dict(zip(self.names, self.session.run(self.names, feeds), strict=True))

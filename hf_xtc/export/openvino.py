@@ -16,8 +16,8 @@ from openvino import opset13
 from torch import nn
 
 from hf_xtc.errors import XTCError
-from hf_xtc.export.bert import INPUTS, write_graph
 from hf_xtc.export.emitter import Array, Emitter, Value, raw_codes
+from hf_xtc.export.graph import IDS, Interface, hidden_activation, write_graph
 from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.version import __version__
 
@@ -59,7 +59,7 @@ class OpenVinoEmitter(Emitter):
         return opset13.gather(table, index, self.constant(np.array(axis, np.int64)))
 
     def cast(self, value: Value, dtype: str) -> Value:
-        return opset13.convert(value, {"float32": "f32", "int32": "i32"}[dtype])
+        return opset13.convert(value, {"float32": "f32", "int32": "i32", "int64": "i64"}[dtype])
 
     def reshape(self, value: Value, shape: list[int]) -> Value:
         return opset13.reshape(value, self._integers(*shape), special_zero=True)
@@ -84,6 +84,12 @@ class OpenVinoEmitter(Emitter):
     def extreme(self, value: Value, which: str) -> Value:
         reduce = opset13.reduce_max if which == "max" else opset13.reduce_min
         return reduce(value, self._integers(-1), keep_dims=True)
+
+    def total(self, value: Value) -> Value:
+        return opset13.reduce_sum(value, self._integers(-1), keep_dims=True)
+
+    def cumulative_sum(self, value: Value, axis: int) -> Value:
+        return opset13.cum_sum(value, self.constant(np.array(axis, np.int64)))
 
     def clip(self, value: Value, low: int, high: int) -> Value:
         return opset13.clamp(value, float(low), float(high))
@@ -125,24 +131,23 @@ def check(model: Any, weights: str) -> None:
     Raises:
         XTCError: if its activation function has no node.
     """
-    if model.config.hidden_act not in _ACTIVATIONS:
+    if (name := hidden_activation(model.config)) not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise XTCError(
-            f"hidden_act={model.config.hidden_act!r} cannot be exported to OpenVINO. Those that can: {known}."
-        )
+        raise XTCError(f"The activation {name!r} cannot be exported to OpenVINO. Those that can: {known}.")
 
 
-def write(model: Any, folder: Path, weights: str) -> list[Path]:
+def write(model: Any, interface: Interface, folder: Path, weights: str) -> list[Path]:
     """Writes `openvino_model.xml` and `.bin` into a folder; returns the written files, the one to load first."""
-    longest = ov.Dimension(1, model.config.max_position_embeddings)  # a longer row would read beyond the embedding
+    longest = ov.Dimension(1, interface.longest)  # a longer row would read beyond the embedding
     inputs = {}
-    for name in INPUTS:
+    for name in interface.inputs:
         inputs[name] = opset13.parameter(ov.PartialShape([ov.Dimension(), longest]), ov.Type.i64, name=name)
         inputs[name].output(0).set_names({name})
-    shape = opset13.shape_of(inputs["input_ids"])
+    shape = opset13.shape_of(inputs[IDS])
     emitter = OpenVinoEmitter(weights, shape)
     length = opset13.gather(shape, np.int64(1), np.int64(0))
-    outputs = write_graph(emitter, model, inputs, opset13.range(np.int64(0), length, np.int64(1), "i64"))
+    places = opset13.range(np.int64(0), length, np.int64(1), "i64")
+    outputs = write_graph(emitter, model, interface, inputs, places)
     results = []
     for name, output in outputs.items():
         result = opset13.result(output.value)
@@ -163,5 +168,6 @@ class Runner:
         self.compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, Array]:
-        results = self.compiled({name: batch[name].numpy() for name in INPUTS})
+        names = [entry.get_any_name() for entry in self.compiled.inputs]
+        results = self.compiled({name: batch[name].numpy() for name in names})
         return {output.get_any_name(): np.array(value) for output, value in results.items()}

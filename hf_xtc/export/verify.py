@@ -17,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hf_xtc.export.graph import IDS, MASK, SENTENCE_EMBEDDING, TYPES, Interface, sentence_settings
+from hf_xtc.tasks.pooling import pool
+
 Batch = dict[str, Tensor]
 Outputs = dict[str, NDArray[Any]]
 
@@ -120,7 +123,7 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
         model (`PreTrainedModel`): The packed model, on any device and of any dtype; computed in float32 on the CPU by
             the reference backend.
         runner: The exported file, from a batch to its outputs by name.
-        batches: Padded batches of `input_ids`, `attention_mask` and `token_type_ids`, integers `(batch, sequence)`.
+        batches: Padded batches of the graph's inputs, integers `(batch, sequence)`.
 
     Returns:
         How the file agrees with the model, and how the copy does (the noise).
@@ -130,15 +133,21 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
     moved = with_noise(reference)
     agreement, noise = Agreement(), Agreement()
     for batch in batches:
-        mask, expected = batch["attention_mask"].numpy(), _outputs(reference, batch)
+        mask, expected = batch["attention_mask"].numpy(), model_outputs(reference, batch)
         agreement.add(expected, runner(batch), mask)
-        noise.add(expected, _outputs(moved, batch), mask)
+        noise.add(expected, model_outputs(moved, batch), mask)
     return agreement, noise
 
 
 @torch.inference_mode()
-def _outputs(model: Any, batch: Batch) -> Outputs:
-    return {name: value.numpy() for name, value in model(**batch, return_dict=True).items()}
+def model_outputs(model: Any, batch: Batch) -> Outputs:
+    """What a model computes of a batch, under the names of an export's outputs."""
+    outputs = {name: value.numpy() for name, value in model(**batch, return_dict=True).items()}
+    if (settings := sentence_settings(model)) is not None:
+        vectors = pool(torch.from_numpy(outputs["last_hidden_state"]), batch[MASK], settings.pooling)
+        vectors = nn.functional.normalize(vectors) if settings.normalize else vectors
+        outputs[SENTENCE_EMBEDDING] = vectors.numpy()
+    return outputs
 
 
 @torch.no_grad()
@@ -151,14 +160,16 @@ def with_noise(model: Any) -> Any:
     return moved
 
 
-def random_batches(config: Any, rows: int = 64, batch_size: int = 16) -> Iterator[Batch]:
+def random_batches(config: Any, interface: Interface, rows: int = 64, batch_size: int = 16) -> Iterator[Batch]:
     """Rows of random tokens in two segments, of all lengths up to 32, padded: the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    longest = min(32, config.max_position_embeddings)
+    longest, padding = min(32, interface.longest), config.pad_token_id or 0
     for _ in range(0, rows, batch_size):
         ids = torch.randint(config.vocab_size, (batch_size, longest), generator=generator)
         lengths = torch.randint(1, longest + 1, (batch_size, 1), generator=generator)
         lengths[0] = longest
         mask = (torch.arange(longest) < lengths).long()
-        second = (torch.arange(longest) >= lengths // 2).long() * (config.type_vocab_size > 1)
-        yield {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": second * mask}
+        batch = {IDS: ids.where(mask == 1, padding), MASK: mask}
+        if TYPES in interface.inputs:
+            batch[TYPES] = (torch.arange(longest) >= lengths // 2).long() * mask
+        yield batch

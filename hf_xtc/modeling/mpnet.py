@@ -14,7 +14,7 @@ from transformers.models.mpnet import modeling_mpnet as mpnet
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from hf_xtc.modeling.family import register_family
-from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts
+from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts, positions_from_padding
 
 
 class MPNetScoresAttention(MPNetSelfAttention):  # type: ignore[misc]
@@ -41,11 +41,6 @@ class MPNetScoresAttention(MPNetSelfAttention):  # type: ignore[misc]
 
 # transformers counts this many buckets of distances, whatever the config says.
 _BUCKETS = 32
-
-
-def _positions(embeddings: Any, input_ids: Tensor) -> Tensor:
-    positions: Tensor = mpnet.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
-    return positions
 
 
 def _parts(model: Any) -> Parts:
@@ -83,7 +78,7 @@ _NATIVE = NativeForm(
     parts=_parts,
     output=BaseModelOutputWithPooling,
     pooler=mpnet.MPNetPooler,
-    positions=_positions,
+    positions=positions_from_padding,
 )
 
 register_family(

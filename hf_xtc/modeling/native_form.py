@@ -17,6 +17,21 @@ _COMMON = (
 )
 
 
+def positions_from_padding(embeddings: Any, input_ids: Tensor) -> Tensor:
+    """Positions as fairseq counts them: from 1 behind the padding token's id on, that id itself for padding.
+
+    Args:
+        embeddings (`nn.Module`): With the attribute `padding_idx`.
+        input_ids (`torch.Tensor` of shape `(batch, tokens)`, integer).
+
+    Returns:
+        `torch.Tensor` of the same shape, `int64`.
+    """
+    padding: int = embeddings.padding_idx
+    is_token = (input_ids != padding).long()
+    return is_token.cumsum(1) * is_token + padding
+
+
 class LayerParts(NamedTuple):
     """The modules of one layer.
 

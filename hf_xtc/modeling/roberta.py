@@ -1,8 +1,5 @@
 """RoBERTa, XLM-R and CamemBERT: BERT's modules; positions are counted from the padding token's id on."""
 
-from typing import Any
-
-from torch import Tensor
 from transformers import CamembertConfig, RobertaConfig, XLMRobertaConfig
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.camembert import modeling_camembert
@@ -11,13 +8,7 @@ from transformers.models.xlm_roberta import modeling_xlm_roberta
 
 from hf_xtc.modeling.bert import BERT_SCOPES
 from hf_xtc.modeling.family import register_family
-from hf_xtc.modeling.native_form import bert_form
-
-
-def _positions(embeddings: Any, input_ids: Tensor) -> Tensor:
-    positions: Tensor = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
-    return positions
-
+from hf_xtc.modeling.native_form import bert_form, positions_from_padding
 
 for _config, _module, _prefix in (
     (RobertaConfig, modeling_roberta, "Roberta"),
@@ -29,6 +20,8 @@ for _config, _module, _prefix in (
         layers="encoder.layer",
         scopes=BERT_SCOPES,
         head_scopes={"pooler": ("classifier.dense",)},
-        native=bert_form(_module, _prefix, BaseModelOutputWithPoolingAndCrossAttentions, positions=_positions),
+        native=bert_form(
+            _module, _prefix, BaseModelOutputWithPoolingAndCrossAttentions, positions=positions_from_padding
+        ),
         module=__name__,
     )

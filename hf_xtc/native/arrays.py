@@ -157,6 +157,26 @@ class Weight:
         self.struct = WeightStruct(layout, levels, self.rows, self.columns, *pointers)
         self.address = ctypes.addressof(self.struct)
 
+    def product(self, x: Array, *, threads: int) -> Array:
+        """`x @ weight.T + bias`: `x` on 8-bit symmetric levels per row, exact integer sums.
+
+        Args:
+            x (`numpy.ndarray` of shape `(n, columns)`, float32).
+            threads (`int`): Number of threads.
+
+        Returns:
+            `numpy.ndarray` of shape `(n, rows)`, float32.
+
+        Raises:
+            RuntimeError: if `x` has another shape.
+        """
+        if x.ndim != 2 or x.shape[1] != self.columns:
+            raise RuntimeError(f"A weight of {self.columns} columns cannot multiply rows of shape {x.shape}.")
+        x, out = _floats(x), np.empty((len(x), self.rows), np.float32)
+        if out.size:
+            call("xtc_linear", ctypes.byref(self.struct), x.ctypes.data, len(x), out.ctypes.data, threads=threads)
+        return out
+
     @property
     def nbytes(self) -> int:
         """Bytes that the codes take in memory."""
@@ -212,6 +232,11 @@ class Dense:
         self._weight, self._bias = _floats(weight), None if bias is None else _floats(bias)
         self.struct = DenseStruct(self.rows, _address(self._weight), _address(self._bias))
         self.address = ctypes.addressof(self.struct)
+
+    def product(self, x: Array, *, threads: int) -> Array:
+        """`x @ weight.T + bias`, `(n, columns)` to `(n, rows)`, by numpy; `threads` is for `Weight.product`."""
+        product = x @ self._weight.T
+        return product if self._bias is None else product + self._bias
 
 
 def check_dense(weight: Sequence[int], bias: Sequence[int] | None) -> None:

@@ -56,6 +56,13 @@ class JobArguments:
     start_from: str | None = field(
         default=None, metadata={"help": "Model of the student's shape to start from, instead of the teacher's layers."}
     )
+    trim_vocabulary: int = field(
+        default=0,
+        metadata={
+            "help": "Leave tokens out of the student's vocabulary that the train rows have less than so many times; "
+            "what they spell is then spelled in smaller pieces. 0: keep all."
+        },
+    )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
     overwrite: bool = field(default=False, metadata={"help": "Replace another run in --output_dir."})
 
@@ -72,6 +79,8 @@ class JobArguments:
                 f"--teacher_revision={self.teacher_revision} is for a teacher on the Hub, but {self.teacher} is a "
                 "folder. Leave the revision out."
             )
+        if self.trim_vocabulary != 0:
+            check_count("trim_vocabulary", self.trim_vocabulary)
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 

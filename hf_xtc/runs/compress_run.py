@@ -5,6 +5,8 @@ Does not depend on the command line. A run that is started again continues where
 
 import dataclasses
 import logging
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from hf_xtc.compression.convert import compress
+from hf_xtc.compression.vocabulary import trim_model, trim_tokenizer
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.files.lock import FolderLock
 from hf_xtc.hub.results import Row, Run
@@ -56,6 +59,7 @@ def run_compress(
 def _run_stages(job: Job) -> Run:
     teacher, row = teacher_stage(job)
     job.add_rows(teacher)
+    job, teacher = trimmed(job, teacher)
     rows, receipts = [row], []
     student, key = None, digest(job.description)
     for stage, recipe in zip(job.schedule.stages, job.schedule.recipes(job.recipe, row.layers), strict=True):
@@ -133,6 +137,19 @@ def teacher_stage(job: Job) -> tuple[PreTrainedModel, Row]:
     arguments = dataclasses.replace(job.training_args, **changes)
     metrics = job.measure(job.trainer(teacher, None, arguments), job.validation())
     return teacher, job.row("teacher", teacher, "teacher", metrics, "float32")
+
+
+def trimmed(job: Job, teacher: PreTrainedModel) -> tuple[Job, PreTrainedModel]:
+    """The job and the teacher of the students: with the tokens that the train rows have often enough, if asked for.
+
+    The teacher is measured with all of its tokens, before.
+    """
+    if not job.args.trim_vocabulary:
+        return job, teacher
+    counts = Counter(chain.from_iterable(job.tokenized["train"]["input_ids"]))
+    kept, tokenizer = trim_tokenizer(job.tokenizer, counts, min_count=job.args.trim_vocabulary)
+    logger.info("Vocabulary: %d of %d tokens are left.", len(kept), len(job.tokenizer))
+    return job.with_tokenizer(tokenizer), trim_model(teacher, kept)
 
 
 def student_stage(

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoTokenizer
 
 from hf_xtc.data.task_data import read_splits
 from hf_xtc.errors import DataError, StateError
-from hf_xtc.export.bert import INPUTS
 from hf_xtc.export.exporting import Exported, check_export, write_verified
+from hf_xtc.export.graph import IDS, MASK, TYPES, interface_of
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
 from hf_xtc.modeling.architecture import architecture_of
+from hf_xtc.modeling.base import XTCConfig
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.runs.teacher import load_config
@@ -33,8 +33,12 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
     require_empty(args.output_dir, overwrite=args.overwrite)
     model = load_packed(args.model)
     check_export(model, args.format, args.weights)
-    tokenizer = _tokenizer(args.model)
-    batches = None
+    tokenizer, batches = _tokenizer(args.model), None
+    token_types = tokenizer is None or TYPES in tokenizer.model_input_names
+    if tokenizer is not None:  # it may give token types to a model that has none
+        names = list(interface_of(model, token_types).inputs)
+        tokenizer.model_input_names = names
+        tokenizer.init_kwargs["model_input_names"] = names  # what is saved
     if data_args.given:
         if tokenizer is None:
             raise DataError(
@@ -44,10 +48,10 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
         check_tokenizer(tokenizer, model.config, args.model, data_args.max_length)
         batches = validation_batches(model, tokenizer, args, data_args)
     with whole_folder(args.output_dir) as folder:
-        exported = write_verified(model, folder, format=args.format, weights=args.weights, batches=batches)
+        options: dict[str, Any] = {"weights": args.weights, "token_types": token_types, "batches": batches}
+        exported = write_verified(model, folder, format=args.format, **options)
         plain_config(model.config).save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.model_input_names = list(INPUTS)  # the graph reads all three, also where the model needs two
             tokenizer.save_pretrained(folder)
     return replace(exported, path=Path(args.output_dir) / exported.path.name)
 
@@ -61,8 +65,9 @@ def load_packed(name: str) -> Any:
     config = load_config(name)
     if getattr(config, "state", None) != "packed":
         raise StateError(f"{name} holds no packed model. Export one that hf-xtc compress or pack_model made.")
-    classes: dict[str, Any] = {cls.__name__: cls for cls in architecture_of(config).model_classes.values()}
-    written_by = (config.architectures or ["XTCBertModel"])[0]
+    architecture = architecture_of(config)
+    classes: dict[str, Any] = {cls.__name__: cls for cls in architecture.model_classes.values()}
+    written_by = (config.architectures or [architecture.auto_classes["AutoModel"].__name__])[0]
     if written_by not in classes:
         raise StateError(f"{name} is a {written_by}, which this version of hf_xtc does not have. Upgrade hf_xtc.")
     return classes[written_by].from_pretrained(name)
@@ -76,13 +81,14 @@ def _tokenizer(name: str) -> Any:
         return None
 
 
-def plain_config(config: Any) -> BertConfig:
-    """The model's configuration as a plain `BertConfig`, so that the exported folder loads without this package."""
+def plain_config(config: Any) -> Any:
+    """The model's configuration as its teacher's plain one, so that the exported folder loads without this package."""
     values = config.to_dict()
     for key in ("state", "xtc", "model_type", "transformers_version", "architectures", "auto_map"):
         values.pop(key, None)
     names = [name.removeprefix("XTC") for name in config.architectures or []]
-    return BertConfig(**values, architectures=names)
+    plain = next(base for base in type(config).__bases__ if base is not XTCConfig)
+    return plain(**values, architectures=names)
 
 
 def validation_batches(
@@ -100,14 +106,11 @@ def validation_batches(
     if type(model).__name__.endswith(task.head):  # for any other head labels are not needed
         data = task.align_labels(data, model.config, args.model)
     rows = task.tokenize(data.validation, tokenizer, data_args)
-    rows = rows.select_columns([name for name in INPUTS if name in rows.column_names])
+    inputs = [name for name in tokenizer.model_input_names if name in (IDS, MASK, TYPES)]
+    rows = rows.select_columns([name for name in inputs if name in rows.column_names])
     collate = task.collator(tokenizer)
     return (
-        _with_token_types(collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list()))
+        {name: batch[name] for name in inputs}
         for start in range(0, len(rows), args.batch_size)
+        for batch in [collate(rows.select(range(start, min(start + args.batch_size, len(rows)))).to_list())]
     )
-
-
-def _with_token_types(batch: Any) -> Batch:
-    types = batch.get("token_type_ids", torch.zeros_like(batch["input_ids"]))
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "token_type_ids": types}

@@ -1,5 +1,6 @@
 """The inputs of a compression run, checked before anything is written: data, recipe, schedule and arguments."""
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -82,7 +83,15 @@ class Job:
         splits = {"train": self.data.train, "validation": self.data.validation, **self.data.extra_validation}
         if self.data.selection is not None:
             splits["selection"] = self.data.selection
+        self._rows = splits
         self.tokenized = {name: self._tokenize(split) for name, split in splits.items()}
+
+    def with_tokenizer(self, tokenizer: Any) -> "Job":
+        """The same job with rows that another tokenizer encodes."""
+        other = copy.copy(self)
+        other.tokenizer = tokenizer
+        other.tokenized = {name: other._tokenize(rows) for name, rows in self._rows.items()}
+        return other
 
     def _tokenize(self, rows: Dataset) -> Dataset:
         return self.task.tokenize(rows, self.tokenizer, self.data_args)
@@ -115,6 +124,7 @@ class Job:
             "train_rows": len(self.data.train),
             **self.task.facts(self.data),
             "augmented_rows": self.augmented,
+            **({"vocabulary": len(self.tokenizer)} if self.args.trim_vocabulary else {}),
             **({"unlabelled_rows": unlabelled, "unlabelled_from": self._sources()} if unlabelled else {}),
             "held_out_rows": 0 if held_out is None else len(held_out),
             "validation_rows": len(self.data.validation),
@@ -178,7 +188,8 @@ class Job:
             rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
         if rows is not self.data.train:
             texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
-            self.tokenized["train"] = self._tokenize(rows.select_columns(texts))
+            self._rows["train"] = rows.select_columns(texts)
+            self.tokenized["train"] = self._tokenize(self._rows["train"])
 
     def trainer(
         self, model: PreTrainedModel, teacher: PreTrainedModel | None, arguments: XTCTrainingArguments

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
 from hf_xtc.errors import XTCError
@@ -81,18 +82,19 @@ class _TorchModel:
         self._padding = getattr(config, "pad_token_id", None) or 0
 
     @torch.no_grad()
-    def run(self, lengths: Array, indices: list[Array], threads: int) -> Outputs:
-        """As `arrays.Encoder.run`; a head on tokens gives logits `(tokens, outputs)`."""
-        words, _, types = indices
+    def run(self, encodings: list[Encoding], *, with_types: bool, threads: int) -> tuple[Array, Outputs]:
+        """Lengths, and outputs for tokenized texts; a head on tokens gives logits `(tokens, outputs)`."""
+        lengths = np.array([len(encoding.ids) for encoding in encodings], np.int64)
         kept = np.arange(lengths.max()) < lengths[:, None]
-        rows = {"input_ids": words, "token_type_ids": types}
+        rows = {"input_ids": [encoding.ids for encoding in encodings]}
+        types = [encoding.type_ids for encoding in encodings]
+        if with_types and any(map(any, types)):  # some models do not take them
+            rows["token_type_ids"] = types
         batch = {"attention_mask": torch.from_numpy(kept.astype(np.int64))}
         for name, values in rows.items():
             padded = np.full(kept.shape, self._padding if name == "input_ids" else 0, np.int64)
-            padded[kept] = values
+            padded[kept] = np.concatenate(values)
             batch[name] = torch.from_numpy(padded)
-        if not types.any():  # which some models do not take
-            del batch["token_type_ids"]
         try:
             outputs = self._model(**batch)
         except IndexError as error:
@@ -102,6 +104,6 @@ class _TorchModel:
         else:
             logits = outputs.get("logits")
         if logits is None:
-            return Outputs(outputs[0].float().numpy()[kept], None, None)
+            return lengths, Outputs(outputs[0].float().numpy()[kept], None, None)
         found = logits.float().numpy()
-        return Outputs(None, None, found[kept] if self.token_outputs else found)
+        return lengths, Outputs(None, None, found[kept] if self.token_outputs else found)

@@ -27,3 +27,13 @@ def test_one_way_is_native_and_the_other_is_not(family, monkeypatch):
             one_by_one = packed(**batch).last_hidden_state
     assert len(made) == 2 + 5 + 1
     torch.testing.assert_close(whole, one_by_one, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.skipif(not variants(), reason="the native operator is not built")
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_texts_are_classified_in_both_ways(family, monkeypatch):
+    made, call = [], native.NativeEncoder.__call__
+    monkeypatch.setattr(native.NativeEncoder, "__call__", lambda *args: made.append(1) or call(*args))
+    monkeypatch.setattr(family_speed, "SIZES", TINY)
+    assert family_speed.agreement(family, family_speed.FamilyArguments(layers=2, texts=20)) >= 18
+    assert len(made) == 20, "one way calls the native encoder, the other does not"

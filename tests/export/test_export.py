@@ -28,6 +28,7 @@ from hf_xtc.cli import main
 from hf_xtc.errors import RecipeError, StateError
 from hf_xtc.export import emitter
 from hf_xtc.export.exporting import DEFAULT_WEIGHTS, export_model
+from hf_xtc.export.graph import IDS, MASK, TYPES, Interface, interface_of
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, random_batches
 
 BOTH = pytest.mark.parametrize("format", ["onnx", "openvino"])
@@ -54,7 +55,7 @@ def write(model, folder, format, weights=None):
     """Writes a file without the package's verification; the tests that call this have stricter bounds."""
     runtime, weights = import_module(f"hf_xtc.export.{format}"), weights or DEFAULT_WEIGHTS[format]
     runtime.check(model, weights)
-    return runtime.write(model, folder, weights)[0]
+    return runtime.write(model, interface_of(model), folder, weights)[0]
 
 
 def needs_two_bits(format="onnx"):
@@ -278,9 +279,9 @@ def test_a_head_without_a_graph_is_refused(build, tmp_path):
     with pytest.raises(XTCError) as error:
         export_model(build(BertForMultipleChoice), tmp_path)
     assert str(error.value) == (
-        "XTCBertForMultipleChoice cannot be exported. Those that can: XTCBertModel, XTCBertForSequenceClassification, "
-        "XTCBertForTokenClassification, XTCBertForQuestionAnswering, XTCBertForMaskedLM, "
-        "XTCBertForNextSentencePrediction."
+        "XTCBertForMultipleChoice cannot be exported. Those that can: XTCBertModel, XTCBertForMaskedLM, "
+        "XTCBertForNextSentencePrediction, XTCBertForSequenceClassification, XTCBertForTokenClassification, "
+        "XTCBertForQuestionAnswering."
     )
 
 
@@ -306,7 +307,7 @@ def test_unknown_choices(format, weights, message, build, tmp_path):
 @BOTH
 def test_an_unknown_activation_function_is_refused(format, tiny_config, build, tmp_path):
     tiny_config.hidden_act = "mish"
-    with pytest.raises(XTCError, match=r"^hidden_act='mish' cannot be exported to \w+\. Those that can: gelu,"):
+    with pytest.raises(XTCError, match=r"^The activation 'mish' cannot be exported to \w+\. Those that can: gelu,"):
         export_model(build(), tmp_path, format=format)
 
 
@@ -366,7 +367,7 @@ def test_a_file_that_disagrees_is_an_error_and_is_removed(format, weights, build
 def test_a_file_that_does_not_run_is_an_error(build, tmp_path, monkeypatch):
     import hf_xtc.export.onnx as module
 
-    def write(model, folder, weights):
+    def write(model, interface, folder, weights):
         (folder / "model.onnx").write_bytes(b"nonsense")
         return [folder / "model.onnx"]
 
@@ -409,8 +410,11 @@ def test_tolerance():
     assert not replace(agreement, largest=float("nan")).within(CLOSE, noise)
 
 
+INPUTS = (IDS, MASK, TYPES)
+
+
 def test_random_batches_are_ragged_and_the_same_at_every_call(tiny_config):
-    first, again = list(random_batches(tiny_config)), list(random_batches(tiny_config))
+    first, again = (list(random_batches(tiny_config, Interface(INPUTS, 40))) for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in a)
     assert sum(len(batch["input_ids"]) for batch in first) == 64
     assert {int(n) for batch in first for n in batch["attention_mask"].sum(1)} > {32}

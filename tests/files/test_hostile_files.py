@@ -16,7 +16,7 @@ from hf_xtc import XTCRecipe, compress, pack_model
 from hf_xtc.errors import PackedFileError, RecipeError, XTCError
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.modeling.base import XTCModel
-from hf_xtc.reader import PackedBert, ReadError
+from hf_xtc.reader import PackedEncoder, ReadError
 from hf_xtc.runs.arguments import RecipeArguments
 from hf_xtc.runs.report import read_metrics
 
@@ -43,7 +43,7 @@ def both_refuse(folder, text):
     with pytest.raises(PackedFileError, match=text):
         load(folder)
     with pytest.raises(ReadError):
-        PackedBert(folder).logits([[1, 2, 3]])
+        PackedEncoder(folder).logits([[1, 2, 3]])
 
 
 # Sizes that would be built, or allocated, before the file is looked at
@@ -133,7 +133,7 @@ def test_links_are_read_as_in_the_cache_of_the_hub(folder, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "model.safetensors").symlink_to(tmp_path / "blob")
     assert isinstance(load(folder), XTCModel)
-    assert PackedBert(folder).logits([[1, 2]]).shape == (1, 3)
+    assert PackedEncoder(folder).logits([[1, 2]]).shape == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00002-of-00002.safetensors"])
@@ -144,13 +144,13 @@ def test_reading_pipes_and_devices_does_not_block(name, shards, folder):
     with pytest.raises((ValueError, OSError)):
         load(target)
     with pytest.raises(ReadError, match=r"not a regular file|cannot be read"):
-        PackedBert(target)
+        PackedEncoder(target)
     (target / name).unlink()
     (target / name).symlink_to("/dev/zero")
     with pytest.raises((ValueError, OSError)):
         load(target)
     with pytest.raises(ReadError, match=r"not a regular file|cannot be read"):
-        PackedBert(target)
+        PackedEncoder(target)
 
 
 def test_a_file_with_a_hole_of_a_terabyte_is_refused_unread(folder):

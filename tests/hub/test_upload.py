@@ -11,7 +11,10 @@ import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
 import torch
+import transformers
 from commands import blocks
+from families import make_batch
+from families import make_teacher as make_family
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 from packaging.version import Version
@@ -117,6 +120,41 @@ def test_a_pushed_model_comes_back_bit_for_bit(hub, tiny_config, tiny_batch, hea
     assert type(found) is type(packed)
     for ours, theirs in zip(outputs(packed, tiny_batch), outputs(found, tiny_batch), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "family, head, auto",
+    [
+        ("mpnet", "MPNetModel", "AutoModel"),
+        ("xlm-roberta", "XLMRobertaForTokenClassification", "AutoModelForTokenClassification"),
+        ("distilbert", "DistilBertForSequenceClassification", "AutoModelForSequenceClassification"),
+    ],
+)
+@pytest.mark.usefixtures("reference_backend")
+def test_a_pushed_family_comes_back_with_and_without_the_package(hub, family, head, auto, tmp_path):
+    """In another process, where hf_xtc cannot be imported, the repository's own code gives the same bits."""
+    packed = pack_model(compress(make_family(family, head), XTCRecipe(keep_layers=2)).eval())
+    packed.push_to_hub("user/tiny")
+    assert set(HfApi().list_repo_files("user/tiny")) == FILES
+    batch = make_batch(packed.config)
+    found = getattr(transformers, auto).from_pretrained("user/tiny")
+    assert type(found) is type(packed)
+    expected = outputs(packed, batch)[0]
+    assert torch.equal(outputs(found, batch)[0], expected)
+    code = f"""
+import io, sys, torch, transformers
+sys.modules["hf_xtc"] = None
+batch = torch.load(io.BytesIO(sys.stdin.buffer.read()))
+model = transformers.{auto}.from_pretrained("user/tiny", trust_remote_code=True).eval()
+torch.save(model(**batch)[0].detach(), sys.stdout.buffer)
+"""
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_user"}
+    environment = {**os.environ, **home, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    sent = io.BytesIO()
+    torch.save(batch, sent)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, input=sent.getvalue())
+    assert torch.equal(torch.load(io.BytesIO(done.stdout)), expected)
 
 
 @pytest.mark.usefixtures("reference_backend")

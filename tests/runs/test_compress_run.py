@@ -19,6 +19,9 @@ from trainers import Stop, stop_the_first_student
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
     ErnieConfig,
     ErnieForSequenceClassification,
     set_seed,
@@ -416,3 +419,36 @@ def test_stages_share_a_teacher_cache(folder, tmp_path, caplog):
     found = json.loads((cache / "cache.json").read_text())
     assert sum(shard["rows"] for shard in found["shards"]) == 256
     assert found["layers"] == {"attentions": [1, 3], "hidden_states": [0, 2, 4]}
+
+
+def test_the_students_vocabulary_is_that_of_the_train_rows(folder, tmp_path):
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocabulary = {word: i for i, word in enumerate([*VOCAB, *letters, "zebra", "quartz"])}
+    set_seed(0)
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, **SHAPE)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "teacher")
+    BertTokenizerFast(vocab=vocabulary, model_max_length=40).save_pretrained(tmp_path / "teacher")
+    rows = pd.read_csv(folder / "validation.csv")
+    rows.loc[0, "text"] = "zebra"  # a word that no train row has
+    rows.to_csv(tmp_path / "validation.csv", index=False)
+    options = [
+        f"--teacher={tmp_path / 'teacher'}",
+        f"--train_file={folder / 'train.csv'}",
+        "--schedule=direct",
+        *QUICK,
+    ]
+    options += [f"--validation_file={tmp_path / 'validation.csv'}", "--keep_layers=2", "--fine_tune"]
+    runs = {}
+    for name, more in (("whole", []), ("trimmed", ["--trim_vocabulary=1"])):
+        assert main(["compress", *options, f"--output_dir={tmp_path / name}", *more]) == 0
+        runs[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "trimmed")
+    assert set(vocabulary) - set(tokenizer.get_vocab()) == {"zebra", "quartz"}
+    assert tokenizer.tokenize("a zebra movie") == ["a", "z", "##e", "##b", "##r", "##a", "movie"]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trimmed")
+    assert model.config.vocab_size == len(vocabulary) - 2
+    assert runs["trimmed"]["provenance"]["vocabulary"] == len(vocabulary) - 2
+    assert runs["trimmed"]["rows"][0] == runs["whole"]["rows"][0], "the teacher is measured with all of its tokens"
+    assert runs["trimmed"]["rows"][-1]["bytes"] < runs["whole"]["rows"][-1]["bytes"]
+    card = " ".join((tmp_path / "trimmed" / "README.md").read_text(encoding="utf-8").split())
+    assert f"vocabulary: {len(vocabulary) - 2}" in card

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from hf_xtc.files.writing import LOCK_FILE, SCRATCH, last_checkpoint
-from hf_xtc.reader import PackedBert
+from hf_xtc.reader import PackedEncoder
 
 
 def published(out: Path) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str
 
 def logits(out: Path) -> Any:
     """Logits of some rows, by the numpy reader."""
-    return PackedBert(out).logits([[2, 5, 11, 12, 3], [2, 8, 13, 14, 3]], attention_mask=[[1] * 5] * 2)
+    return PackedEncoder(out).logits([[2, 5, 11, 12, 3], [2, 8, 13, 14, 3]], attention_mask=[[1] * 5] * 2)
 
 
 def check(place: Path, expected: dict[str, bytes], expected_logits: Any) -> list[str]:

@@ -31,7 +31,7 @@ from hf_xtc.distillation.cache.shards import ShardWriter
 from hf_xtc.errors import XTCError
 from hf_xtc.modeling.adapters import adapter_base, head_labels, with_adapter
 from hf_xtc.modeling.base import XTCModel
-from hf_xtc.reader import PackedBert, ReadError
+from hf_xtc.reader import PackedEncoder, ReadError
 from hf_xtc.runs.arguments import RecipeArguments
 from mutations import HOSTILE, PATTERNS, TEXTS, damage_folder, damage_json, damage_safetensors
 
@@ -146,7 +146,7 @@ class Packed(Target):
     def _read(self, folder: Path) -> str:
         try:
             with np.errstate(all="ignore"):
-                reader = PackedBert(folder)
+                reader = PackedEncoder(folder)
                 if reader.config.get("architectures") != ["XTCBertForSequenceClassification"]:
                     hidden = reader.hidden_states(IDS.numpy(), MASK.numpy())
                     check_numbers(hidden, (2, 4, reader.config["hidden_size"]), "the reader's hidden states")

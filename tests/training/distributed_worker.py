@@ -221,4 +221,4 @@ if __name__ == "__main__":
     for part in parts:
         part(Path(sys.argv[2]))
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's own teardown aborts about once in fifty times on a busy machine

@@ -1,0 +1,70 @@
+"""The compressions of `benchmarks/tasks.py`, on small data: rows, their file, the table."""
+
+import json
+import sys
+
+import pytest
+from compress_options import SHAPE, VOCAB
+from task_cases import table
+from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
+
+import tasks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A base encoder "base", and rows of tags in "data/wnut17" and of texts in "data/embedding"."""
+    set_seed(0)
+    BertModel(BertConfig(vocab_size=len(VOCAB), max_position_embeddings=40, **SHAPE)).save_pretrained(
+        tmp_path / "base"
+    )
+    BertTokenizerFast(vocab=VOCAB, model_max_length=40).save_pretrained(tmp_path / "base")
+    for name in ("wnut17", "embedding"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for split, count in (("train", 40), ("validation", 16)):
+        table("token-classification", count).to_parquet(tmp_path / "data" / "wnut17" / f"{split}.parquet")
+    pairs = table("regression", 40).rename(columns={"text": "sentence1"})
+    pairs["sentence2"] = pairs["sentence1"][::-1].to_numpy()
+    (tmp_path / "data" / "embedding" / "train.txt").write_text("\n".join(pairs["sentence1"]))
+    pairs.to_parquet(tmp_path / "data" / "embedding" / "validation.parquet")
+    return tmp_path
+
+
+def run(folder, capsys, monkeypatch, *more, **options):
+    quick = {
+        "num_train_epochs": 1,
+        "fine_tune_epochs": 1,
+        "max_length": 24,
+        "disable_tqdm": True,
+        "bf16": False,
+        **options,
+    }
+    words = [f"--data_dir={folder / 'data'}", f"--teacher={folder / 'base'}", f"--output_dir={folder / 'runs'}"]
+    words += [f"--results_file={folder / 'tasks.jsonl'}", "--threads=1", f"--options={json.dumps(quick)}", *more]
+    monkeypatch.setattr(sys, "argv", ["tasks.py", *words])
+    tasks.main()
+    return [json.loads(line) for line in (folder / "tasks.jsonl").read_text().splitlines()], capsys.readouterr().out
+
+
+def test_a_run_is_recorded_once_and_shown(folder, capsys, monkeypatch):
+    records, shown = run(folder, capsys, monkeypatch, "--names", "wnut17")
+    (record,) = records
+    assert record["rows"][0]["model"] == "teacher"
+    assert record["rows"][-1]["bytes"] < record["rows"][0]["bytes"]
+    assert record["options"]["train_file"] == "wnut17/train.parquet"
+    assert record["options"]["teacher"] == "base"
+    assert f"{record['rows'][-1]['bytes']:,}" in shown
+    again, table_alone = run(folder, capsys, monkeypatch, "--names", "wnut17")
+    assert again == records
+    assert shown.endswith(table_alone)
+
+
+def test_a_trial_is_recorded_and_left_out_of_the_table(folder, capsys, monkeypatch):
+    base = {"task": "sentence-embedding", "pooling": "mean"}
+    records, shown = run(folder, capsys, monkeypatch, "--names", "embedding", "--label", "trial", **base)
+    assert [(record["name"], record["label"], record["metric"]) for record in records] == [
+        ("embedding", "trial", "spearmanr")
+    ]
+    assert "embedding" not in shown
