@@ -1,9 +1,8 @@
 """Runs packed models without PyTorch and transformers: numpy, safetensors, tokenizers and the native operator.
 
 For a container, a function that starts cold, or a command line. Files are read and checked as `hf_xtc.reader` does;
-hidden states, and the logits of BERT, are bitwise equal to those of the "auto" backend in PyTorch under
-`torch.no_grad()`. The heads of other families, which PyTorch computes in float there, agree up to the rounding of
-floats. Models that the native operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
+logits are bitwise equal to those of the "auto" backend in PyTorch under `torch.no_grad()`. Models that the native
+operator does not compute whole are refused: `hf_xtc.reader` runs them in numpy, slowly.
 """
 
 import logging
@@ -23,7 +22,7 @@ from hf_xtc.errors import ExtraError, HubError, PackedFileError, StateError, XTC
 from hf_xtc.files.sentence_files import PATTERNS, SentenceSettings, read_sentence_settings, read_settings
 from hf_xtc.native import arrays
 from hf_xtc.native.library import variant
-from hf_xtc.reader import ACTIVATIONS, TOKEN_HEADS, PackedEncoder, ReadError
+from hf_xtc.reader import TOKEN_HEADS, PackedEncoder, ReadError
 
 logger = logging.getLogger(__name__)
 
@@ -369,17 +368,13 @@ class _NativeModel:
             weight, bias = self._token_head
             outputs = self.encoder.run(lengths, indices, threads=threads)
             return lengths, outputs._replace(logits=outputs.hidden @ weight.T + bias)
-        if self._activation in (None, "tanh"):
-            return lengths, self.encoder.run(lengths, indices, self._pooler, self._classifier, threads=threads)
-        outputs = self.encoder.run(lengths, indices, threads=threads)
-        first = outputs.hidden[np.cumsum(lengths) - lengths]
-        pooled = ACTIVATIONS[self._activation](_applied(self._pooler, first, threads))
-        return lengths, outputs._replace(logits=_applied(self._classifier, pooled, threads))
+        head = (self._pooler, self._classifier)
+        return lengths, self.encoder.run(lengths, indices, *head, activation=self._activation, threads=threads)
 
-    def _head(self) -> tuple[arrays.Weight | arrays.Dense | None, str | None, arrays.Dense | None]:
+    def _head(self) -> tuple[arrays.Weight | arrays.Dense | None, str, arrays.Dense | None]:
         """The two linears of a sequence classifier's head, and the activation between; nothing of other models."""
         if not self._read.architecture.endswith("ForSequenceClassification"):
-            return None, None, None
+            return None, "tanh", None
         dense, activation, output = self._read.family.head
         dense = f"{self._read.prefix}{dense}" if dense.startswith("pooler") else dense
         labels = self._read.tensor(f"{output}.weight").shape[0]
@@ -446,12 +441,6 @@ class _NativeModel:
         if scale.shape != (len(packed), 1):
             raise ReadError(f"{path} holds scales {scale.shape} for {len(packed)} rows.")
         return arrays.Table(packed, scale, self._read.codes(path).levels, width)
-
-
-def _applied(linear: arrays.Weight | arrays.Dense | None, x: Array, threads: int) -> Array:
-    """`x @ weight.T + bias` of a packed linear or one in float."""
-    assert linear is not None
-    return linear.product(x, threads=threads)
 
 
 @cache

@@ -12,19 +12,11 @@ from hf_xtc.errors import XTCError
 from hf_xtc.export.emitter import Emitter, Value
 from hf_xtc.files.sentence_files import SentenceSettings
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture, architecture_of
-from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts, positions_from_padding
+from hf_xtc.modeling.native_form import ClassifierForm, LayerParts, NativeForm, Parts, positions_from_padding
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 # The output of a sentence embedder beside transformers' own, by the name that Optimum gives it.
 SENTENCE_EMBEDDING = "sentence_embedding"
-
-
-class ClassifierHead(NamedTuple):
-    """Paths of the two linears on a text's first token, and the activation function between them."""
-
-    dense: str
-    activation: str
-    output: str
 
 
 class LanguageHead(NamedTuple):
@@ -36,19 +28,8 @@ class LanguageHead(NamedTuple):
     output: str
 
 
-_ROBERTA_CLASSIFIER = ClassifierHead("classifier.dense", "tanh", "classifier.out_proj")
 _ROBERTA_LANGUAGE = LanguageHead("lm_head.dense", "gelu", "lm_head.layer_norm", "lm_head.decoder")
-# Names of transformers' classes.
-CLASSIFIERS = {
-    "BertForSequenceClassification": ClassifierHead("bert.pooler.dense", "tanh", "classifier"),
-    "BertForNextSentencePrediction": ClassifierHead("bert.pooler.dense", "tanh", "cls.seq_relationship"),
-    "RobertaForSequenceClassification": _ROBERTA_CLASSIFIER,
-    "XLMRobertaForSequenceClassification": _ROBERTA_CLASSIFIER,
-    "CamembertForSequenceClassification": _ROBERTA_CLASSIFIER,
-    "MPNetForSequenceClassification": _ROBERTA_CLASSIFIER,
-    "ElectraForSequenceClassification": ClassifierHead("classifier.dense", "gelu", "classifier.out_proj"),
-    "DistilBertForSequenceClassification": ClassifierHead("pre_classifier", "relu", "classifier"),
-}
+# By the names of transformers' classes.
 LANGUAGE_MODELS = {
     "BertForMaskedLM": LanguageHead(
         "cls.predictions.transform.dense", None, "cls.predictions.transform.LayerNorm", "cls.predictions.decoder"
@@ -114,10 +95,17 @@ def _has_graph(architecture: Architecture, cls: Any) -> bool:
     name = cls.__name__.removeprefix("XTC")
     return (
         cls is architecture.auto_classes["AutoModel"]
-        or name in CLASSIFIERS
+        or _classifier_form(_form(architecture), name) is not None
         or name in LANGUAGE_MODELS
         or name.endswith(("ForTokenClassification", "ForQuestionAnswering"))
     )
+
+
+def _classifier_form(form: NativeForm | None, name: str) -> ClassifierForm | None:
+    """The head of a class, by its name, that reads each row's first token."""
+    if name == "BertForNextSentencePrediction":
+        return ClassifierForm(("cls",), "cls.seq_relationship")
+    return form.classifier if form is not None and name.endswith("ForSequenceClassification") else None
 
 
 def hidden_activation(config: Any) -> str:
@@ -243,11 +231,12 @@ def _head(emitter: Emitter, model: Any, states: Value, attention_mask: Value) ->
     """`states` are hidden states of all tokens, `(batch * sequence, hidden)`; those of padding become zeros."""
     base, name, width = model.base_model, type(model).__name__.removeprefix("XTC"), model.config.hidden_size
     pooler = getattr(base, "pooler", None)
-    if name in CLASSIFIERS and CLASSIFIERS[name].dense.endswith("pooler.dense"):  # it reads what is not zeroed yet
-        return {"logits": _classifier(emitter, model, CLASSIFIERS[name], states)}
+    classifier = _classifier_form(base.native_form, name)
+    if classifier is not None and classifier.dense is None:  # the pooler reads what is not zeroed yet
+        return {"logits": _classifier(emitter, model, classifier, states)}
     hidden = emitter.node("Multiply", states, _kept(emitter, attention_mask, [-1, 1]))
-    if name in CLASSIFIERS:
-        return {"logits": _classifier(emitter, model, CLASSIFIERS[name], hidden)}
+    if classifier is not None:
+        return {"logits": _classifier(emitter, model, classifier, hidden)}
     if name in LANGUAGE_MODELS:
         scores = _language_model(emitter, model, LANGUAGE_MODELS[name], hidden)
         return {"logits": _per_token(emitter, scores, model.config.vocab_size)}
@@ -275,10 +264,11 @@ def _first(emitter: Emitter, states: Value, width: int) -> Value:
     return emitter.gather(emitter.unflatten(states, width), emitter.constant(np.array(0, np.int64)), axis=1)
 
 
-def _classifier(emitter: Emitter, model: Any, head: ClassifierHead, states: Value) -> Output:
+def _classifier(emitter: Emitter, model: Any, form: ClassifierForm, states: Value) -> Output:
     first = _first(emitter, states, model.config.hidden_size)
-    inner = emitter.activation(emitter.linear(first, model.get_submodule(head.dense)), head.activation)
-    last = model.get_submodule(head.output)
+    dense = model.base_model.pooler.dense if form.dense is None else model.get_submodule(form.dense)
+    inner = emitter.activation(emitter.linear(first, dense), form.activation)
+    last = model.get_submodule(form.output)
     return Output(emitter.linear(inner, last), ("batch", last.out_features))
 
 

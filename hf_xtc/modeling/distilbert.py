@@ -7,7 +7,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.distilbert import modeling_distilbert as distilbert
 
 from hf_xtc.modeling.family import register_family
-from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts
+from hf_xtc.modeling.native_form import ClassifierForm, LayerParts, NativeForm, Parts
 
 
 def _parts(model: Any) -> Parts:
@@ -36,6 +36,7 @@ _NATIVE = NativeForm(
     ),
     parts=_parts,
     output=BaseModelOutput,
+    classifier=ClassifierForm(("pre_classifier", "dropout", "classifier"), "classifier", "pre_classifier", "relu"),
 )
 register_family(
     DistilBertConfig,

@@ -16,10 +16,12 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_xtc.modeling.architecture import ARCHITECTURES, Architecture
 from hf_xtc.modeling.base import XTCConfig, XTCModel
-from hf_xtc.modeling.fused import forget_fused_encoder, fused_outputs
+from hf_xtc.modeling.fused import forget_fused_encoder, forget_fused_head, fused_logits, fused_outputs
 from hf_xtc.modeling.native_form import NativeForm
 
 # The Auto classes of encoders. The Auto mapping of AutoModelForX is MODEL_FOR_X_MAPPING, in capitals.
@@ -94,6 +96,8 @@ def register_family(
                 made[made_name] = _model_class(teacher_class, config_class, module)
                 if auto == "AutoModel":
                     _make_base(made[made_name], native)
+                elif auto == "AutoModelForSequenceClassification" and native is not None and native.classifier:
+                    _make_classifier(made[made_name], native)
             auto_classes[auto] = made[made_name]
     architecture: Architecture = register(
         Architecture(
@@ -161,6 +165,32 @@ def _make_base(cls: Any, native: NativeForm | None) -> None:
         cls.native_form = native
         cls.forward = _fused_first(cls.forward, native)
         cls.forget_prepared = forget_fused_encoder
+    cls.fused_forward = cls.forward  # a class or model with another forward does not compute what one call does
+
+
+def _make_classifier(cls: Any, native: NativeForm) -> None:
+    """Makes a class that of sequence classifiers: their logits come out of the call that computes the encoder."""
+    cls.classifier_form = native.classifier
+    cls.forward = _logits_first(cls.forward)
+    cls.forget_prepared = forget_fused_head
+
+
+def _logits_first(forward: Any) -> Any:
+    """A sequence classifier's forward that is one call of the native operator wherever that computes the same."""
+    names = list(inspect.signature(forward).parameters)[1:]
+
+    @functools.wraps(forward)
+    def logits_first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        labels = given.pop("labels", None)
+        outputs = fused_logits(self, given)
+        if outputs is None:
+            return forward(self, *args, **kwargs)
+        loss = None if labels is None else ForSequenceClassificationLoss(labels, outputs.logits, self.config)
+        output = SequenceClassifierOutput(loss=loss, logits=outputs.logits)
+        return output if as_dict(self.config, kwargs) else output.to_tuple()
+
+    return logits_first
 
 
 def _fused_first(forward: Any, native: NativeForm) -> Any:

@@ -163,7 +163,7 @@ class FusedEncoder:
             token_type_ids, position_ids (`torch.Tensor` of shape `(batch or 1, tokens)`, *optional*).
                 Token types only where the model has any.
             pooler (`NativePooler`, *optional*): As `pooler(model)` returns it.
-            classifier (`nn.Linear`, *optional*): One for which `serves_classifier` holds.
+            classifier (`nn.Linear`, *optional*): Of ordinary tensors.
 
         Raises:
             IndexError: if an id is out of range.
@@ -212,15 +212,111 @@ def _flat(ids: Tensor, shape: torch.Size) -> Tensor:
 _FUSED: WeakKeyDictionary[nn.Module, FusedEncoder] = WeakKeyDictionary()
 
 
-def fused_outputs(model: Any, given: Mapping[str, Any], classifier: nn.Linear | None = None) -> Outputs | None:
+class _Head:
+    """The head of a sequence classifier for which `_is_plain_head` holds, and the modules it was built from.
+
+    `pooler` is its first linear with what follows; `None` where the base model's pooler is that.
+    """
+
+    def __init__(self, model: Any):
+        form, modules = model.classifier_form, _head_modules(model)
+        self._variant = variant()
+        self._snapshot = _Snapshot(modules, [module._modules for module in (model, *modules)])
+        self.pooler: native.NativePooler | None = None
+        if form.dense is not None:
+            operands = _native_operands(model.get_submodule(form.dense), model.backend)
+            self.pooler = native.NativePooler(*operands, activation=form.activation)
+
+    def is_current(self) -> bool:
+        return self._variant == variant() and self._snapshot.is_current()
+
+
+_HEADS: WeakKeyDictionary[nn.Module, _Head] = WeakKeyDictionary()
+
+
+def fused_logits(model: Any, given: Mapping[str, Any]) -> Outputs | None:
+    """Logits, `(batch, labels)`, in one call of the native operator with the encoder; `None` if modules have to run.
+
+    Args:
+        model (`XTCModel`): A sequence classifier whose class has a `classifier_form`.
+        given (`Mapping[str, Any]`): The arguments of the forward by name, without labels.
+    """
+    if not model.packed or torch.compiler.is_compiling() or model.training or not _has_plain_base(model.base_model):
+        return None
+    if _trains(*_head_roots(model)):
+        return None
+    head = _HEADS.get(model)
+    if head is None or not head.is_current():
+        if not _is_plain_head(model):
+            _HEADS.pop(model, None)
+            return None
+        head = _HEADS[model] = _Head(model)
+    output = model.get_submodule(model.classifier_form.output)
+    return fused_outputs(model.base_model, given, output, head.pooler)
+
+
+def forget_fused_head(model: Any) -> None:
+    """Builds the head of a sequence classifier anew at its next forward."""
+    _HEADS.pop(model, None)
+
+
+def _head_roots(model: Any) -> list[nn.Module]:
+    return [getattr(model, name) for name in model.classifier_form.roots]
+
+
+def _head_modules(model: Any) -> list[nn.Module]:
+    return [module for root in _head_roots(model) for module in root.modules()]
+
+
+def _has_plain_base(base: Any) -> bool:
+    """Whether a base model's forward may be passed over: it is the class's own, and has no hooks."""
+    return (
+        vars(type(base)).get("fused_forward") is type(base).forward
+        and "forward" not in vars(base)
+        and not any(map(has_user_hooks, (base._forward_hooks, base._forward_pre_hooks)))
+    )
+
+
+def _is_plain_head(model: Any) -> bool:
+    """Whether a sequence classifier's head has the parts that the native operator computes, in their settings."""
+    form, base, modules = model.classifier_form, model.base_model, _head_modules(model)
+    if variant() is None or model.backend == "reference":
+        return False
+    if not all(_is_known(module, base.native_form.forwards) for module in modules):
+        return False
+    dense = None if form.dense is None else model.get_submodule(form.dense)
+    output = model.get_submodule(form.output)
+    linears = {id(part) for linear in (dense, output) if linear is not None for part in linear.modules()}
+    between = [module for module in modules if id(module) not in linears]
+    gelus = [module for module in between if type(module) is GELUActivation and module.act is nn.functional.gelu]
+    if len(gelus) != (form.activation == "gelu"):
+        return False
+    if not all(type(module) in (nn.Dropout, *form.classes) for module in between if module not in gelus):
+        return False
+    tensors = [tensor for module in modules for tensor in _tensors(module)]
+    return (
+        _is_plain_linear(output)
+        and (dense is None or (_is_plain_projection(dense, model.backend) and dense.in_features == dense.out_features))
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+        and all(p.dtype == torch.float32 for module in modules for p in module.parameters(recurse=False))
+    )
+
+
+def fused_outputs(
+    model: Any,
+    given: Mapping[str, Any],
+    classifier: nn.Linear | None = None,
+    pooler: native.NativePooler | None = None,
+) -> Outputs | None:
     """Everything of a base model's forward that one call of the native operator computes; `None` if the model has to
     run layer by layer.
 
     Args:
         model (`XTCModel`): A base model whose family declares `native`.
         given (`Mapping[str, Any]`): The arguments of the forward by name.
-        classifier (`nn.Linear`, *optional*): One for which `serves_classifier` holds; the call is made only if the
-            operator computes the pooler too.
+        classifier (`nn.Linear`, *optional*): Of ordinary tensors; the call is made only if the operator computes the
+            pooler too.
+        pooler (`NativePooler`, *optional*): What the classifier follows, if not the base model's pooler.
     """
     input_ids, mask = given.get("input_ids"), given.get("attention_mask")
     if input_ids is None or not model.packed or not _only_last(model.config, given):
@@ -230,7 +326,7 @@ def fused_outputs(model: Any, given: Mapping[str, Any], classifier: nn.Linear | 
     encoder = fused_encoder(model)
     if encoder is None:
         return None
-    pooler = encoder.pooler(model)
+    pooler = encoder.pooler(model) if pooler is None else pooler
     if classifier is not None and pooler is None:
         return None
     types, positions = given.get("token_type_ids"), given.get("position_ids")
@@ -293,19 +389,6 @@ def serves(model: Any) -> bool:
         and len(parts.layers) > 0
         and all(_is_plain_layer(layer, model.backend) for layer in parts.layers)
         and len({_settings(layer) for layer in parts.layers}) == 1
-    )
-
-
-_HEAD_FORWARDS: dict[type, Any] = {cls: cls.forward for cls in (nn.Dropout, nn.Linear)}
-
-
-def serves_classifier(classifier: Any, dropout: nn.Module) -> bool:
-    """Whether the native operator computes a dropout and a classifier on the pooler's outputs."""
-    return (
-        type(dropout) is nn.Dropout
-        and _is_plain_linear(classifier)
-        and all(_is_known(module, _HEAD_FORWARDS) for module in (dropout, classifier))
-        and not _trains(classifier)
     )
 
 

@@ -14,7 +14,7 @@ from transformers.models.mpnet import modeling_mpnet as mpnet
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from hf_xtc.modeling.family import register_family
-from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts, positions_from_padding
+from hf_xtc.modeling.native_form import LayerParts, NativeForm, Parts, classification_head, positions_from_padding
 
 
 class MPNetScoresAttention(MPNetSelfAttention):  # type: ignore[misc]
@@ -79,6 +79,7 @@ _NATIVE = NativeForm(
     output=BaseModelOutputWithPooling,
     pooler=mpnet.MPNetPooler,
     positions=positions_from_padding,
+    classifier=classification_head(mpnet, "MPNet", "tanh"),
 )
 
 register_family(

@@ -70,6 +70,26 @@ class Parts(NamedTuple):
     distances: Callable[[int], Tensor] | None = None
 
 
+class ClassifierForm(NamedTuple):
+    """What of a family's sequence classifier the native operator computes with the encoder.
+
+    A linear on each row's first token, an activation function, and a linear to the labels; dropouts may lie between.
+
+    Args:
+        roots (`tuple[str, ...]`): Attributes of the model that hold the head's modules.
+        output (`str`): Path of the last linear under the model.
+        dense (`str`, *optional*): Path of the first; `None` if it is the base model's pooler, which tanh follows.
+        activation (`str`): "tanh", "gelu" or "relu", behind the first linear.
+        classes (`tuple[type, ...]`): The family's own classes of modules in the head.
+    """
+
+    roots: tuple[str, ...]
+    output: str
+    dense: str | None = None
+    activation: str = "tanh"
+    classes: tuple[type, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class NativeForm:
     """What of a family's base model one call of the native operator computes.
@@ -87,6 +107,7 @@ class NativeForm:
         pooler (`type`, *optional*): Class of `pooler`, with its linear `dense` and a tanh `activation`.
         positions (`Callable[[embeddings, input_ids], Tensor]`, *optional*): Position ids, `(batch, tokens)`, where
             none are given; by default they are the first of the buffer `position_ids`.
+        classifier (`ClassifierForm`, *optional*): The head of the family's sequence classifier.
     """
 
     roots: tuple[str, ...]
@@ -95,12 +116,26 @@ class NativeForm:
     output: type
     pooler: type | None = None
     positions: Callable[[Any, Tensor], Tensor] | None = None
+    classifier: ClassifierForm | None = None
     forwards: dict[type, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         # As they are now: another forward is not what the operator computes.
-        forwards = {cls: cls.forward for cls in (*_COMMON, *self.classes)}
+        own = (*self.classes, *(() if self.classifier is None else self.classifier.classes))
+        forwards = {cls: cls.forward for cls in (*_COMMON, *own)}
         object.__setattr__(self, "forwards", forwards)
+
+
+def classification_head(module: Any, prefix: str, activation: str) -> ClassifierForm:
+    """The form of a head of the kind of RoBERTa's, `classifier.dense` and `classifier.out_proj`.
+
+    Args:
+        module (`ModuleType`): Such as `transformers.models.roberta.modeling_roberta`.
+        prefix (`str`): Such as "Roberta".
+        activation (`str`): As in `ClassifierForm`.
+    """
+    classes = (getattr(module, f"{prefix}ClassificationHead"),)
+    return ClassifierForm(("classifier",), "classifier.out_proj", "classifier.dense", activation, classes)
 
 
 def bert_form(module: Any, prefix: str, output: type, **options: Any) -> NativeForm:

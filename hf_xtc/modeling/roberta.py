@@ -8,7 +8,7 @@ from transformers.models.xlm_roberta import modeling_xlm_roberta
 
 from hf_xtc.modeling.bert import BERT_SCOPES
 from hf_xtc.modeling.family import register_family
-from hf_xtc.modeling.native_form import bert_form, positions_from_padding
+from hf_xtc.modeling.native_form import bert_form, classification_head, positions_from_padding
 
 for _config, _module, _prefix in (
     (RobertaConfig, modeling_roberta, "Roberta"),
@@ -21,7 +21,11 @@ for _config, _module, _prefix in (
         scopes=BERT_SCOPES,
         head_scopes={"pooler": ("classifier.dense",)},
         native=bert_form(
-            _module, _prefix, BaseModelOutputWithPoolingAndCrossAttentions, positions=positions_from_padding
+            _module,
+            _prefix,
+            BaseModelOutputWithPoolingAndCrossAttentions,
+            positions=positions_from_padding,
+            classifier=classification_head(_module, _prefix, "tanh"),
         ),
         module=__name__,
     )

@@ -18,6 +18,8 @@ Array = NDArray[Any]
 # As in csrc/kernels.hpp.
 BYTES, PAIRS, NIBBLES, SEXTETS = 0, 1, 2, 3
 TILE = 64
+# Behind a pooler, in the order of csrc/kernels.hpp; GELU is the exact one.
+HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 # Codes in a byte of the file, by levels.
 _PER_BYTE = {2: 8, 3: 5, 16: 2}
 # Levels that each layout holds.
@@ -69,10 +71,12 @@ class DenseStruct(ctypes.Structure):
     _fields_ = [("rows", Long), ("weight", Pointer), ("bias", Pointer)]
 
 
-class _Pointers(ctypes.Structure):
-    """`Head` and `Outputs`: three pointers, any of them null."""
+class _Head(ctypes.Structure):
+    _fields_ = [(name, Pointer) for name in ("packed_pooler", "pooler", "classifier")] + [("activation", Long)]
 
-    _fields_ = [(name, Pointer) for name in ("first", "second", "third")]
+
+class _Outputs(ctypes.Structure):
+    _fields_ = [(name, Pointer) for name in ("hidden", "pooled", "logits")]
 
 
 def _floats(values: Array) -> Array:
@@ -157,26 +161,6 @@ class Weight:
         self.struct = WeightStruct(layout, levels, self.rows, self.columns, *pointers)
         self.address = ctypes.addressof(self.struct)
 
-    def product(self, x: Array, *, threads: int) -> Array:
-        """`x @ weight.T + bias`: `x` on 8-bit symmetric levels per row, exact integer sums.
-
-        Args:
-            x (`numpy.ndarray` of shape `(n, columns)`, float32).
-            threads (`int`): Number of threads.
-
-        Returns:
-            `numpy.ndarray` of shape `(n, rows)`, float32.
-
-        Raises:
-            RuntimeError: if `x` has another shape.
-        """
-        if x.ndim != 2 or x.shape[1] != self.columns:
-            raise RuntimeError(f"A weight of {self.columns} columns cannot multiply rows of shape {x.shape}.")
-        x, out = _floats(x), np.empty((len(x), self.rows), np.float32)
-        if out.size:
-            call("xtc_linear", ctypes.byref(self.struct), x.ctypes.data, len(x), out.ctypes.data, threads=threads)
-        return out
-
     @property
     def nbytes(self) -> int:
         """Bytes that the codes take in memory."""
@@ -232,11 +216,6 @@ class Dense:
         self._weight, self._bias = _floats(weight), None if bias is None else _floats(bias)
         self.struct = DenseStruct(self.rows, _address(self._weight), _address(self._bias))
         self.address = ctypes.addressof(self.struct)
-
-    def product(self, x: Array, *, threads: int) -> Array:
-        """`x @ weight.T + bias`, `(n, columns)` to `(n, rows)`, by numpy; `threads` is for `Weight.product`."""
-        product = x @ self._weight.T
-        return product if self._bias is None else product + self._bias
 
 
 def check_dense(weight: Sequence[int], bias: Sequence[int] | None) -> None:
@@ -331,6 +310,7 @@ class Encoder:
         pooler: Weight | Dense | None = None,
         classifier: Dense | None = None,
         *,
+        activation: str = "tanh",
         threads: int,
     ) -> Outputs:
         """Computes a batch of sequences without padding.
@@ -338,8 +318,9 @@ class Encoder:
         Args:
             lengths (`numpy.ndarray` of shape `(sequences,)`, int64): Tokens of each sequence, none 0.
             indices (`numpy.ndarray` of shape `(lengths.sum(),)`, int64, for each table): Rows of the tables.
-            pooler (`Weight` or `Dense`, *optional*): Linear of the pooler, `hidden x hidden`; tanh follows.
+            pooler (`Weight` or `Dense`, *optional*): Linear of the pooler, `hidden x hidden`.
             classifier (`Dense`, *optional*): Linear on the pooler's outputs, `labels x hidden`.
+            activation (`str`): Behind the pooler: one of `HEAD_ACTIVATIONS`.
             threads (`int`): Number of threads.
 
         Raises:
@@ -358,7 +339,7 @@ class Encoder:
         logits = None if classifier is None else np.empty((len(lengths), classifier.rows), np.float32)
         inputs, outputs = ([_address(values) for values in part] for part in (indices, (hidden, pooled, logits)))
         struct = None if classifier is None else classifier.struct
-        status = self.compute(lengths, tokens, inputs, outputs, pooler, struct, threads)
+        status = self.compute(lengths, tokens, inputs, outputs, pooler, struct, activation, threads)
         self.check_status(status, indices)
         return Outputs(hidden, pooled, logits)
 
@@ -370,6 +351,7 @@ class Encoder:
         outputs: Sequence[int | None],
         pooler: Weight | Dense | None,
         classifier: DenseStruct | None,
+        activation: str,
         threads: int,
     ) -> int:
         """As `run`, of addresses: those of `indices`, and those where `Outputs` go. For `check_status`."""
@@ -377,13 +359,14 @@ class Encoder:
         np.cumsum(lengths, out=offsets[1:])
         batch = _Batch(len(lengths), tokens, offsets.ctypes.data, *indices)  # null for types where there are none
         linear = None if pooler is None else pooler.address
-        head = _Pointers(
+        head = _Head(
             *((linear, None) if isinstance(pooler, Weight) else (None, linear)),
             None if classifier is None else ctypes.addressof(classifier),
+            HEAD_ACTIVATIONS.index(activation),
         )
         byref = ctypes.byref
         return call(
-            "xtc_encoder", byref(self._struct), byref(batch), byref(head), byref(_Pointers(*outputs)), threads=threads
+            "xtc_encoder", byref(self._struct), byref(batch), byref(head), byref(_Outputs(*outputs)), threads=threads
         )
 
     def check_tables(self, number: int) -> None:

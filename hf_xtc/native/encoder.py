@@ -153,15 +153,16 @@ def native_linear(linear: NativeWeight | Tensor, bias: Tensor | None = None) -> 
 
 
 class NativePooler:
-    """The linear of a pooler; tanh follows it.
+    """The linear of a pooler, or the first of a classifier's head, and what follows it.
 
     Args:
         linear (`NativeWeight` or `torch.Tensor` of shape `(hidden, hidden)`): Packed, or in float.
         bias (`torch.Tensor` of shape `(hidden,)`, *optional*): Of a linear in float.
+        activation (`str`): One of `arrays.HEAD_ACTIVATIONS`.
     """
 
-    def __init__(self, linear: NativeWeight | Tensor, bias: Tensor | None = None):
-        self.linear = native_linear(linear, bias)
+    def __init__(self, linear: NativeWeight | Tensor, bias: Tensor | None = None, *, activation: str = "tanh"):
+        self.linear, self.activation = native_linear(linear, bias), activation
         self.number = next(_NUMBERS)
         _POOLERS[self.number] = self
 
@@ -275,6 +276,7 @@ def _encode(
         [out.data_ptr() for out in (hidden, pooled, logits)],
         linear,
         classifier,
+        "tanh" if pooler < 0 else _POOLERS[pooler].activation,
         torch.get_num_threads(),
     )
     run.check_status(status, indices)

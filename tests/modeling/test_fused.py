@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from families import CLASSIFIERS, make_batch
+from families import make_teacher as make_family
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,11 +23,12 @@ from transformers import (
     BertForSequenceClassification,
     set_seed,
 )
+from transformers.activations import GELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.bert.modeling_bert import BertIntermediate
 
-from hf_xtc import PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
+from hf_xtc import ARCHITECTURES, PackedLinear, XTCError, XTCRecipe, compress, pack_model, unpack_model
 from hf_xtc.backends import layouts
 from hf_xtc.backends.choice import say_choice
 from hf_xtc.backends.layouts import fastest_layout
@@ -732,3 +735,81 @@ def test_set_backend_prepares_operands_anew(packed, tiny_batch):
     layer.output.dense.weight_packed.data.bitwise_not_()
     packed.set_backend("auto")
     assert not torch.equal(layer.output.dense(torch.ones(1, layer.output.dense.in_features)), found)
+
+
+CLASSIFIED = [
+    (family, head)
+    for family, head in CLASSIFIERS
+    if hasattr(ARCHITECTURES[family].model_classes[head], "classifier_form") and family != "bert"
+]
+PATHS = {"distilbert": ("pre_classifier", "classifier", "dropout")}  # first linear, last linear, dropout
+ROBERTAS = ("classifier.dense", "classifier.out_proj", "classifier.dropout")
+
+
+def family_classifier(family, head):
+    model = pack_model(compress(make_family(family, head), XTCRecipe(keep_layers=2)).eval())
+    return model, make_batch(model.config), PATHS.get(family, ROBERTAS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family, head", CLASSIFIED)
+def test_the_head_of_every_family_is_part_of_the_call(family, head, backend, heads):
+    """Also with labels, of classes and of numbers, and as a tuple."""
+    model, batch, _ = family_classifier(family, head)
+    expected = outputs(model, batch, "reference").logits
+    found = outputs(model, batch, backend)
+    assert heads == [(True, True)]
+    torch.testing.assert_close(found.logits, expected, rtol=2e-2, atol=2e-2)
+    for labels, loss in (
+        (torch.tensor([0, 2, 1]), nn.functional.cross_entropy),
+        (torch.randn(3, 3), nn.functional.binary_cross_entropy_with_logits),
+    ):
+        model.config.problem_type = None
+        loss_found, logits = outputs(model, batch, backend, labels=labels, return_dict=False)
+        assert torch.equal(logits, found.logits)
+        assert torch.equal(loss_found, loss(logits, labels))
+    assert heads == [(True, True)] * 3
+
+
+@pytest.mark.parametrize("family, head", CLASSIFIED)
+def test_changed_heads_of_families_are_honoured(family, head, heads):
+    """After a first forward, the changed head computes what the reference does, in the call or module by module."""
+    changes = {
+        "weight": (lambda model, dense, output, dropout: model.get_submodule(output).weight.mul_(-1), True),
+        "codes": (lambda model, dense, *_: model.get_submodule(dense).weight_packed.bitwise_not_(), True),
+        "another": (lambda model, dense, output, _: replace(output, lambda: nn.Linear(36, 3))(model), True),
+        "hook": (lambda model, dense, *_: hook(dense, lambda module, args, out: out / 2)(model), False),
+        "dropout": (lambda model, dense, output, dropout: replace(dropout, nn.Tanh)(model), False),
+        "gelu": (lambda model, dense, output, dropout: replace(dropout, lambda: GELUActivation())(model), False),
+        "forward": (lambda model, dense, output, _: other_forward(output)(model), False),
+        "float": (lambda model, dense, *_: replace(dense, lambda: nn.Linear(36, 36))(model), True),
+        "scaled": (lambda model, dense, *_: replace(dense, lambda: ScaledLinear(36, 36))(model), False),
+        "base": (lambda model, *_: model.base_model.register_forward_hook(lambda m, a, out: halved(out)), False),
+    }
+    for name, (change, computed) in changes.items():
+        model, batch, paths = family_classifier(family, head)
+        before = outputs(model, batch, "auto").logits
+        heads.clear()
+        with torch.no_grad():
+            change(model, *paths)
+            found = model(**batch).logits
+        assert [logits for _, logits in heads] == [computed], name
+        expected = outputs(model, batch, "reference").logits
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=3e-2)
+        assert (found - before).abs().mean() > 0.01, name
+
+
+def halved(output):
+    output.last_hidden_state = output.last_hidden_state / 2
+    return output
+
+
+@pytest.mark.parametrize("family, head", CLASSIFIED)
+def test_a_head_that_is_trained_runs_module_by_module(family, head, heads):
+    model, batch, paths = family_classifier(family, head)
+    model(**batch).logits.sum().backward()
+    assert model.get_submodule(paths[1]).weight.grad is not None
+    model.set_backend("reference")
+    with torch.no_grad():
+        model(**batch)
+    assert all(not logits for _, logits in heads)

@@ -1,13 +1,20 @@
 """The native encoder of every family that declares it: the results of the layers, and changes of modules honoured."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import CONFIGS, make_batch, make_teacher
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from transformers.models.mpnet import modeling_mpnet
+from transformers.models.roberta import modeling_roberta
 
 from hf_xtc import ARCHITECTURES, XTCRecipe, compress, pack_model
 from hf_xtc.modeling.fused import fused_encoder
 from hf_xtc.modeling.layers import PackedLinear
+from hf_xtc.modeling.native_form import positions_from_padding
 from hf_xtc.native import encoder as native
 from hf_xtc.native import library as native_library
 
@@ -190,3 +197,16 @@ def test_a_changed_module_is_honoured(family, name, calls):
     assert close(found, expected)
     if name not in ("hook", "forward of an instance", "dropout"):
         assert (found - before).abs().mean() > max(1e-3, 10 * float((found - expected).abs().mean()))
+
+
+@given(
+    st.integers(0, 3),
+    st.integers(1, 8).flatmap(lambda n: st.lists(st.lists(st.integers(0, 4), min_size=n, max_size=n), min_size=1)),
+)
+def test_positions_are_those_of_transformers(padding, rows):
+    ids, embeddings = torch.tensor(rows), SimpleNamespace(padding_idx=padding)
+    found = positions_from_padding(embeddings, ids)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, modeling_mpnet.create_position_ids_from_input_ids(ids, padding))
+    expected = modeling_roberta.RobertaEmbeddings.create_position_ids_from_input_ids(ids, padding)
+    assert torch.equal(found, expected)

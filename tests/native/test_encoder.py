@@ -329,24 +329,34 @@ def test_an_encoder_of_tensors_elsewhere_is_refused():
 
 @pytest.mark.parametrize("variant", list(native_library.variants()))
 @pytest.mark.parametrize("quantizer, layout", [*LAYOUTS, (None, None)])
-@pytest.mark.parametrize("sequences", [1, 3, 100])
-def test_the_head(quantizer, layout, sequences, variant, monkeypatch):
-    """Pooler, tanh and classifier against PyTorch's operations on the same hidden states."""
+@pytest.mark.parametrize(
+    "sequences, activation, function",
+    [
+        (1, "tanh", torch.tanh),
+        (3, "tanh", torch.tanh),
+        (100, "tanh", torch.tanh),
+        (3, "gelu", F.gelu),
+        (3, "relu", F.relu),
+    ],
+)
+def test_the_head(quantizer, layout, sequences, activation, function, variant, monkeypatch):
+    """Pooler, activation and classifier against PyTorch's operations on the same hidden states."""
     monkeypatch.setenv("XTC_NATIVE", variant)
     weight, bias = random(8, 8, seed=3), random(8, seed=4)
     if quantizer is None:
-        pooler = native.NativePooler(weight, bias)
+        pooler = native.NativePooler(weight, bias, activation=activation)
     else:
         packed = pack_weight(weight, QuantSpec(quantizer))
         codes = native.Codes(packed.packed, packed.scale, bias, 8, get_quantizer(quantizer).levels)
-        pooler, weight = native.NativePooler(native.NativeWeight([codes], layout)), packed.decode()
+        laid_out = native.NativeWeight([codes], layout)
+        pooler, weight = native.NativePooler(laid_out, activation=activation), packed.decode()
     lengths = torch.full((sequences,), 2)
     words = torch.arange(2 * sequences) % 11
     batch = (lengths, words, words % 2, words % 2)
     classifier, shift = random(5, 8, seed=5), random(5, seed=6)
     hidden, pooled, logits = encoder()(*batch, pooler, classifier, shift)
     first = hidden[::2] if quantizer is None else ActivationQuantizer(ActivationSpec())(hidden[::2])
-    torch.testing.assert_close(pooled, torch.tanh(F.linear(first, weight, bias)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(pooled, function(F.linear(first, weight, bias)), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logits, F.linear(pooled, classifier, shift), rtol=1e-5, atol=1e-5)
     assert torch.equal(encoder()(*batch).hidden, hidden)
     assert torch.equal(

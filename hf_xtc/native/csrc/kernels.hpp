@@ -91,10 +91,14 @@ struct Encoder {
   const Layer* layers;
 };
 
-// What follows the encoder: the pooler (at most one of the two) on each sequence's first token, then the classifier.
+// What follows the encoder: the pooler (at most one of the two) on each sequence's first token and the function behind
+// it, then the classifier.
+enum Activation : int64_t { TANH, GELU, RELU };
+
 struct Head {
   const Weight* packed_pooler;
   const Dense *pooler, *classifier;
+  int64_t activation;
 };
 
 struct Outputs {

@@ -149,6 +149,8 @@ static inline Floats gelu(Floats x) {
 }
 
 // A polynomial near zero, else (1 - e**(-2 |x|)) / (1 + e**(-2 |x|)); x has its sign.
+static inline Floats relu(Floats x) { return x < 0.0f ? Floats{} : x; }
+
 static inline Floats hyperbolic_tangent(Floats x) {
   const Floats m = magnitude(x), t = m * m, e = exponential(m * -2.0f);
   const Floats p = polynomial(t, {2.147515770047903e-3f, -8.182652294635773e-3f, 2.1702958270907402e-2f, -5.394720286130905e-2f,
@@ -805,7 +807,9 @@ static int64_t run_head(const Head& head, int64_t hidden, const Batch& b, const 
     } else {
       dense_block(*head.pooler, s.first, rows, hidden, [&](int64_t r, int64_t j, float y) { pooled[r * hidden + j] = y; });
     }
-    each(pooled, rows * hidden, [&](int64_t i, Floats v, auto lanes) { store_part(pooled + i, hyperbolic_tangent(v), lanes); });
+    each(pooled, rows * hidden, [&](int64_t i, Floats v, auto lanes) {
+      store_part(pooled + i, head.activation == GELU ? gelu(v) : head.activation == RELU ? relu(v) : hyperbolic_tangent(v), lanes);
+    });
     if (!head.classifier) continue;
     float* logits = out.logits + start * head.classifier->rows;
     dense_block(*head.classifier, pooled, rows, hidden, [&](int64_t r, int64_t j, float y) { logits[r * head.classifier->rows + j] = y; });
