@@ -177,7 +177,7 @@ def test_activations_are_rounded_as_their_division_by_the_scale_is(variant, expo
     "name, layouts",
     [
         ("binary", [native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS]),
-        ("ternary", [native.BYTES, native.PAIRS, native.SEXTETS]),
+        ("ternary", [native.BYTES, native.PAIRS]),
         ("int4", [native.BYTES]),
     ],
 )
