@@ -148,13 +148,13 @@ struct PairCodes {
 
 // The loops over rows are unrolled by pragma: otherwise gcc keeps sums of 4 rows and more in memory.
 template <int M, class Codes>
-static void dot_rows(int64_t m, const Codes& codes, const int8_t* x, int64_t stride, int64_t quads, int32_t* sums) {
+static void dot_rows(int64_t m, const Codes& codes, const int8_t* x, int64_t stride, int64_t quads, bool add, int32_t* sums) {
   if constexpr (M > 1)
-    if (m < M) return dot_rows<M - 1>(m, codes, x, stride, quads, sums);
+    if (m < M) return dot_rows<M - 1>(m, codes, x, stride, quads, add, sums);
   __m512i sum[M][4];
 #pragma GCC unroll 6
   for (int i = 0; i < M; ++i)
-    for (int p = 0; p < 4; ++p) sum[i][p] = _mm512_loadu_si512(sums + i * TILE + p * 16);
+    for (int p = 0; p < 4; ++p) sum[i][p] = add ? _mm512_loadu_si512(sums + i * TILE + p * 16) : _mm512_setzero_si512();
   for (int64_t q = 0; q < quads; ++q) {
     __m512i c[4];
     codes.load(q, c);
@@ -172,17 +172,22 @@ static void dot_rows(int64_t m, const Codes& codes, const int8_t* x, int64_t str
 }
 
 template <class Codes>
-static void dot_all(const Codes& codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int32_t* sums) {
-  for (int64_t r = 0; r < rows; r += 6) dot_rows<6>(rows - r, codes, x + r * stride, stride, quads, sums + r * TILE);
+static void dot_all(const Codes& codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums) {
+  const int64_t parts = (rows + 5) / 6;  // of like sizes: in one of a row or two, each addition would wait for the last
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t r = rows * part / parts;
+    dot_rows<6>(rows * (part + 1) / parts - r, codes, x + r * stride, stride, quads, add, sums + r * TILE);
+  }
 }
 
 // sums[rows][64] += 64 rows of codes times `rows` rows of activations; `quads` groups of 4 columns.
 static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int, int32_t* sums) {
-  dot_all(ByteCodes{codes, panel}, x, stride, rows, quads, sums);
+  dot_all(ByteCodes{codes, panel}, x, stride, rows, quads, true, sums);
 }
 
-static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int32_t* sums) {
-  dot_all(PairCodes{codes}, x, stride, rows, quads, sums);
+// The same for PAIRS codes; without `add` the sums are written.
+static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums) {
+  dot_all(PairCodes{codes}, x, stride, rows, quads, add, sums);
 }
 
 }  // namespace VARIANT

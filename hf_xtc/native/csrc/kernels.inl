@@ -227,7 +227,7 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
 
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables);
-static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int32_t* sums);
+static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums);
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
 template <int M>
@@ -345,17 +345,17 @@ template <class F>
 static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
   const int64_t columns = round_up(w.columns, COLUMN_STEP), chunk = chunk_of<Fours>(columns);
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-    memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
     for (int64_t from = 0; from < columns; from += chunk) {
-      const int64_t to = from + chunk < columns ? from + chunk : columns;
-      int64_t panel = 0;
+      const int64_t to = from + chunk < columns ? from + chunk : columns, quads = (to - from) / 4;
       if constexpr (MULTIPLIES_PAIRS)
         if (w.layout == PAIRS) {
-          dot_two_bits(w.codes + (tile * columns + from) * 16, x.values + from, x.stride, x.rows, (to - from) / 4, s.sums);
+          dot_two_bits(w.codes + (tile * columns + from) * 16, x.values + from, x.stride, x.rows, quads, from > 0, s.sums);
           continue;
         }
+      if (from == 0) memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
+      int64_t panel = 0;
       const uint8_t* codes = tile_bytes(w, tile, from, to, s.codes, &panel);
-      dot(codes, panel, x.values + from, x.stride, x.rows, (to - from) / 4, w.levels, s.sums);
+      dot(codes, panel, x.values + from, x.stride, x.rows, quads, w.levels, s.sums);
     }
     for (int64_t r = 0; r < x.rows; ++r) finish(r, tile * TILE, s.sums + r * TILE);
   }
