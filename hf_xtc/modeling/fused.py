@@ -35,6 +35,8 @@ RECORDING_HOOK = "output_capturing_hook"
 
 # Attributes of a module that decide nothing about its forward, or that `_Snapshot` looks into.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
+# Behind all that modules hold: it is in its place only if they hold as many things as they did.
+_END = object()
 
 
 class _Snapshot:
@@ -56,7 +58,7 @@ class _Snapshot:
         self._settings_of = list(zip(getters, self._attributes, strict=True))
         self._settings = [get(attributes) for get, attributes in self._settings_of]
         tensors = [holder for m in modules for holder in (m._parameters, m._buffers)]
-        self._holders = [holder.values() for holder in (*children, *tensors) if holder]
+        self._holders = [*(holder.values() for holder in (*children, *tensors) if holder), (_END,)]
         self._held = [*chain.from_iterable(self._holders)]
         # Tensors made in inference mode have no count of writes.
         self._counted = [held for held in self._held if isinstance(held, Tensor) and not held.is_inference()]
@@ -65,10 +67,8 @@ class _Snapshot:
 
     def is_current(self) -> bool:
         """Whether the modules are unchanged, and have no hooks that have to run."""
-        held = [*chain.from_iterable(self._holders)]
         return (
-            len(held) == len(self._held)
-            and all(map(is_, held, self._held))
+            all(map(is_, chain.from_iterable(self._holders), self._held))
             and [tensor._version for tensor in self._counted] == self._versions
             and [*map(len, self._attributes)] == self._counts
             and self._has_its_settings()
