@@ -9,7 +9,7 @@ its module runs on what was computed.
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,6 +37,8 @@ RECORDING_HOOK = "output_capturing_hook"
 _BOOKKEEPING = frozenset(vars(nn.Module()))
 # Behind all that modules hold: it is in its place only if they hold as many things as they did.
 _END = object()
+
+_FORWARD = attrgetter("forward")
 
 
 class _Snapshot:
@@ -311,8 +313,9 @@ def serves_classifier(classifier: Any, dropout: nn.Module) -> bool:
 
 def _runs_as_written(model: Any) -> bool:
     """Whether no class was given another forward, no hook is set for all modules, and attention is PyTorch's own."""
+    forwards = model.native_form.forwards
     return (
-        all(cls.forward is forward for cls, forward in model.native_form.forwards.items())
+        all(map(is_, map(_FORWARD, forwards), forwards.values()))
         and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
         and model.config._attn_implementation in ("eager", "sdpa", None)
     )
@@ -458,4 +461,4 @@ def _trains(*parts: nn.Module) -> bool:
 
 def has_user_hooks(hooks: Any) -> bool:
     """Whether a module has hooks besides transformers' own."""
-    return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
+    return bool(hooks) and any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
