@@ -45,7 +45,7 @@ WEIGHTS["768 x 3072"] = (768, 3072)
 class ProductArguments:
     """What to measure."""
 
-    tokens: list[int] = field(default_factory=lambda: [16, 128, 1024], metadata={"help": "Rows of activations."})
+    tokens: list[int] = field(default_factory=lambda: [8, 16, 128, 1024], metadata={"help": "Rows of activations."})
     layers: int = field(default=6, metadata={"help": "Layers of a BERT of this width whose weights are used in turn."})
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch and of the operator."})
     rounds: int = field(default=9, metadata={"help": "Timed calls of each way, in turn."})

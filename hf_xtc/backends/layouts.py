@@ -25,12 +25,9 @@ _CLEARLY = 1.05
 _TABLE: dict[str, dict[tuple[str, str], tuple[int, int]]] = {
     "AuthenticAMD family 26 model 2": {  # Zen 5
         ("avx512_vbmi", "binary"): (SEXTETS, SEXTETS),
-        # Of large weights neither wins everywhere. Five layers of BERT-base width on two threads took 1.2 ms as
-        # sextets and 2.4 as bytes at 1x16, 67 and 60 at 8x128 (benchmarks/inference.py); bytes take three times the
-        # memory.
-        ("avx512_vbmi", "ternary"): (BYTES, SEXTETS),
-        ("avx512_vnni", "binary"): (BYTES, NIBBLES),
-        ("avx512_vnni", "ternary"): (BYTES, BYTES),
+        ("avx512_vbmi", "ternary"): (PAIRS, PAIRS),
+        ("avx512_vnni", "binary"): (PAIRS, PAIRS),
+        ("avx512_vnni", "ternary"): (PAIRS, PAIRS),
         ("avx2", "binary"): (NIBBLES, NIBBLES),
         ("avx2", "ternary"): (BYTES, PAIRS),
     },
@@ -51,10 +48,12 @@ def candidates(native: str | None, quantizer: str) -> tuple[int, ...]:
     """
     if quantizer not in _LEVELS or native in (None, "portable"):
         return (BYTES,)
+    if native in ("avx512_vbmi", "avx512_vnni"):  # they multiply pairs as fast as bytes, and read a quarter of these
+        if quantizer == "ternary":
+            return (PAIRS, BYTES)
+        return (SEXTETS, PAIRS, NIBBLES) if native == "avx512_vbmi" else (PAIRS, NIBBLES)
     if quantizer == "ternary":
-        return (BYTES, PAIRS, SEXTETS) if native == "avx512_vbmi" else (BYTES, PAIRS)
-    if native == "avx512_vbmi":
-        return (SEXTETS, NIBBLES, BYTES)
+        return (BYTES, PAIRS)
     return (BYTES, NIBBLES) if native in ("neon_dotprod", "neon_i8mm") else (NIBBLES, BYTES)
 
 

@@ -141,7 +141,7 @@ class XTCModel(PreTrainedModel):
     @property
     def backend(self) -> str:
         """Name of the backend chosen for packed linears; see `set_backend`."""
-        return getattr(self, "_backend", None) or default_backend()
+        return vars(self).get("_backend") or default_backend()
 
     def set_backend(self, name: str) -> None:
         """Chooses the backend of packed linears, and prepares their operands anew at the next forward.

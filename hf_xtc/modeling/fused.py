@@ -9,7 +9,7 @@ its module runs on what was computed.
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,6 +35,10 @@ RECORDING_HOOK = "output_capturing_hook"
 
 # Attributes of a module that decide nothing about its forward, or that `_Snapshot` looks into.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
+# Behind all that modules hold: it is in its place only if they hold as many things as they did.
+_END = object()
+
+_FORWARD = attrgetter("forward")
 
 
 class _Snapshot:
@@ -56,7 +60,7 @@ class _Snapshot:
         self._settings_of = list(zip(getters, self._attributes, strict=True))
         self._settings = [get(attributes) for get, attributes in self._settings_of]
         tensors = [holder for m in modules for holder in (m._parameters, m._buffers)]
-        self._holders = [holder.values() for holder in (*children, *tensors) if holder]
+        self._holders = [*(holder.values() for holder in (*children, *tensors) if holder), (_END,)]
         self._held = [*chain.from_iterable(self._holders)]
         # Tensors made in inference mode have no count of writes.
         self._counted = [held for held in self._held if isinstance(held, Tensor) and not held.is_inference()]
@@ -65,10 +69,8 @@ class _Snapshot:
 
     def is_current(self) -> bool:
         """Whether the modules are unchanged, and have no hooks that have to run."""
-        held = [*chain.from_iterable(self._holders)]
         return (
-            len(held) == len(self._held)
-            and all(map(is_, held, self._held))
+            all(map(is_, chain.from_iterable(self._holders), self._held))
             and [tensor._version for tensor in self._counted] == self._versions
             and [*map(len, self._attributes)] == self._counts
             and self._has_its_settings()
@@ -394,8 +396,9 @@ def serves(model: Any) -> bool:
 
 def _runs_as_written(model: Any) -> bool:
     """Whether no class was given another forward, no hook is set for all modules, and attention is PyTorch's own."""
+    forwards = model.native_form.forwards
     return (
-        all(cls.forward is forward for cls, forward in model.native_form.forwards.items())
+        all(map(is_, map(_FORWARD, forwards), forwards.values()))
         and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
         and model.config._attn_implementation in ("eager", "sdpa", None)
     )
@@ -541,4 +544,4 @@ def _trains(*parts: nn.Module) -> bool:
 
 def has_user_hooks(hooks: Any) -> bool:
     """Whether a module has hooks besides transformers' own."""
-    return any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())
+    return bool(hooks) and any(getattr(hook, "__name__", "") != RECORDING_HOOK for hook in hooks.values())

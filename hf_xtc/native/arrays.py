@@ -23,7 +23,7 @@ HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 # Codes in a byte of the file, by levels.
 _PER_BYTE = {2: 8, 3: 5, 16: 2}
 # Levels that each layout holds.
-_LEVELS = {BYTES: (2, 3, 16), PAIRS: (2, 3), NIBBLES: (2,), SEXTETS: (2, 3)}
+_LEVELS = {BYTES: (2, 3, 16), PAIRS: (2, 3), NIBBLES: (2,), SEXTETS: (2,)}
 # Sums of products with 8-bit activations fit 32 bits up to here.
 _MOST_COLUMNS = 2**17
 
@@ -129,7 +129,7 @@ class Weight:
 
     Args:
         weights (`Sequence[Codes]`): At least one, of numpy arrays.
-        layout (`int`): `BYTES`, `PAIRS` or `SEXTETS` (up to 3 levels) or `NIBBLES` (2 levels).
+        layout (`int`): `BYTES`, `PAIRS` (up to 3 levels), `NIBBLES` or `SEXTETS` (2 levels).
 
     Raises:
         RuntimeError: if a weight cannot be laid out so.
@@ -145,7 +145,7 @@ class Weight:
         if levels not in _LEVELS.get(layout, ()) or {w[3:] for w in weights} != {(self.columns, levels)}:
             raise RuntimeError(f"Weights of {levels} levels cannot be laid out together in layout {layout}.")
         self.rows = sum(len(weight.packed) for weight in weights)
-        self._codes = np.zeros(loaded.xtc_layout_bytes(layout, levels, self.rows, self.columns), np.uint8)
+        self._codes = np.zeros(loaded.xtc_layout_bytes(layout, self.rows, self.columns), np.uint8)
         padded = -(-self.rows // TILE) * TILE
         self._scale, self._bias = np.zeros(padded, np.float32), np.zeros(padded, np.float32)
         first = 0

@@ -252,9 +252,9 @@ def _encode(
     encoder: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, pooler's outputs and logits; the last two have no columns without a pooler or classifier."""
-    run, tokens = _ENCODERS[encoder], len(words)
+    run, tokens, sequences = _ENCODERS[encoder], words.numel(), lengths.numel()
     given = (lengths, words, positions) if types is None else (lengths, words, positions, types)
-    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or any(len(t) != tokens for t in given[1:]):
+    if any(t.dtype != torch.int64 or t.dim() != 1 for t in given) or any(t.shape[0] != tokens for t in given[1:]):
         raise arrays.wrong_indices(given)
     run.check_tables(len(given) - 1)
     linear = None if pooler < 0 else _POOLERS[pooler].linear
@@ -267,8 +267,8 @@ def _encode(
         classifier = arrays.DenseStruct(weight.shape[0], weight.data_ptr(), address)
     indices = [index.contiguous() for index in given[1:]]
     hidden = torch.empty(tokens, run.hidden)
-    pooled = torch.empty(len(lengths), 0 if linear is None else run.hidden)
-    logits = torch.empty(len(lengths), 0 if weight is None else weight.shape[0])
+    pooled = torch.empty(sequences, 0 if linear is None else run.hidden)
+    logits = torch.empty(sequences, 0 if weight is None else weight.shape[0])
     status = run.compute(
         lengths.numpy(),
         tokens,

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # One file for all Python versions: the library does not use Python's C API (setup.py).
 LIBRARY = "_native.abi3.so"
 # Version of the C interface, as in library.cpp: a library of another version comes from other sources and is not used.
-INTERFACE = 7
+INTERFACE = 8
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -49,7 +49,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
     loaded.xtc_variant.restype = ctypes.c_char_p
     loaded.xtc_layout_bytes.restype = Long
-    loaded.xtc_layout_bytes.argtypes = [Int, Int, Long, Long]
+    loaded.xtc_layout_bytes.argtypes = [Int, Long, Long]
     loaded.xtc_lay_out.argtypes = [Int, Int, Long, Long, Long, Pointer, Pointer]
     loaded.xtc_evict.restype, loaded.xtc_evict.argtypes = None, [Pointer, Long]
     for function in (loaded.xtc_linear, loaded.xtc_encoder, loaded.xtc_fake):

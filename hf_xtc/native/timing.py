@@ -47,7 +47,7 @@ def product_seconds(
     loaded = library()
     if loaded is None:
         raise RuntimeError("The native operator was not built.")
-    sizes = {layout: loaded.xtc_layout_bytes(layout, levels, rows, columns) for layout in layouts}
+    sizes = {layout: loaded.xtc_layout_bytes(layout, rows, columns) for layout in layouts}
     codes = {layout: _random_codes(levels, size) for layout, size in sizes.items()}
     scale, bias = np.ones(rows + _ALIGNMENT, np.float32), np.zeros(rows + _ALIGNMENT, np.float32)
     pointers = scale.ctypes.data, bias.ctypes.data

@@ -38,9 +38,15 @@ def equal(candidates, cached):
 @pytest.mark.parametrize("quantizer", ["binary", "ternary", "int4"])
 def test_defaults_stay_where_nothing_is_clearly_faster(variant, quantizer, unknown):
     unknown(variant, equal)
-    default = BYTES
-    if quantizer == "binary" and variant not in ("neon_i8mm", "neon_dotprod", "portable"):
-        default = SEXTETS if variant == "avx512_vbmi" else NIBBLES
+    usual = {
+        ("avx512_vbmi", "binary"): SEXTETS,
+        ("avx512_vbmi", "ternary"): PAIRS,
+        ("avx512_vnni", "binary"): PAIRS,
+        ("avx512_vnni", "ternary"): PAIRS,
+        ("avx2", "binary"): NIBBLES,
+        ("neon", "binary"): NIBBLES,
+    }
+    default = usual.get((variant, quantizer), BYTES)
     assert {layouts.fastest_layout(quantizer, *shape) for shape in SHAPES} == {default}
 
 

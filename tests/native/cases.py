@@ -16,7 +16,7 @@ from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 LAYOUTS = {
     "binary": (native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS),
-    "ternary": (native.BYTES, native.PAIRS, native.SEXTETS),
+    "ternary": (native.BYTES, native.PAIRS),
     "int4": (native.BYTES,),
 }
 LINEAR, FAKE, ENCODER = 0, 1, 2

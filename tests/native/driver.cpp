@@ -17,7 +17,7 @@ using namespace xtc;
 
 extern "C" {
 const char* xtc_variant(int);
-int64_t xtc_layout_bytes(int32_t, int32_t, int64_t, int64_t);
+int64_t xtc_layout_bytes(int32_t, int64_t, int64_t);
 void xtc_lay_out(int32_t, int32_t, int64_t, int64_t, int64_t, const uint8_t*, uint8_t*);
 int64_t xtc_linear(int, const Weight*, const float*, int64_t, float*, const Threads*);
 int64_t xtc_encoder(int, const Encoder*, const Batch*, const Head*, const Outputs*, const Threads*);
@@ -58,7 +58,7 @@ static Weight weight() {
   const int32_t layout = number(), levels = number();
   const int64_t rows = number(), columns = number(), padded = round_up(rows, TILE);
   const uint8_t* packed = array<uint8_t>(number());
-  uint8_t* codes = (uint8_t*)room(xtc_layout_bytes(layout, levels, rows, columns));
+  uint8_t* codes = (uint8_t*)room(xtc_layout_bytes(layout, rows, columns));
   xtc_lay_out(layout, levels, 0, rows, columns, packed, codes);
   const float* scale = array<float>(rows, padded);
   return {layout, levels, rows, columns, codes, scale, array<float>(rows, padded)};

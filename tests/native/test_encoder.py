@@ -21,7 +21,6 @@ from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 pytestmark = pytest.mark.skipif(not native_library.variants(), reason="the native operator is not built")
 LAYOUTS = [("binary", native.NIBBLES), ("binary", native.SEXTETS), ("ternary", native.PAIRS), ("int4", native.BYTES)]
-LAYOUTS += [("ternary", native.SEXTETS)]
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +105,7 @@ def test_codes_that_do_not_fit_together_are_refused(changed):
 
 @pytest.mark.parametrize(
     "quantizer, layout",
-    [("int4", native.PAIRS), ("ternary", native.NIBBLES), ("int4", native.SEXTETS), ("binary", 4)],
+    [("int4", native.PAIRS), ("ternary", native.NIBBLES), ("ternary", native.SEXTETS), ("binary", 4)],
 )
 def test_layouts_that_cannot_hold_the_levels_are_refused(quantizer, layout):
     with pytest.raises(RuntimeError, match=r"^Weights of \d+ levels cannot be laid out together in layout \d\.$"):

@@ -22,7 +22,7 @@ from hf_xtc.quantization.specs import ActivationSpec, QuantSpec
 
 LAYOUTS = {
     "binary": (native.BYTES, native.PAIRS, native.NIBBLES, native.SEXTETS),
-    "ternary": (native.BYTES, native.PAIRS, native.SEXTETS),
+    "ternary": (native.BYTES, native.PAIRS),
     "int4": (native.BYTES,),
 }
 DTYPES = [torch.float32] * 6 + [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]

@@ -13,7 +13,7 @@
 using namespace xtc;
 
 extern "C" const char* xtc_variant(int);
-extern "C" int64_t xtc_layout_bytes(int32_t, int32_t, int64_t, int64_t);
+extern "C" int64_t xtc_layout_bytes(int32_t, int64_t, int64_t);
 extern "C" void xtc_lay_out(int32_t, int32_t, int64_t, int64_t, int64_t, const uint8_t*, uint8_t*);
 extern "C" int64_t xtc_linear(int, const Weight*, const float*, int64_t, float*, const Threads*);
 extern "C" int64_t xtc_encoder(int, const Encoder*, const Batch*, const Head*, const Outputs*, const Threads*);
@@ -45,7 +45,7 @@ struct Laid {
     const int64_t width = (columns + 7) / 8;
     std::vector<uint8_t> packed(rows * width);
     for (auto& byte : packed) byte = numbers.random();
-    codes.resize(xtc_layout_bytes(NIBBLES, 2, rows, columns));
+    codes.resize(xtc_layout_bytes(NIBBLES, rows, columns));
     xtc_lay_out(NIBBLES, 2, 0, rows, columns, packed.data(), codes.data());
     scale = numbers.floats(round_up(rows, TILE));
     bias = numbers.floats(round_up(rows, TILE));

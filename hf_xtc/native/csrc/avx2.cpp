@@ -15,6 +15,7 @@ namespace VARIANT {
 constexpr int LOOKUP_ROWS = 3;
 constexpr int64_t MAX_ROWS = 36;
 constexpr bool FUSES = true;
+constexpr bool MULTIPLIES_PAIRS = false;
 constexpr int SEXTET_ROWS = 0;
 
 template <class V>

@@ -7,6 +7,7 @@ namespace VARIANT {
 constexpr int LOOKUP_ROWS = 6;
 constexpr int64_t MAX_ROWS = 36;
 constexpr bool FUSES = true;
+constexpr bool MULTIPLIES_PAIRS = true;
 #ifdef VBMI
 constexpr int SEXTET_ROWS = 6;
 #else
@@ -90,16 +91,15 @@ static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables)
 }
 
 // sums[M][64] += codes of 64 rows (SEXTETS) times M rows of activations given by their tables; a multiple of 4 groups.
-template <int M, int PLANES>
+template <int M>
 static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
-  const int64_t steps = groups * PLANES;
   const __m512i weights = _mm512_set1_epi16(1 + (64 << 8)), zero = _mm512_setzero_si512();
-  for (int64_t start = 0; start < steps; start += 40) {  // sums of 240 int8 values fit 16 bits
-    const int64_t end = start + 40 < steps ? start + 40 : steps;
+  for (int64_t start = 0; start < groups; start += 40) {  // sums of 240 int8 values fit 16 bits
+    const int64_t end = start + 40 < groups ? start + 40 : groups;
     __m512i wide[M][2];
 #pragma GCC unroll 6
     for (int i = 0; i < M; ++i) wide[i][0] = wide[i][1] = zero;
-    for (int64_t step = start; step < end; step += 4) {
+    for (int64_t g = start; g < end; g += 4) {
       __m512i low[M], high[M];
 #pragma GCC unroll 6
       for (int i = 0; i < M; ++i) low[i] = high[i] = zero;
@@ -108,7 +108,7 @@ static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t 
         const __m512i c = _mm512_loadu_si512(codes);
 #pragma GCC unroll 6
         for (int i = 0; i < M; ++i) {
-          const uint8_t* table = tables + i * stride + (step / PLANES + k / PLANES) * 128;
+          const uint8_t* table = tables + i * stride + (g + k) * 128;
           low[i] = _mm512_add_epi8(low[i], _mm512_permutexvar_epi8(c, _mm512_loadu_si512(table)));
           high[i] = _mm512_add_epi8(high[i], _mm512_permutexvar_epi8(c, _mm512_loadu_si512(table + 64)));
           HOLD(low[i], high[i]);
@@ -125,18 +125,39 @@ static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t 
 }
 #endif
 
+// BYTES codes of four columns of a tile: `panel` bytes from 16 rows to the next.
+struct ByteCodes {
+  const uint8_t* codes;
+  int64_t panel;
+  void load(int64_t quad, __m512i (&c)[4]) const {
+    for (int p = 0; p < 4; ++p) c[p] = _mm512_loadu_si512(codes + p * panel + quad * 64);
+  }
+};
+
+// PAIRS codes of four columns of a tile. Spreading them takes few of the units that multiply, and a tile fits the L1 cache.
+struct PairCodes {
+  const uint8_t* codes;
+  void load(int64_t quad, __m512i (&c)[4]) const {
+    const __m512i all = _mm512_loadu_si512(codes + quad * 64), two = _mm512_set1_epi8(3);
+    c[0] = _mm512_and_si512(all, two);
+    c[1] = _mm512_and_si512(_mm512_srli_epi16(all, 2), two);
+    c[2] = _mm512_and_si512(_mm512_srli_epi16(all, 4), two);
+    c[3] = _mm512_and_si512(_mm512_srli_epi16(all, 6), two);
+  }
+};
+
 // The loops over rows are unrolled by pragma: otherwise gcc keeps sums of 4 rows and more in memory.
-template <int M>
-static void dot_rows(int64_t m, const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t quads, int32_t* sums) {
+template <int M, class Codes>
+static void dot_rows(int64_t m, const Codes& codes, const int8_t* x, int64_t stride, int64_t quads, bool add, int32_t* sums) {
   if constexpr (M > 1)
-    if (m < M) return dot_rows<M - 1>(m, codes, panel, x, stride, quads, sums);
+    if (m < M) return dot_rows<M - 1>(m, codes, x, stride, quads, add, sums);
   __m512i sum[M][4];
 #pragma GCC unroll 6
   for (int i = 0; i < M; ++i)
-    for (int p = 0; p < 4; ++p) sum[i][p] = _mm512_loadu_si512(sums + i * TILE + p * 16);
+    for (int p = 0; p < 4; ++p) sum[i][p] = add ? _mm512_loadu_si512(sums + i * TILE + p * 16) : _mm512_setzero_si512();
   for (int64_t q = 0; q < quads; ++q) {
     __m512i c[4];
-    for (int p = 0; p < 4; ++p) c[p] = _mm512_loadu_si512(codes + p * panel + q * 64);
+    codes.load(q, c);
 #pragma GCC unroll 6
     for (int i = 0; i < M; ++i) {
       int32_t four;
@@ -150,9 +171,23 @@ static void dot_rows(int64_t m, const uint8_t* codes, int64_t panel, const int8_
     for (int p = 0; p < 4; ++p) _mm512_storeu_si512(sums + i * TILE + p * 16, sum[i][p]);
 }
 
+template <class Codes>
+static void dot_all(const Codes& codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums) {
+  const int64_t parts = (rows + 5) / 6;  // of like sizes: in one of a row or two, each addition would wait for the last
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t r = rows * part / parts;
+    dot_rows<6>(rows * (part + 1) / parts - r, codes, x + r * stride, stride, quads, add, sums + r * TILE);
+  }
+}
+
 // sums[rows][64] += 64 rows of codes times `rows` rows of activations; `quads` groups of 4 columns.
 static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int, int32_t* sums) {
-  for (int64_t r = 0; r < rows; r += 6) dot_rows<6>(rows - r, codes, panel, x + r * stride, stride, quads, sums + r * TILE);
+  dot_all(ByteCodes{codes, panel}, x, stride, rows, quads, true, sums);
+}
+
+// The same for PAIRS codes; without `add` the sums are written.
+static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums) {
+  dot_all(PairCodes{codes}, x, stride, rows, quads, add, sums);
 }
 
 }  // namespace VARIANT

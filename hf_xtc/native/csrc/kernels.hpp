@@ -39,10 +39,9 @@ namespace xtc {
 // How a weight lies in memory. Columns are padded to COLUMN_STEP, rows to TILE; a tile is TILE rows of all columns.
 enum Layout : int32_t {
   BYTES = 0,   // one code a byte: per 16 rows, [column / 4][row][column % 4]; for the 8-bit multipliers
-  PAIRS = 1,   // two bits a code, the same order: byte j of 16 holds codes j, j + 16, j + 32, j + 48 of 64
+  PAIRS = 1,   // two bits a code: [column / 4][row % 16][column % 4], bits 2 p and 2 p + 1 of a byte for row / 16 = p
   NIBBLES = 2,  // one bit a code: [column / 8][row], low nibble columns 0-3 of the 8, high nibble columns 4-7
-  SEXTETS = 3  // six columns a byte: [column / 6][plane][row], bits 0 to 5 their columns 0, 1, 4, 5, 2, 3; a code is the
-               // sum of its bits in all planes, one less than the levels
+  SEXTETS = 3  // one bit a code, six columns a byte: [column / 6][row], bits 0 to 5 their columns 0, 1, 4, 5, 2, 3
 };
 
 constexpr int TILE = 64;

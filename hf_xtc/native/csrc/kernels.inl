@@ -4,6 +4,7 @@
 //   dot          BYTES codes of one tile times rows of activations
 //   LOOKUP_ROWS  rows that `lookup` (lookup.inl, which a variant includes too) takes at once, or 0 where NIBBLES are
 //                expanded to BYTES first
+//   MULTIPLIES_PAIRS  whether it has `dot_two_bits`, the same for PAIRS codes; else these are expanded to BYTES first
 //   fused        a * b + c of vectors, rounded once where the instruction set can; contraction by the compiler is off,
 //                so that all compilers give the same bits
 //   FUSES        whether `fused` rounds once
@@ -228,9 +229,10 @@ static void quantize_row(const float* x, int64_t n, Quantized& to, int64_t row) 
 
 static void make_tables(const int8_t* x, int64_t groups, uint8_t* tables);
 static void make_sextet_tables(const int8_t* x, int64_t groups, uint8_t* tables);
+static void dot_two_bits(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, bool add, int32_t* sums);
 template <int M>
 static void lookup(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
-template <int M, int PLANES>
+template <int M>
 static void lookup_sextets(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums);
 
 constexpr int64_t CHUNK = 768;  // columns whose tables or codes are worked on at a time
@@ -246,14 +248,13 @@ struct Fours {
   }
 };
 
-template <int PLANES>
 struct Sixes {
   static constexpr int64_t ROWS = SEXTET_ROWS, COLUMNS = 6, TABLE = 128, STEP = SEXTET_STEP, CHUNK = 240;
-  static constexpr int64_t column_bytes(int64_t columns) { return columns / 6 * TILE * PLANES; }
+  static constexpr int64_t column_bytes(int64_t columns) { return columns / 6 * TILE; }
   static void make(const int8_t* x, int64_t groups, uint8_t* tables) { make_sextet_tables(x, groups, tables); }
   template <int M>
   static void look_up(const uint8_t* codes, const uint8_t* tables, int64_t stride, int64_t groups, int32_t* sums) {
-    lookup_sextets<M, PLANES>(codes, tables, stride, groups, sums);
+    lookup_sextets<M>(codes, tables, stride, groups, sums);
   }
 };
 
@@ -277,27 +278,24 @@ static const uint8_t* tile_bytes(const Weight& w, int64_t tile, int64_t from, in
   }
   const int64_t quads = (to - from) / 4;
   *panel = quads * 64;
+  if (w.layout == PAIRS) {
+    const uint8_t* source = w.codes + (tile * columns + from) * 16;
+    for (int64_t i = 0; i < *panel; i += VECTOR_BYTES)
+      for (int p = 0; p < 4; ++p) {
+        const Words codes = load<Words>(source + i) >> (2 * p) & 0x03030303;
+        memcpy(out + p * *panel + i, &codes, VECTOR_BYTES);
+      }
+    return out;
+  }
   for (int p = 0; p < 4; ++p)
     for (int64_t q = 0; q < quads; ++q) {
       uint8_t* target = out + p * *panel + q * 64;
-      if (w.layout == PAIRS) {
-        uint64_t source[2], pair[2];
-        memcpy(source, w.codes + (tile * TILE + p * 16) * columns / 4 + (from / 4 + q) * 16, 16);
-        for (int d = 0; d < 4; ++d) {
-          for (int j = 0; j < 2; ++j) pair[j] = (source[j] >> (2 * d)) & 0x0303030303030303;
-          memcpy(target + d * 16, pair, 16);
-        }
-      } else if (w.layout == SEXTETS) {
+      if (w.layout == SEXTETS) {
         const int64_t groups = round_up(w.columns, SEXTET_STEP) / 6;
         for (int k = 0; k < 4; ++k) {
           const int64_t column = from + q * 4 + k;
-          const int planes = w.levels - 1, bit = SEXTET_BIT[column % 6];
-          const uint8_t* source = w.codes + (tile * groups + column / 6) * TILE * planes + p * 16;
-          for (int j = 0; j < 16; ++j) {
-            target[j * 4 + k] = 0;
-            for (int plane = 0; plane < planes && column < w.columns; ++plane)
-              target[j * 4 + k] += (source[plane * TILE + j] >> bit) & 1;
-          }
+          const uint8_t* source = w.codes + (tile * groups + column / 6) * TILE + p * 16;
+          for (int j = 0; j < 16; ++j) target[j * 4 + k] = column < w.columns ? (source[j] >> SEXTET_BIT[column % 6]) & 1 : 0;
         }
       } else {
         const int64_t group = from / 4 + q;
@@ -349,12 +347,17 @@ template <class F>
 static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
   const int64_t columns = round_up(w.columns, COLUMN_STEP), chunk = chunk_of<Fours>(columns);
   for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-    memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
     for (int64_t from = 0; from < columns; from += chunk) {
-      const int64_t to = from + chunk < columns ? from + chunk : columns;
+      const int64_t to = from + chunk < columns ? from + chunk : columns, quads = (to - from) / 4;
+      if constexpr (MULTIPLIES_PAIRS)
+        if (w.layout == PAIRS) {
+          dot_two_bits(w.codes + (tile * columns + from) * 16, x.values + from, x.stride, x.rows, quads, from > 0, s.sums);
+          continue;
+        }
+      if (from == 0) memset(s.sums, 0, x.rows * TILE * sizeof(int32_t));
       int64_t panel = 0;
       const uint8_t* codes = tile_bytes(w, tile, from, to, s.codes, &panel);
-      dot(codes, panel, x.values + from, x.stride, x.rows, (to - from) / 4, w.levels, s.sums);
+      dot(codes, panel, x.values + from, x.stride, x.rows, quads, w.levels, s.sums);
     }
     for (int64_t r = 0; r < x.rows; ++r) finish(r, tile * TILE, s.sums + r * TILE);
   }
@@ -364,9 +367,7 @@ static void multiply_by_dot(const Weight& w, const Quantized& x, int64_t first_t
 template <class F>
 static void multiply(const Weight& w, const Quantized& x, int64_t first_tile, int64_t last_tile, Scratch& s, F finish) {
   if constexpr (SEXTET_ROWS > 0)
-    if (w.layout == SEXTETS)
-      return w.levels == 2 ? multiply_by_lookup<Sixes<1>>(w, x, first_tile, last_tile, s, finish)
-                           : multiply_by_lookup<Sixes<2>>(w, x, first_tile, last_tile, s, finish);
+    if (w.layout == SEXTETS) return multiply_by_lookup<Sixes>(w, x, first_tile, last_tile, s, finish);
   if constexpr (LOOKUP_ROWS > 0)
     if (w.layout == NIBBLES) return multiply_by_lookup<Fours>(w, x, first_tile, last_tile, s, finish);
   multiply_by_dot(w, x, first_tile, last_tile, s, finish);
@@ -634,7 +635,7 @@ static Scratch scratch_of(char*& from, int64_t rows, int64_t columns, int64_t ou
   s.quantized = {rows, columns, (int8_t*)cut(from, rows * columns), (float*)cut(from, rows * 4), (uint32_t*)cut(from, rows * 4)};
   s.tables = (uint8_t*)cut(from, LOOKUP_ROWS * CHUNK * 8);
   s.codes = (uint8_t*)cut(from, TILE * CHUNK);
-  static_assert(SEXTET_ROWS * (Sixes<1>::CHUNK / 6) * Sixes<1>::TABLE <= LOOKUP_ROWS * CHUNK * 8 && SEXTET_ROWS <= LOOKUP_ROWS, "");
+  static_assert(SEXTET_ROWS * (Sixes::CHUNK / 6) * Sixes::TABLE <= LOOKUP_ROWS * CHUNK * 8 && SEXTET_ROWS <= LOOKUP_ROWS, "");
   const int64_t looked_up = LOOKUP_ROWS * round_up(outputs, TILE), at_once = rows * TILE;
   s.sums = (int32_t*)cut(from, (looked_up > at_once ? looked_up : at_once) * 4);
   s.first = (float*)cut(from, rows * hidden * 4);

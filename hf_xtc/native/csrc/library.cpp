@@ -47,7 +47,7 @@ static bool runs(const Variant& v) {
 }
 
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
-API int xtc_interface() { return 7; }
+API int xtc_interface() { return 8; }
 
 static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &neon_i8mm, &neon_dotprod, &neon, &portable};
 
@@ -57,8 +57,8 @@ API const char* xtc_variant(int index) {
   return runs(*VARIANTS[index]) ? VARIANTS[index]->name : "";
 }
 
-API int64_t xtc_layout_bytes(int32_t layout, int32_t levels, int64_t rows, int64_t columns) {
-  if (layout == SEXTETS) return round_up(rows, TILE) * (round_up(columns, SEXTET_STEP) / 6) * (levels - 1);
+API int64_t xtc_layout_bytes(int32_t layout, int64_t rows, int64_t columns) {
+  if (layout == SEXTETS) return round_up(rows, TILE) * (round_up(columns, SEXTET_STEP) / 6);
   const int64_t codes = round_up(rows, TILE) * round_up(columns, COLUMN_STEP);
   return layout == BYTES ? codes : layout == PAIRS ? codes / 4 : codes / 8;
 }
@@ -82,14 +82,13 @@ static void lay_row(int32_t layout, int64_t r, int64_t columns, const uint8_t* p
     each_code<Levels>(packed, columns, [&](int64_t c, uint8_t code) { out[(quad + c / 4) * 64 + place + c % 4] = code; });
   } else if (layout == PAIRS) {
     each_code<Levels>(packed, columns, [&](int64_t c, uint8_t code) {
-      const int64_t at = place + c % 4;
-      out[(quad + c / 4) * 16 + at % 16] |= code << (2 * (at / 16));
+      out[(tile * padded / 4 + c / 4) * 64 + place + c % 4] |= code << (2 * (row / 16));
     });
   } else if (layout == NIBBLES) {  // as in the file, but for the bits that fill its last byte
     uint8_t* to = out + tile * padded / 8 * TILE + row;
     for (int64_t b = 0; b < columns / 8; ++b) to[b * TILE] = packed[b];
     if (columns % 8) to[columns / 8 * TILE] = packed[columns / 8] & ((1 << columns % 8) - 1);
-  } else if (Levels == 2) {
+  } else {
     uint8_t* to = out + tile * (round_up(columns, SEXTET_STEP) / 6) * TILE + row;
     const int64_t width = (columns + 7) / 8;
     for (int64_t c = 0; c < columns; c += 6) {
@@ -98,11 +97,6 @@ static void lay_row(int32_t layout, int64_t r, int64_t columns, const uint8_t* p
       static_assert(SEXTET_BIT[0] == 0 && SEXTET_BIT[1] == 1 && SEXTET_BIT[2] == 4 && SEXTET_BIT[4] == 2, "");
       to[c / 6 * TILE] = (six & 3) | (six & 12) << 2 | (six & 48) >> 2;
     }
-  } else {
-    uint8_t* to = out + tile * (round_up(columns, SEXTET_STEP) / 6) * TILE * (Levels - 1) + row;
-    each_code<Levels>(packed, columns, [&](int64_t c, uint8_t code) {
-      for (int plane = 0; plane < code; ++plane) to[(c / 6 * (Levels - 1) + plane) * TILE] |= 1 << SEXTET_BIT[c % 6];
-    });
   }
 }
 
