@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from compress_options import SHAPE, VOCAB
@@ -9,6 +10,8 @@ from task_cases import table
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 import tasks
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,3 +71,16 @@ def test_a_trial_is_recorded_and_left_out_of_the_table(folder, capsys, monkeypat
         ("embedding", "trial", "spearmanr")
     ]
     assert "embedding" not in shown
+
+
+def test_the_docs_state_the_results():
+    lines = (ROOT / "benchmarks" / "results" / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert tasks.table(records) in (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    teacher, *_, packed = next(record["rows"] for record in records if record["name"] == "sst2")
+    families = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert (
+        f"{teacher['bytes']:,} bytes to {packed['bytes']:,} ({teacher['bytes'] / packed['bytes']:.1f} times)"
+        in families
+    )
+    assert f"accuracy {teacher['metrics']['accuracy']:.3f} to {packed['metrics']['accuracy']:.3f}" in families
