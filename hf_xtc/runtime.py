@@ -37,6 +37,8 @@ TASKS = {
     "ForMaskedLM": "masked-lm",
 }
 PROBLEMS = {"multi_label_classification": "multi-label-classification", "regression": "regression"}
+# Classes of tokenizers that give token types unless their options say what they give.
+TYPED = ("BertTokenizer", "ElectraTokenizer")
 # The files of a repository that a pipeline reads.
 FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors", "*.safetensors.index.json"]
 FILES += PATTERNS
@@ -112,7 +114,7 @@ class Pipeline:
         side = "left" if options.get("truncation_side") == "left" else "right"
         tokenizer.enable_truncation(max_length or longest, direction=side)
         tokenizer.no_padding()
-        self._has_types = "token_type_ids" in (options.get("model_input_names") or ["token_type_ids"])
+        self._has_types = _gives_types(options)
         return tokenizer
 
     @property
@@ -475,6 +477,12 @@ def _map_of(array: Any) -> Any:
     while isinstance(array, np.ndarray):
         array = array.base
     return array.obj if isinstance(array, memoryview) else array
+
+
+def _gives_types(options: dict[str, Any]) -> bool:
+    """Whether a tokenizer with these options gives token types in transformers: it says so, or its class does."""
+    names, kind = options.get("model_input_names"), options.get("tokenizer_class")
+    return "token_type_ids" in names if names else kind is None or str(kind).removesuffix("Fast") in TYPED
 
 
 def _is_text(text: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from families import CLASSIFIERS, make_tokenizer
 from families import make_teacher as make_family
 from tokenizers import Tokenizer
@@ -157,6 +158,22 @@ def test_the_choice_of_layouts_is_logged_once(folder, caplog, monkeypatch):
     with caplog.at_level("INFO"):
         Pipeline(folder), Pipeline(folder)
     assert caplog.messages == [f"Packed linears run on {layouts.describe_choice('binary', 8, 8)}."]
+
+
+@pytest.mark.parametrize(
+    "kind, given", [("TokenizersBackend", False), ("DistilBertTokenizer", False), ("BertTokenizerFast", True)]
+)
+def test_the_class_of_a_tokenizer_tells_whether_it_gives_token_types(kind, given, folder):
+    """Where its options do not say it: transformers saves them only if they differ from those of the class."""
+    file = folder / "tokenizer_config.json"
+    options = json.loads(file.read_text())
+    del options["model_input_names"]
+    file.write_text(json.dumps({**options, "tokenizer_class": kind}))
+    assert ("token_type_ids" in getattr(transformers, kind).model_input_names) is given
+    pair = [("dull", "bad")]
+    expected = in_pytorch(folder, pair, return_token_type_ids=given)[2].numpy()
+    assert np.array_equal(Pipeline(folder).logits(pair), expected)
+    assert not np.array_equal(expected, in_pytorch(folder, pair, return_token_type_ids=not given)[2].numpy())
 
 
 def test_token_types_are_left_out_where_the_tokenizer_has_none(folder):
