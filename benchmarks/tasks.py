@@ -140,7 +140,7 @@ def table(records: list[dict[str, Any]]) -> str:
         scores = [row["metrics"][record["metric"]] for row in (teacher, packed)]
         title = f"{record['name']}, {record['options']['teacher']}, {packed['layers']} of {teacher['layers']} layers"
         cells = [title, record["metric"], *(f"{score:.4f}" for score in scores)]
-        cells += [f"{scores[1] / scores[0]:.1%}", f"{packed['bytes']:,}", f"{record['minutes']:.0f}"]
+        cells += [f"{scores[1] / scores[0]:.1%}", f"{packed['bytes']:,}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

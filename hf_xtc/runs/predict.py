@@ -74,7 +74,7 @@ class PredictArguments:
         threshold (`float`, *optional*): Of a multi-label model's probabilities, 0.5 by default.
         aggregation_strategy (`str`, *optional*): Of tags, "simple" by default, as in transformers' pipeline.
         doc_stride (`int`, *optional*): Tokens that windows of a long context share; a third of the length by default.
-        unanswerable (`bool`): Whether a context may hold no answer.
+        unanswerable (`bool`): Whether a context may hold no answer, also for a model that has not seen such rows.
         batch_size, threads, max_length (`int`): As in `hf_xtc.runtime.Pipeline`.
 
     Raises:
@@ -175,7 +175,10 @@ class PredictParser(PlainParser):
         ):
             self.add_argument(f"--{name}", type=kind, help=help_text)
         self.add_argument(
-            "--unanswerable", action="store_true", default=None, help="question answering: there may be no answer"
+            "--unanswerable",
+            action="store_true",
+            default=None,
+            help="question answering: there may be no answer",
         )
 
     def options(self, arguments: Sequence[str]) -> tuple[PredictArguments]:
@@ -284,8 +287,10 @@ def _answers(pipe: Any, texts: list[Any], args: PredictArguments) -> list[dict[s
     length = pipe.tokenizer.truncation["max_length"]
     stride = length // 3 if args.doc_stride is None else args.doc_stride
     found = pipe.token_logits(pairs, stride=stride, batch_size=args.batch_size)
+    learned = pipe.config["xtc"].get("provenance", {}).get("unanswerable_rows", 0)  # of the train rows
+    unanswerable = args.unanswerable or bool(learned)
     return [
-        {"row": row, **answer(context, windows, unanswerable=args.unanswerable)}
+        {"row": row, **answer(context, windows, unanswerable=unanswerable)}
         for row, ((_, context), windows) in enumerate(zip(pairs, found, strict=True))
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from hf_xtc.cli import command_parser, main
+from hf_xtc.data import token_predictions
 from hf_xtc.data.task_data import DataArguments
 from hf_xtc.runs.predict import PREDICT, read_texts
 from hf_xtc.runs.torch_pipeline import TorchPipeline
@@ -253,7 +255,7 @@ def predict_answers(model):
         outputs = AutoModelForQuestionAnswering.from_pretrained(model)(**batch)
     logits = [part.numpy() for part in (outputs.start_logits, outputs.end_logits)]
     assert len(inputs) > len(rows), "windows"
-    best = best_answers(inputs, *logits, may_abstain=False)
+    best = best_answers(inputs, *logits, may_abstain=True)  # as some of the train rows have no answer
     found = predict_in_pytorch(model, rows, "--max_length=24")
     assert [record["answer"] for record in found] == list(best.values())
     spans = [row["context"][record["start"] : record["end"]] for record, row in zip(found, rows, strict=True)]
@@ -297,6 +299,20 @@ PREDICTIONS = {
     "question-answering": predict_answers,
     "masked-lm": predict_tokens,
 }
+
+
+@pytest.mark.parametrize("rows, more, expected", [(0, [], False), (0, ["--unanswerable"], True), (2, [], True)])
+def test_a_model_that_was_taught_so_may_give_no_answer(rows, more, expected, runs, tmp_path, monkeypatch):
+    model = shutil.copytree(
+        runs("question-answering"), tmp_path / "student", ignore=shutil.ignore_patterns("training")
+    )
+    config = json.loads((model / "config.json").read_text())
+    config["xtc"]["provenance"]["unanswerable_rows"] = rows
+    (model / "config.json").write_text(json.dumps(config))
+    asked = []
+    monkeypatch.setattr(token_predictions, "answer", lambda *_, unanswerable: asked.append(unanswerable) or {})
+    predict_in_pytorch(model, [{"question": "is very", "context": "bad plot"}], *more)
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize("strategy", ["none", "first", "average", "max"])
