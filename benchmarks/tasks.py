@@ -130,7 +130,7 @@ def _word(value: Any) -> str:
 def table(records: list[dict[str, Any]]) -> str:
     """The runs of `RUNS` as a table: metric of the teacher and of the packed file, and the file's bytes."""
     lines = [
-        "| data, encoder | metric | teacher | packed, 1 bit | kept | bytes | minutes |",
+        "| data, encoder | metric | teacher | packed, 1 bit | kept | bytes |",
         "|---|---|---|---|---|---|---|",
     ]
     for record in records:
