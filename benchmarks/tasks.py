@@ -131,7 +131,7 @@ def table(records: list[dict[str, Any]]) -> str:
     """The runs of `RUNS` as a table: metric of the teacher and of the packed file, and the file's bytes."""
     lines = [
         "| data, encoder | metric | teacher | packed, 1 bit | kept | bytes |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
     for record in records:
         if record["label"]:
