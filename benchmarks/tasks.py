@@ -3,7 +3,7 @@
 Each run is `hf-xtc compress` with the options below and those given here; its rows are appended to the results file
 and are not repeated. Nothing selects a checkpoint: each stage ends with its last step. The data folder holds
 `<name>/train.parquet` and `<name>/validation.parquet`; for embeddings `embedding/train.txt`, texts one a line, and
-pairs with scores in `embedding/validation.parquet`.
+pairs with scores in `embedding/validation.parquet`, which `texts.py` writes.
 
     python benchmarks/tasks.py --data_dir data --teacher all-MiniLM-L6-v2 --names wnut17 trec_qa
 """
@@ -28,7 +28,7 @@ EMBEDDING = {
     "text_pair_column": "sentence2",
     "embedding_weights": "binary",
     "max_length": 64,
-    "num_train_epochs": 1,
+    "num_train_epochs": 0.3,
 }
 
 # The options of each run beside `COMMON`; `data` names the folder, if it is not that of the run, and task and columns

@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from compress_options import SHAPE, VOCAB
 from task_cases import table
 from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
 import tasks
+import texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +86,24 @@ def test_the_docs_state_the_results():
         in families
     )
     assert f"accuracy {teacher['metrics']['accuracy']:.3f} to {packed['metrics']['accuracy']:.3f}" in families
+
+
+def test_texts_of_validation_splits_are_left_out(tmp_path, monkeypatch):
+    splits = {
+        "glue/stsb": {
+            "train": {"sentence1": ["A  plane.", "of pairs"], "sentence2": ["a Plane.", "Held out."], "label": [1, 2]},
+            "validation": {"sentence1": ["held out."], "sentence2": ["another"], "label": [3.5]},
+        },
+        "squad_dev": {"train": {"context": ["One sentence. Two!", "One sentence. Two!"], "question": ["Who?", "on"]}},
+        "wnut17": {"train": {"tokens": [["three", "words", "."]]}},
+    }
+    for name, tables in splits.items():
+        (tmp_path / name).mkdir(parents=True)
+        for split, columns in tables.items():
+            pd.DataFrame(columns).to_parquet(tmp_path / name / f"{split}.parquet")
+    monkeypatch.setattr(sys, "argv", ["texts.py", f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"])
+    texts.main()
+    kept = (tmp_path / "out" / "train.txt").read_text().splitlines()
+    assert kept == ["A plane.", "of pairs", "One sentence.", "Two!", "Who?", "three words ."]
+    pairs = pd.read_parquet(tmp_path / "out" / "validation.parquet")
+    assert pairs.to_dict("records") == [{"sentence1": "held out.", "sentence2": "another", "label": 3.5}]
