@@ -9,7 +9,6 @@ pairs with scores in `embedding/validation.parquet`, which `texts.py` writes.
 """
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,6 @@ def run(args: TaskArguments, name: str) -> dict[str, Any]:
     options = options_of(args, name)
     folder = Path(args.output_dir) / "-".join(filter(None, (name, args.label)))
     words = [word for key, value in options.items() for word in (f"--{key}", _word(value))]
-    start = time.monotonic()
     found = run_compress(*command_parser("compress").options([*words, "--output_dir", str(folder)]))
     shown = {key: Path(value).name if key == "teacher" else str(value) for key, value in options.items()}
     for key in ("train_file", "validation_file"):
@@ -117,7 +115,6 @@ def run(args: TaskArguments, name: str) -> dict[str, Any]:
         "label": args.label,
         "metric": found.metric,
         "rows": found.to_dict()["rows"],
-        "minutes": round((time.monotonic() - start) / 60, 1),
         "options": shown,
         **facts(args.threads, "torch", "transformers", "hf_xtc"),
     }

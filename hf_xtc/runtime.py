@@ -188,7 +188,7 @@ class Pipeline:
         if not self._model.num_labels:
             raise PackedFileError(
                 f"{self.folder} holds no sequence classifier, but {self.config.get('architectures')}. Use embed, or "
-                "hf_xtc.reader for the logits of tokens."
+                "token_logits for the logits of tokens."
             )
         return self._in_batches(texts, batch_size, self._model.num_labels, lambda outputs, lengths: outputs.logits)
 

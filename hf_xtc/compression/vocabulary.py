@@ -34,7 +34,8 @@ def trim_vocabulary(
     """A copy of a model and its tokenizer that know the tokens of `texts` only.
 
     With `min_count=1` each of the texts is encoded in the same pieces as before. Any other text still encodes, in more
-    pieces where it has to; none of them is the unknown token unless one was before.
+    pieces where it has to; none of them is the unknown token unless one was before, if each character
+    of the vocabulary is a token too (for WordPiece also inside a word), as in all-MiniLM-L6-v2's.
 
     Args:
         model (`PreTrainedModel`): A float model, any head; left untouched.
