@@ -8,6 +8,16 @@ from latency.runtimes import RUNTIMES, TEACHER
 
 # Bars end here; a longer one carries its figure.
 LONGEST = 1.6
+# Runtimes whose times are drawn, if any of them was measured; all are in the tables.
+COMPARED = (
+    "torch_fp32",
+    "ort_int8",
+    "openvino_int8",
+    "ours_packed",
+    "ours_auto",
+    "ours_auto_avx2",
+    "ours_ternary_auto",
+)
 FAMILIES = {"torch": "Greys", "ort": "Blues", "openvino": "Purples", "ours": "Oranges", "ours_to": "Greens"}
 
 
@@ -22,8 +32,9 @@ def draw(results: dict[str, Any], file: str | Path) -> None:
     figure = pyplot.figure(figsize=(15, 3.6 * len(models) + 5), layout="constrained")
     grid = figure.add_gridspec(len(models) + 1, 2, height_ratios=[3.6] * len(models) + [5])
     colors = _colors([row["runtime"] for row in results["processes"]])
+    compared = {name: color for name, color in colors.items() if name in COMPARED} or colors
     for index, model in enumerate(models):
-        _latency(figure.add_subplot(grid[index, :]), results, model, colors)
+        _latency(figure.add_subplot(grid[index, :]), results, model, compared)
     for column, (title, megabytes) in enumerate(SIZES.items()):
         _sizes(figure.add_subplot(grid[-1, column]), results, models[0], colors, title, megabytes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
