@@ -50,6 +50,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Only for the tests of web/ and of exports to JavaScript, which are skipped without it. No package's own scripts are run.
+web/node_modules/.package-lock.json: web/package-lock.json
+	npm ci --prefix web --ignore-scripts --no-audit --no-fund --silent
+
 # Two workers with one thread each, and each file of tests in one of them.
 PYTEST := -m pytest -n 2 --dist loadfile
 test: lint .venv/installed-demo
