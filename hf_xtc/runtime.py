@@ -254,6 +254,7 @@ class Pipeline:
         *,
         pooling: str | None = None,
         normalize: bool | None = None,
+        prompt: str | None = None,
         batch_size: int = 32,
     ) -> Array:
         """Embeds texts as vectors.
@@ -263,6 +264,8 @@ class Pipeline:
             pooling (`str`, *optional*): "mean" of a text's hidden states, or "cls" for its first. By default what
                 the folder's `modules.json` says (sentence-transformers), else "mean".
             normalize (`bool`, *optional*): Scale vectors to length 1. By default as `modules.json` says, else not.
+            prompt (`str`, *optional*): What stands before each text (of a pair, before its first). By default the
+                one that the folder's `config_sentence_transformers.json` names, else nothing.
             batch_size (`int`): Texts that are computed at once.
 
         Returns:
@@ -282,6 +285,10 @@ class Pipeline:
                 return np.asarray(outputs.hidden[starts])
             return np.asarray(np.add.reduceat(outputs.hidden, starts) / lengths[:, None].astype(np.float32))
 
+        prompt = self._sentences.default_prompt if prompt is None else prompt
+        texts = [
+            (prompt + text[0], text[1]) if isinstance(text, tuple) else prompt + text for text in self._checked(texts)
+        ]
         vectors = self._in_batches(texts, batch_size, self._model.encoder.hidden, pooled)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors
 

@@ -63,11 +63,12 @@ def neighbours(texts: Sequence[str]) -> Dataset:
     return _dataset({"text": list(texts), "text_pair": [*texts[1:], *texts[:1]]})
 
 
-def encode_texts(rows: Dataset, tokenizer: "Callable[..., Any]", max_length: int) -> Dataset:
+def encode_texts(rows: Dataset, tokenizer: "Callable[..., Any]", max_length: int, prompt: str = "") -> Dataset:
     """Texts as model inputs, truncated to `max_length` tokens and not padded.
 
     Args:
         rows (`datasets.Dataset`): `text`; or pairs, `text` and `text_pair`, with a `label` or without.
+        prompt (`str`): What stands before each text.
 
     Returns:
         `datasets.Dataset`: a row for each text, of a pair first `text`, then `text_pair`; pairs with a `label` give
@@ -83,6 +84,8 @@ def encode_texts(rows: Dataset, tokenizer: "Callable[..., Any]", max_length: int
             columns["score"] = np.repeat(np.array(rows["label"][:], np.float32), 2)
         rows = _dataset(columns)
 
+    if prompt:
+        rows = rows.map(lambda texts: {"text": [prompt + text for text in texts["text"]]}, batched=True)
     arguments = {"tokenizer": tokenizer, "texts": ["text"], "max_length": max_length}
     return rows.map(encode, batched=True, fn_kwargs=arguments, remove_columns=["text"])
 

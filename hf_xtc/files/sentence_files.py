@@ -35,6 +35,7 @@ class SentenceSettings:
         normalize (`bool`): Whether vectors have length 1.
         max_length (`int`, *optional*): Tokens to which texts are truncated; `None` for the tokenizer's own limit.
         prompts (`dict[str, str]`): Name -> text that `encode(..., prompt_name=name)` puts before each text.
+        default_prompt_name (`str`, *optional*): The one of them that stands before each text if none is named.
 
     Raises:
         PackedFileError: if a value has another type, or there is no such pooling.
@@ -44,21 +45,29 @@ class SentenceSettings:
     normalize: bool = False
     max_length: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
 
     def __post_init__(self) -> None:
-        length, prompts = self.max_length, self.prompts
+        length, prompts, default = self.max_length, self.prompts, self.default_prompt_name
         fits = {
             "pooling": self.pooling in POOLINGS,
             "normalize": isinstance(self.normalize, bool),
             "max_length": length is None or (type(length) is int and length > 0),
             "prompts": isinstance(prompts, dict) and all(isinstance(v, str) for v in (*prompts, *prompts.values())),
+            "default_prompt_name": default is None or (isinstance(default, str) and default in prompts),
         }
         for name, fit in fits.items():
             if not fit:
                 raise PackedFileError(
                     f"{name}={getattr(self, name)!r:.80} is no setting of a sentence embedder; pooling is one of "
-                    f"{', '.join(POOLINGS)}, normalize true or false, max_length a positive number. Correct it."
+                    f"{', '.join(POOLINGS)}, normalize true or false, max_length a positive number, "
+                    "default_prompt_name one of prompts. Correct it."
                 )
+
+    @property
+    def default_prompt(self) -> str:
+        """What stands before each text for which no prompt is named."""
+        return "" if self.default_prompt_name is None else self.prompts[self.default_prompt_name]
 
     @classmethod
     def from_dict(cls, values: Any) -> "SentenceSettings":
@@ -98,10 +107,11 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
         raise PackedFileError(f"{file} has modules {sorted(modules)}, not a Transformer, a Pooling and Normalize.")
     pooling = _pooling(folder / path)
     transformer, sentences = read_settings(folder / TRANSFORMER), read_settings(folder / SENTENCES)
-    prompts = sentences.get("prompts") or {}
+    prompts, default = sentences.get("prompts") or {}, sentences.get("default_prompt_name")
     if isinstance(prompts, dict):
+        default = None if isinstance(default, str) and prompts.get(default) == "" else default
         prompts = {name: text for name, text in prompts.items() if text != ""}
-    return SentenceSettings(pooling, "Normalize" in modules, transformer.get("max_seq_length"), prompts)
+    return SentenceSettings(pooling, "Normalize" in modules, transformer.get("max_seq_length"), prompts, default)
 
 
 def _pooling(folder: Path) -> str:
@@ -149,7 +159,11 @@ def write_sentence_files(folder: Path, settings: SentenceSettings, dimension: in
     files: Mapping[str, Any] = {
         MODULES: modules,
         TRANSFORMER: {"max_seq_length": settings.max_length, "do_lower_case": False},
-        SENTENCES: {"prompts": settings.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        SENTENCES: {
+            "prompts": settings.prompts,
+            "default_prompt_name": settings.default_prompt_name,
+            "similarity_fn_name": "cosine",
+        },
         POOLING: {
             "word_embedding_dimension": dimension,
             **{old: name == settings.pooling for name, old in POOLINGS.items()},

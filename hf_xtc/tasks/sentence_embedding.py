@@ -107,7 +107,7 @@ class SentenceEmbedding(Task):
     def tokenize(self, rows: "Dataset", tokenizer: Any, args: "DataArguments") -> "Dataset":
         from hf_xtc.data.texts import encode_texts
 
-        return encode_texts(rows, tokenizer, args.max_length)
+        return encode_texts(rows, tokenizer, args.max_length, self.sentences.default_prompt)
 
     def settings(self, args: "DataArguments") -> dict[str, Any]:
         return {"sentences": self.sentences.to_dict()}

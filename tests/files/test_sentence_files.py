@@ -22,6 +22,10 @@ ANY = st.builds(
     normalize=st.booleans(),
     max_length=st.none() | st.integers(1, 10**6),
     prompts=st.dictionaries(st.text(), st.text(min_size=1), max_size=3),
+) | st.builds(
+    SentenceSettings,
+    prompts=st.just({"query": "query: ", "document": "passage: "}),
+    default_prompt_name=st.sampled_from(["query", "document"]),
 )
 
 
@@ -70,6 +74,11 @@ def test_other_poolings_are_refused(tmp_path, mode):
         ),
         ("config_sentence_transformers.json", '{"prompts": {"query": 3}}', r"^prompts=.* is no setting"),
         ("config_sentence_transformers.json", '{"prompts": 3}', r"^prompts=3 is no setting"),
+        (
+            "config_sentence_transformers.json",
+            '{"prompts": {"query": "q: "}, "default_prompt_name": "document"}',
+            r"^default_prompt_name='document' is no setting",
+        ),
         ("1_Pooling/config.json", "", r"config\.json cannot be read "),
     ],
 )
@@ -78,6 +87,13 @@ def test_damaged_files_are_refused(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(PackedFileError, match=message):
         read_sentence_settings(tmp_path)
+
+
+def test_an_empty_prompt_is_none(tmp_path):
+    write_sentence_files(tmp_path, SentenceSettings(), 36)
+    content = '{"prompts": {"query": "q: ", "document": ""}, "default_prompt_name": "document"}'
+    (tmp_path / "config_sentence_transformers.json").write_text(content)
+    assert read_sentence_settings(tmp_path) == SentenceSettings(prompts={"query": "q: "})
 
 
 @pytest.mark.parametrize("values", [{"pooling": "max"}, {"pooling": None}, {"normalize": 1}, {"max_length": True}])

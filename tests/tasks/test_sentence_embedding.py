@@ -1,16 +1,20 @@
 """Sentence embeddings through the command line, on a tiny teacher, and used as their users do."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands import blocks
 from compress_options import SHAPE, VOCAB, sentences
 from huggingface_hub import ModelCard
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast, set_seed
 
@@ -81,6 +85,22 @@ def test_sentence_transformers_opens_what_is_written(compressed):
 def test_the_runtime_embeds_alike(compressed):
     expected = SentenceTransformer(str(compressed), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(Pipeline(compressed).embed(TEXTS), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_default_prompt_of_the_teacher_counts_everywhere(folder, tmp_path):
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    settings = replace(SETTINGS, default_prompt_name="query")
+    write_sentence_files(tmp_path / "teacher", settings, SHAPE["hidden_size"])
+    assert compress(folder, tmp_path / "out", teacher=tmp_path / "teacher") == 0
+    assert read_sentence_settings(tmp_path / "out") == settings
+    for row, name in ((0, "teacher"), (-1, "out")):
+        model, pairs = SentenceTransformer(str(tmp_path / name), device="cpu"), pd.read_csv(folder / "pairs.csv")
+        vectors = [model.encode(pairs[column].tolist()) for column in ("text", "other")]
+        found = spearmanr((vectors[0] * vectors[1]).sum(1), pairs["score"]).statistic
+        assert metrics(tmp_path / "out")[row]["spearmanr"] == pytest.approx(found, abs=1e-3)
+    pipe = Pipeline(tmp_path / "out")
+    np.testing.assert_allclose(pipe.embed(TEXTS), model.encode(TEXTS), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(pipe.embed(TEXTS), pipe.embed([f"very {text}" for text in TEXTS], prompt=""))
 
 
 def test_it_opens_where_the_package_is_not_installed(compressed):
