@@ -141,8 +141,8 @@ COMMANDS = {
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
     "export": Command(
-        "write a packed model for ONNX Runtime or OpenVINO, and verify it",
-        "--model MODEL --output_dir FOLDER [--format onnx|openvino]",
+        "write a packed model for ONNX Runtime, OpenVINO, transformers.js or as a stock model, and verify it",
+        "--model MODEL --output_dir FOLDER [--format onnx|openvino|transformers.js|transformers]",
         _export,
         ("ExportArguments", "EvaluationDataArguments"),
     ),
