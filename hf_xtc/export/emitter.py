@@ -273,7 +273,8 @@ class Emitter(ABC):
         table = self.constant(layer.weight_packed.cpu().numpy())
         self._tables[layer.weight_packed.data_ptr()] = table
         rows = self._unpacked(self.gather(table, index), layer)
-        return self.node("Multiply", rows, self._float_rows(layer.weight_scale, index))
+        # Scales are float32 before rows are chosen: ONNX Runtime's WebGPU gathers float16 only where the device can.
+        return self.node("Multiply", rows, self.gather(self.tensor(layer.weight_scale), index))
 
     def _float_rows(self, table: Tensor, index: Value) -> Value:
         array = table.detach().float().cpu().numpy()
