@@ -271,6 +271,9 @@ class PushArguments:
     revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if it does not exist."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    with_onnx: bool = field(
+        default=False, metadata={"help": "Also publish an ONNX file for transformers.js; the card shows its use."}
+    )
 
 
 @dataclass

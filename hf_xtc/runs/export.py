@@ -1,7 +1,8 @@
 """`hf-xtc export`: writes a packed checkpoint for another runtime, with its configuration and tokenizer."""
 
 import logging
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from transformers import AutoTokenizer
 
 from hf_xtc.data.task_data import read_splits
 from hf_xtc.errors import DataError, StateError
-from hf_xtc.export.exporting import Exported, check_export, fitting_tokenizer, write_verified
+from hf_xtc.export.exporting import Exported, check_export, export_model, fitting_tokenizer, write_verified
 from hf_xtc.export.graph import IDS, MASK, TYPES
+from hf_xtc.export.stock import plain_config
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
+from hf_xtc.hub.javascript import javascript_section, with_section
+from hf_xtc.hub.upload import ONNX_FILE
 from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
@@ -45,6 +49,26 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
         options: dict[str, Any] = {"weights": args.weights, "tokenizer": tokenizer, "batches": batches}
         exported = write_verified(model, folder, format=args.format, **options)
     return replace(exported, path=Path(args.output_dir) / exported.path.relative_to(folder))
+
+
+def onnx_form(folder: str) -> dict[str, bytes]:
+    """The verified ONNX file of a packed folder, by its path in the repository.
+
+    Raises:
+        XTCError: as `export_model`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(folder)
+        path = export_model(load_packed(folder), scratch, format="transformers.js", tokenizer=tokenizer)
+        return {ONNX_FILE: path.read_bytes()}
+
+
+def card_with_graph(folder: str, graph: Mapping[str, bytes]) -> bytes:
+    """The card of a packed folder, with a section on the ONNX file that `onnx_form` gave."""
+    config = load_config(folder)
+    name, model_type = config.architectures[0], plain_config(config).model_type
+    section = javascript_section(config, name, model_type, len(graph[ONNX_FILE]))
+    return with_section(Path(folder, "README.md").read_text(encoding="utf-8"), section).encode()
 
 
 def load_packed(name: str) -> Any:

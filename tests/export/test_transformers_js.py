@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import blocks
 from families import CONFIGS, make_batch, make_teacher
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast, set_seed
 
 from hf_xtc import ARCHITECTURES, XTCError, XTCRecipe, compress, pack_model
@@ -30,7 +32,7 @@ TEXTS = [
     *("a gripping film", "dull and overlong , alas", "not bad at all", "I would not see it twice, nor once."),
     *("Une surprise : charming, funny & sad; its 2nd half drags", "", "the best of the year " * 20),
 ]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(96))]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "sentence", *(f"w{i}" for i in range(94))]
 SENTENCES = ["w1 w7 w3", "w5", "w8 w9 w70 w11", "w33 w34 w35 w36 w37 w38"]
 
 pytestmark = pytest.mark.skipif(
@@ -216,6 +218,54 @@ def test_pipelines(bert_folder, site):
     by_label = [{entry["label"]: entry["score"] for entry in scores} for scores in labels]
     found = [[scores[f"LABEL_{i}"] for i in range(3)] for scores in by_label]
     assert_close(found, torch.sigmoid(torch.from_numpy(logits)).numpy())
+
+
+HEADS_ON_CARDS = {
+    "BertForSequenceClassification": {},
+    "BertForTokenClassification": {},
+    "BertForQuestionAnswering": {},
+    "BertForMaskedLM": {},
+    "BertModel": {"task": "sentence-embedding", "sentences": {"pooling": "cls", "normalize": True}},
+}
+RERANKER = ("BertForSequenceClassification", {"task": "reranking"}, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+@pytest.mark.parametrize("head, xtc, labels", [*((head, xtc, 3) for head, xtc in HEADS_ON_CARDS.items()), RERANKER])
+def test_the_code_on_a_pushed_card_runs(head, xtc, labels, bert_folder, hub, tmp_path):
+    """As a user copies it, from a Hub on loopback: packed model and ONNX file are in one repository."""
+    changes = {"num_labels": labels} if head == "BertForSequenceClassification" else {}
+    folder, _ = bert_folder(head, xtc, **changes)
+    assert main(["push", str(folder), "user/tiny", "--with_onnx"]) == 0
+    files = hub.repos["user/tiny"].commit("main").files
+    assert {"model.safetensors", "onnx/model_quantized.onnx", "config.json", "tokenizer.json"} <= files.keys()
+    card = files["README.md"].decode()
+    assert {"onnx", "transformers.js", "xtc"} <= set(ModelCard(card).data.tags)
+    assert f"({len(files['onnx/model_quantized.onnx']):,} bytes)" in card
+    assert card.index("## In JavaScript") < card.index("## Results")
+    (tmp_path / "card.md").write_text(card)
+    (code,) = blocks(tmp_path / "card.md", "js")
+    library = MODULES / "@huggingface" / "transformers" / "dist" / "transformers.node.mjs"
+    setup = f"""import {{ env }} from "{library}";
+env.allowLocalModels = false;
+env.remoteHost = "{hub.endpoint}/";
+env.cacheDir = "{tmp_path / "cache"}";
+"""
+    (tmp_path / "card.mjs").write_text(setup + code.replace('"@huggingface/transformers"', f'"{library}"'))
+    done = subprocess.run(["node", str(tmp_path / "card.mjs")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = {
+        "BertForSequenceClassification": "label: 'LABEL_" if labels == 3 else "[ [ ",
+        "BertForTokenClassification": "entity_group",
+        "BertForQuestionAnswering": "answer",
+        "BertForMaskedLM": "token_str",
+        "BertModel": "dims: [ 1, 36 ]",
+    }[head]
+    assert printed in done.stdout
+    assert main(["push", str(folder), "user/tiny"]) == 0
+    files = hub.repos["user/tiny"].commit("main").files
+    assert "onnx/model_quantized.onnx" not in files
+    assert "In JavaScript" not in files["README.md"].decode()
 
 
 def test_a_model_without_a_class_there_is_refused(tmp_path):
