@@ -76,14 +76,18 @@ def _push(options: tuple[Any, ...]) -> None:
     from hf_xtc.hub.publish import write_model_card
     from hf_xtc.hub.upload import open_repository, push_folder
     from hf_xtc.runs.arguments import InspectArguments
+    from hf_xtc.runs.export import card_with_graph, onnx_form
     from hf_xtc.runs.inspection import run_inspect
 
     (args,) = options
     inspected = run_inspect(InspectArguments(args.folder))  # raises for a damaged or latent file
+    graph = onnx_form(args.folder) if args.with_onnx else {}
     open_repository(args.repo_id, private=args.private or None)  # before a card is written
     if not Path(args.folder, "README.md").exists():
         write_model_card(inspected.config, inspected.model_class, args.folder, args.repo_id)
-    more = {"revision": args.revision, "commit_message": args.commit_message}
+    if graph:
+        graph["README.md"] = card_with_graph(args.folder, graph)
+    more = {"revision": args.revision, "commit_message": args.commit_message, "replaced": graph}
     print(push_folder(args.folder, args.repo_id, private=args.private or None, **more))
 
 
@@ -141,8 +145,8 @@ COMMANDS = {
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
     "export": Command(
-        "write a packed model for ONNX Runtime or OpenVINO, and verify it",
-        "--model MODEL --output_dir FOLDER [--format onnx|openvino]",
+        "write a packed model for ONNX Runtime, OpenVINO, transformers.js or as a stock model, and verify it",
+        "--model MODEL --output_dir FOLDER [--format onnx|openvino|transformers.js|transformers]",
         _export,
         ("ExportArguments", "EvaluationDataArguments"),
     ),

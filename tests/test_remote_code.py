@@ -30,10 +30,10 @@ from transformers.testing_utils import CaptureLogger
 
 from hf_xtc import ARCHITECTURES, XTCBertForSequenceClassification, XTCRecipe, compress, pack_model, unpack_model
 from hf_xtc.errors import XTCError
+from hf_xtc.export.stock import plain_config
 from hf_xtc.modeling.base import CODE, auto_map
 from hf_xtc.quantization.quantizers import get_quantizer
 from hf_xtc.quantization.specs import QUANTIZERS
-from hf_xtc.runs.export import plain_config
 
 HEADS = ARCHITECTURES["bert"].model_classes
 # Written by version 0.3, with the code of that version, modeling_xtc_bert.py.

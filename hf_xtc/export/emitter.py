@@ -55,7 +55,7 @@ class Emitter(ABC):
     """Builds the graph of one model; each subclass creates the nodes of one runtime.
 
     Args:
-        weights (`str`): How codes of linears are stored, "int8" or "2bit".
+        weights (`str`): How codes of linears are stored, one of the format's in `exporting.FORMATS`.
     """
 
     def __init__(self, weights: str):
@@ -273,7 +273,8 @@ class Emitter(ABC):
         table = self.constant(layer.weight_packed.cpu().numpy())
         self._tables[layer.weight_packed.data_ptr()] = table
         rows = self._unpacked(self.gather(table, index), layer)
-        return self.node("Multiply", rows, self._float_rows(layer.weight_scale, index))
+        # Scales are float32 before rows are chosen: ONNX Runtime's WebGPU gathers float16 only where the device can.
+        return self.node("Multiply", rows, self.gather(self.tensor(layer.weight_scale), index))
 
     def _float_rows(self, table: Tensor, index: Value) -> Value:
         array = table.detach().float().cpu().numpy()
@@ -282,14 +283,18 @@ class Emitter(ABC):
         return self.cast(self.gather(self.constant(half if lossless else array), index), "float32")
 
     def _unpacked(self, rows: Value, layer: PackedEmbedding | PackedLinear) -> Value:
-        """Packed rows, `(n, bytes)`, as the integers they hold, float32 `(n, columns)`: one table look-up per byte."""
-        levels = get_quantizer(layer.spec.quantizer).levels
-        if levels == 256:
+        """Packed rows, `(n, bytes)`, as the integers they hold, float32 `(n, columns)`."""
+        if get_quantizer(layer.spec.quantizer).levels == 256:
             return self.node("Subtract", self.cast(rows, "float32"), self.number(128))
+        return self.cast(self.integers(rows, layer), "float32")
+
+    def integers(self, rows: Value, layer: PackedEmbedding | PackedLinear) -> Value:
+        """Packed rows of less than 8 bits a code as int8 `(n, columns)`: one table look-up per byte."""
+        levels = get_quantizer(layer.spec.quantizer).levels
         per_byte = codes_per_byte(levels)
         digits = unpack(torch.arange(256, dtype=torch.uint8)[:, None], per_byte, levels)
         table = self.constant(code_integers(digits, layer.spec.quantizer).numpy())
         expanded = self.gather(table, self.cast(rows, "int32"))
         width = layer.weight_packed.shape[1] * per_byte
-        rows = self.cast(self.reshape(expanded, [-1, width]), "float32")
+        rows = self.reshape(expanded, [-1, width])
         return rows if width == layer.columns else self.first_columns(rows, layer.columns)

@@ -118,11 +118,13 @@ def interface_of(model: Any, token_types: bool = True) -> Interface:
     """What the graph of a model reads.
 
     Args:
-        model (`PreTrainedModel`): One that `check_served` lets pass.
+        model (`PreTrainedModel`): One that `check_served` lets pass; of others ids and mask are known to be read.
         token_types (`bool`): Whether it reads token types, if the model tells more than one; without them all tokens
             are of the first.
     """
     base = model.base_model
+    if _form(architecture_of(model.config)) is None:
+        return Interface((IDS, MASK), model.config.max_position_embeddings)
     tables = base.native_form.parts(base).tables
     reads = token_types and len(tables) > 2 and tables[2].num_embeddings > 1
     longest = tables[1].num_embeddings

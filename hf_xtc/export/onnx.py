@@ -5,6 +5,9 @@ exact codes: `int8` for binary, ternary and int4, and for int8 `uint8` with zero
 saturates on CPUs without VNNI once products exceed 2**14. Linears without quantized inputs, or with one scale per
 group, multiply in float by weights that the runtime decodes once, when it loads the file.
 
+`weights="packed"`: the same arithmetic on codes that are stored as in the packed file, 1 bit or 1.6 bits each; ONNX
+Runtime unpacks them once, when it loads the file (constant folding, which its default options include).
+
 `weights="2bit"`: each linear is a `MatMulNBits` of 2 bits with `accuracy_level=4`, which quantizes its inputs itself
 to 8 bits, one scale for 32 of them: the file is smaller, and close to the model instead of equal.
 """
@@ -22,6 +25,7 @@ from torch import nn
 from hf_xtc.errors import XTCError
 from hf_xtc.export.emitter import Array, Emitter, Quantized, Value, signed_codes
 from hf_xtc.export.graph import IDS, Interface, hidden_activation, write_graph
+from hf_xtc.export.stock import save_plain_config
 from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.quantization.activations import ActivationQuantizer
 from hf_xtc.quantization.specs import ActivationSpec
@@ -142,10 +146,23 @@ class OnnxEmitter(Emitter):
         levels = self.node("Subtract", self.cast(quantized.levels, "float32"), offset)
         return super().dequantized(quantized._replace(levels=levels))
 
+    def codes(self, layer: PackedLinear) -> Value:
+        return self.cast(self._unpacked_codes(layer), "float32") if self._stays_packed(layer) else super().codes(layer)
+
+    def _stays_packed(self, layer: PackedLinear) -> bool:
+        return self.weights == "packed" and layer.spec.quantizer != "int8"  # whose codes are bytes
+
+    def _unpacked_codes(self, layer: PackedLinear) -> Value:
+        return self.integers(self.constant(layer.weight_packed.cpu().numpy()), layer)
+
     def integer_product(self, quantized: Quantized, layer: PackedLinear) -> Value:
         """In int32, where the inputs are integers."""
         if quantized.scale is None:
             return super().integer_product(quantized, layer)
+        if self._stays_packed(layer):
+            zero_point = self.constant(np.array(self._zero_points[quantized.levels], np.uint8))
+            codes = self.transpose(self._unpacked_codes(layer), [1, 0])
+            return self.node("MatMulInteger", quantized.levels, codes, zero_point)
         codes = np.ascontiguousarray(signed_codes(layer).T)
         zero_points = [self.constant(np.array(self._zero_points[quantized.levels], np.uint8))]
         if layer.spec.quantizer == "int8":
@@ -199,7 +216,7 @@ def check(model: Any, weights: str) -> None:
     """Checks that a model can be written with these weights.
 
     Raises:
-        XTCError: if its activation function has no node, or its weights or group size do not fit `MatMulNBits`.
+        XTCError: if its activation function has no node, or weights do not fit `MatMulNBits` ("2bit" alone).
     """
     if (name := hidden_activation(model.config)) not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
@@ -223,7 +240,14 @@ def check(model: Any, weights: str) -> None:
 
 
 def write(model: Any, interface: Interface, folder: Path, weights: str) -> list[Path]:
-    """Writes `model.onnx` into a folder; returns the written files, the one to load first."""
+    """Writes `model.onnx` and `config.json` into a folder; returns the graph's files, the one to load first."""
+    save_graph(model, interface, folder / FILE, weights)
+    save_plain_config(model, folder)
+    return [folder / FILE]
+
+
+def save_graph(model: Any, interface: Interface, path: Path, weights: str) -> None:
+    """Writes the graph of a model to a file."""
     emitter, inputs = OnnxEmitter(weights), interface.inputs
     length = emitter.node("Shape", IDS, start=1, end=2)
     first, step = emitter.constant(np.array(0, np.int64)), emitter.constant(np.array(1, np.int64))
@@ -249,8 +273,7 @@ def write(model: Any, interface: Interface, folder: Path, weights: str) -> list[
         producer_name="hf_xtc",
         producer_version=__version__,
     )
-    onnx.save(proto, folder / FILE)
-    return [folder / FILE]
+    onnx.save(proto, path)
 
 
 class Runner:

@@ -18,6 +18,7 @@ from torch import nn
 from hf_xtc.errors import XTCError
 from hf_xtc.export.emitter import Array, Emitter, Value, raw_codes
 from hf_xtc.export.graph import IDS, Interface, hidden_activation, write_graph
+from hf_xtc.export.stock import save_plain_config
 from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.version import __version__
 
@@ -157,6 +158,7 @@ def write(model: Any, interface: Interface, folder: Path, weights: str) -> list[
     graph.set_rt_info(f"hf_xtc {__version__}", ["producer"])
     graph.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     ov.save_model(graph, folder / FILE, compress_to_fp16=False)
+    save_plain_config(model, folder)
     return [folder / FILE, (folder / FILE).with_suffix(".bin")]
 
 

@@ -8,7 +8,7 @@ differences (binary MiniLM of 3 layers, 600 reviews; random BERT of 12 layers): 
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hf_xtc.export.graph import IDS, MASK, SENTENCE_EMBEDDING, TYPES, Interface, sentence_settings
+from hf_xtc.files.sentence_files import SentenceSettings
+from hf_xtc.modeling.layers import PackedLinear
 from hf_xtc.tasks.pooling import pool
 
 Batch = dict[str, Tensor]
@@ -46,6 +48,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(noises=3, classes=0.002, largest=0.005, mean=0.001)
+ROUNDED = Tolerance(noises=3, classes=0.005, largest=0.01, mean=0.005)  # weights rounded to float16
 CLOSE = Tolerance(noises=5, classes=0.02, largest=0.05, mean=0.03)
 
 
@@ -142,12 +145,26 @@ def compare(model: Any, runner: Callable[[Batch], Outputs], batches: Iterable[Ba
 @torch.inference_mode()
 def model_outputs(model: Any, batch: Batch) -> Outputs:
     """What a model computes of a batch, under the names of an export's outputs."""
-    outputs = {name: value.numpy() for name, value in model(**batch, return_dict=True).items()}
-    if (settings := sentence_settings(model)) is not None:
-        vectors = pool(torch.from_numpy(outputs["last_hidden_state"]), batch[MASK], settings.pooling)
+    return with_vectors(model(**batch, return_dict=True), batch, sentence_settings(model))
+
+
+def with_vectors(outputs: Mapping[str, Tensor], batch: Batch, settings: SentenceSettings | None) -> Outputs:
+    """The outputs of a model as arrays, with the vectors of a sentence embedder."""
+    arrays = {name: value.numpy() for name, value in outputs.items() if isinstance(value, Tensor)}
+    if settings is not None:
+        vectors = pool(outputs["last_hidden_state"], batch[MASK], settings.pooling)
         vectors = nn.functional.normalize(vectors) if settings.normalize else vectors
-        outputs[SENTENCE_EMBEDDING] = vectors.numpy()
-    return outputs
+        arrays[SENTENCE_EMBEDDING] = vectors.numpy()
+    return arrays
+
+
+def with_float_inputs(model: Any) -> Any:
+    """A copy of a packed model whose linears do not quantize their inputs."""
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, PackedLinear):
+            module.activation = None
+    return changed
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ published: no latent weights, optimizer states or pickles.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -39,6 +39,9 @@ SHIPPED = (
 )
 # What the example of a card in a model's folder loads; a push replaces it with the repository's name.
 FOLDER_ARGUMENT = '".")  # in the model\'s folder; elsewhere, its path'
+REPO_ARGUMENT = "<repository>"  # in the JavaScript of a card; a push replaces it, too
+# The graph that `hf-xtc push --with-onnx` adds, where transformers.js looks for its dtype q8.
+ONNX_FILE = "onnx/model_quantized.onnx"
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may"
 
 
@@ -119,12 +122,13 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     run_as_future: bool = False,
+    replaced: Mapping[str, bytes] | None = None,
 ) -> CommitInfo | Future[CommitInfo]:
     """Publishes a packed folder in one commit; makes the repository if it does not exist.
 
-    Files that the repository already has are not uploaded again; if it has them all, there is no commit. Shards and
-    code of an earlier model that this one does not overwrite are removed in the same commit. The example of a card
-    made by this package is changed to load the repository by name; all other content is unchanged.
+    Files that the repository already has are not uploaded again; if it has them all, there is no commit. Shards, code
+    and ONNX file of an earlier model that this one does not overwrite are removed in the same commit. The examples of
+    a card made by this package are changed to load the repository by name; all other content is unchanged.
 
     Args:
         folder (`str` or `os.PathLike`): Read before this function returns; may be removed afterwards.
@@ -132,6 +136,8 @@ def push_folder(
         commit_message, commit_description, private, token, revision, create_pr: As in `HfApi.create_commit` and
             `HfApi.create_repo`; a branch `revision` is made if it does not exist.
         run_as_future (`bool`): Upload in the background.
+        replaced (`dict[str, bytes]`, *optional*): Path in the repository -> content: files to publish with those of
+            the folder, or instead of them.
 
     Returns:
         `CommitInfo`, or a `Future` of it: the new commit, or the latest if nothing has changed.
@@ -141,7 +147,7 @@ def push_folder(
         HubError: if the Hub cannot be reached or refuses; nothing was published. With `run_as_future`, raised by
             the future.
     """
-    files = shipped_files(folder)
+    files = {**shipped_files(folder), **(replaced or {})}
     api = HfApi(token=token)
 
     def upload() -> CommitInfo:
@@ -165,12 +171,15 @@ def push_folder(
 
 def _with_repo_id(file: str, content: bytes, repo_id: str) -> bytes:
     """Returns a file's content; in a card, the example loads the repository."""
-    return content.replace(FOLDER_ARGUMENT.encode(), f'"{repo_id}")'.encode()) if file == "README.md" else content
+    if file != "README.md":
+        return content
+    content = content.replace(FOLDER_ARGUMENT.encode(), f'"{repo_id}")'.encode())
+    return content.replace(REPO_ARGUMENT.encode(), repo_id.encode())
 
 
 def _superseded(present: list[str], new: dict[str, bytes]) -> list[CommitOperationDelete]:
-    """Returns deletions of weights and code of an earlier model that the new one does not overwrite."""
-    old = (*WEIGHT_FILES, OLD_CODE)
+    """Returns deletions of weights, graph and code of an earlier model that the new one does not overwrite."""
+    old = (*WEIGHT_FILES, OLD_CODE, ONNX_FILE)
     return [CommitOperationDelete(name) for name in present if name not in new and _is_one_of(name, old)]
 
 

@@ -271,6 +271,9 @@ class PushArguments:
     revision: str | None = field(default=None, metadata={"help": "Branch to publish on; made if it does not exist."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     commit_message: str | None = field(default=None, metadata={"help": "Message of the commit."})
+    with_onnx: bool = field(
+        default=False, metadata={"help": "Also publish an ONNX file for transformers.js; the card shows its use."}
+    )
 
 
 @dataclass
@@ -320,10 +323,16 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of a packed model."})
     output_dir: str = field(metadata={"help": "Folder for the exported file, its configuration and tokenizer."})
-    format: str = field(default="onnx", metadata={"help": "onnx or openvino."})
+    format: str = field(
+        default="onnx",
+        metadata={"help": "onnx, openvino, transformers.js, or transformers: a stock model in float16."},
+    )
     weights: str | None = field(
         default=None,
-        metadata={"help": "int8 (default for onnx) or 2bit (default for openvino; for onnx smaller, but less exact)."},
+        metadata={
+            "help": "int8 (default for onnx), 2bit (default for openvino; for onnx smaller, but less exact) or packed "
+            "(default for transformers.js; for onnx; the smallest, exact)."
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "Rows per forward pass of the verification."})
     overwrite: bool = field(default=False, metadata={"help": "Write into an --output_dir that is not empty."})

@@ -1,7 +1,8 @@
 """`hf-xtc export`: writes a packed checkpoint for another runtime, with its configuration and tokenizer."""
 
 import logging
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from transformers import AutoTokenizer
 
 from hf_xtc.data.task_data import read_splits
 from hf_xtc.errors import DataError, StateError
-from hf_xtc.export.exporting import Exported, check_export, write_verified
-from hf_xtc.export.graph import IDS, MASK, TYPES, interface_of
+from hf_xtc.export.exporting import Exported, check_export, export_model, fitting_tokenizer, write_verified
+from hf_xtc.export.graph import IDS, MASK, TYPES
+from hf_xtc.export.stock import plain_config
 from hf_xtc.export.verify import Batch
 from hf_xtc.files.writing import require_empty, whole_folder
+from hf_xtc.hub.javascript import javascript_section, with_section
+from hf_xtc.hub.upload import ONNX_FILE
 from hf_xtc.modeling.architecture import architecture_of
-from hf_xtc.modeling.base import XTCConfig
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.runs.teacher import load_config
@@ -33,12 +36,7 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
     require_empty(args.output_dir, overwrite=args.overwrite)
     model = load_packed(args.model)
     check_export(model, args.format, args.weights)
-    tokenizer, batches = _tokenizer(args.model), None
-    token_types = tokenizer is None or TYPES in tokenizer.model_input_names
-    if tokenizer is not None:  # it may give token types to a model that has none
-        names = list(interface_of(model, token_types).inputs)
-        tokenizer.model_input_names = names
-        tokenizer.init_kwargs["model_input_names"] = names  # what is saved
+    tokenizer, batches = fitting_tokenizer(model, _tokenizer(args.model), args.format), None
     if data_args.given:
         if tokenizer is None:
             raise DataError(
@@ -48,12 +46,29 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
         check_tokenizer(tokenizer, model.config, args.model, data_args.max_length)
         batches = validation_batches(model, tokenizer, args, data_args)
     with whole_folder(args.output_dir) as folder:
-        options: dict[str, Any] = {"weights": args.weights, "token_types": token_types, "batches": batches}
+        options: dict[str, Any] = {"weights": args.weights, "tokenizer": tokenizer, "batches": batches}
         exported = write_verified(model, folder, format=args.format, **options)
-        plain_config(model.config).save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    return replace(exported, path=Path(args.output_dir) / exported.path.name)
+    return replace(exported, path=Path(args.output_dir) / exported.path.relative_to(folder))
+
+
+def onnx_form(folder: str) -> dict[str, bytes]:
+    """The verified ONNX file of a packed folder, by its path in the repository.
+
+    Raises:
+        XTCError: as `export_model`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(folder)
+        path = export_model(load_packed(folder), scratch, format="transformers.js", tokenizer=tokenizer)
+        return {ONNX_FILE: path.read_bytes()}
+
+
+def card_with_graph(folder: str, graph: Mapping[str, bytes]) -> bytes:
+    """The card of a packed folder, with a section on the ONNX file that `onnx_form` gave."""
+    config = load_config(folder)
+    name, model_type = config.architectures[0], plain_config(config).model_type
+    section = javascript_section(config, name, model_type, len(graph[ONNX_FILE]))
+    return with_section(Path(folder, "README.md").read_text(encoding="utf-8"), section).encode()
 
 
 def load_packed(name: str) -> Any:
@@ -79,16 +94,6 @@ def _tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         logger.info("No tokenizer is exported, since none can be loaded from %s: %s", name, error)
         return None
-
-
-def plain_config(config: Any) -> Any:
-    """The model's configuration as its teacher's plain one, so that the exported folder loads without this package."""
-    values = config.to_dict()
-    for key in ("state", "xtc", "model_type", "transformers_version", "architectures", "auto_map"):
-        values.pop(key, None)
-    names = [name.removeprefix("XTC") for name in config.architectures or []]
-    plain = next(base for base in type(config).__bases__ if base is not XTCConfig)
-    return plain(**values, architectures=names)
 
 
 def validation_batches(

@@ -8,6 +8,7 @@ from importlib import import_module
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from transformers import (
@@ -27,9 +28,10 @@ from hf_xtc import XTCError, XTCRecipe, compress, pack_model
 from hf_xtc.cli import main
 from hf_xtc.errors import RecipeError, StateError
 from hf_xtc.export import emitter
-from hf_xtc.export.exporting import DEFAULT_WEIGHTS, export_model
+from hf_xtc.export.exporting import default_weights, export_model
 from hf_xtc.export.graph import IDS, MASK, TYPES, Interface, interface_of
 from hf_xtc.export.verify import CLOSE, EXACT, Agreement, random_batches
+from hf_xtc.modeling.layers import PackedLinear
 
 BOTH = pytest.mark.parametrize("format", ["onnx", "openvino"])
 
@@ -53,7 +55,7 @@ def build(tiny_config, tiny_batch):
 
 def write(model, folder, format, weights=None):
     """Writes a file without the package's verification; the tests that call this have stricter bounds."""
-    runtime, weights = import_module(f"hf_xtc.export.{format}"), weights or DEFAULT_WEIGHTS[format]
+    runtime, weights = import_module(f"hf_xtc.export.{format}"), weights or default_weights(format)
     runtime.check(model, weights)
     return runtime.write(model, interface_of(model), folder, weights)[0]
 
@@ -92,6 +94,37 @@ def test_every_quantizer_and_granularity(weights, granularity, group_size, forma
     model = build(weights=weights, embedding_weights=weights, granularity=granularity, group_size=group_size)
     path = write(model, tmp_path, format)
     assert_equal_outputs(model, path, format, whole_batch(tiny_batch))
+
+
+@pytest.mark.parametrize("granularity, group_size", [("per_tensor", None), ("per_channel", None), ("per_group", 2)])
+@pytest.mark.parametrize("weights", ["binary", "ternary", "int4", "int8"])
+def test_packed_codes_are_unpacked_by_the_runtime(weights, granularity, group_size, build, tiny_batch, tmp_path):
+    """Bitwise as the graph of bytes, in a file that holds each code once, as the packed file does."""
+    model = build(weights=weights, granularity=granularity, group_size=group_size)
+    batch, found = whole_batch(tiny_batch), {}
+    for form in ("int8", "packed"):
+        (tmp_path / form).mkdir()
+        found[form] = run("onnx", write(model, tmp_path / form, "onnx", form), batch)["logits"]
+    np.testing.assert_array_equal(found["packed"], found["int8"])
+    stored = onnx.load(tmp_path / "packed" / "model.onnx").graph.initializer
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLinear) and weights != "int8":
+            held = [onnx.numpy_helper.to_array(tensor) for tensor in stored]
+            assert any(np.array_equal(array, layer.weight_packed) for array in held), name
+
+
+def test_packed_codes_are_unpacked_once_when_the_file_is_loaded(build, tmp_path):
+    """The graph that runs multiplies bytes, and looks nothing up but rows of embeddings."""
+    path = write(build(), tmp_path, "onnx", "packed")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    codes = [node.input[1] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(codes) == 13
+    assert {stored[name].data_type for name in codes} == {onnx.TensorProto.INT8}
 
 
 @BOTH
@@ -294,8 +327,10 @@ def test_a_decoder_is_refused(tiny_config, build, tmp_path):
 @pytest.mark.parametrize(
     "format, weights, message",
     [
-        ("gguf", None, "format='gguf' does not exist. Use one of: onnx, openvino."),
-        ("onnx", "1bit", "weights='1bit' does not exist. Use one of: int8, 2bit."),
+        ("gguf", None, "format='gguf' does not exist. Use one of: onnx, openvino, transformers.js, transformers."),
+        ("onnx", "1bit", "The format onnx has no weights '1bit'. Use one of: int8, 2bit, packed."),
+        ("openvino", "packed", "The format openvino has no weights 'packed'. Use one of: 2bit, int8."),
+        ("transformers", "int8", "The format transformers has no weights 'int8'. Use one of: float16."),
     ],
 )
 def test_unknown_choices(format, weights, message, build, tmp_path):
