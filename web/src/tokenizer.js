@@ -4,7 +4,7 @@
  * BERT's WordPiece is our own, since @huggingface/tokenizers tells no places and differs on rare characters; other
  * models (byte-level BPE, Unigram) run in that library, which is loaded only for them.
  */
-import { ModelError } from "./model.js";
+import { ModelError } from "./errors.js";
 import { BertNormalizer, WordPiece } from "./wordpiece.js";
 
 /** @typedef {import("./wordpiece.js").Token} Token */
