@@ -65,9 +65,12 @@ def _export(options: tuple[Any, ...]) -> None:
 
     exported = run_export(*options)
     rows = "rows of the validation split" if options[1].given else "rows of random tokens (no data was given)"
-    print(f"agreement: {exported.agreement}")
-    print(f"own noise: {exported.noise}")
-    print(f"verified on: {exported.agreement.rows} {rows}")
+    if exported.agreement is None:
+        print("not verified: node (Node.js 20 or later) is not installed here")
+    else:
+        print(f"agreement: {exported.agreement}")
+        print(f"own noise: {exported.noise}")
+        print(f"verified on: {exported.agreement.rows} {rows}")
     print(f"bytes: {exported.bytes}")
     print(f"written to: {exported.path}")
 
@@ -141,8 +144,8 @@ COMMANDS = {
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
     "export": Command(
-        "write a packed model for ONNX Runtime or OpenVINO, and verify it",
-        "--model MODEL --output_dir FOLDER [--format onnx|openvino]",
+        "write a packed model for ONNX Runtime, OpenVINO or a web page, and verify it",
+        "--model MODEL --output_dir FOLDER [--format onnx|openvino|web]",
         _export,
         ("ExportArguments", "EvaluationDataArguments"),
     ),

@@ -320,7 +320,7 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of a packed model."})
     output_dir: str = field(metadata={"help": "Folder for the exported file, its configuration and tokenizer."})
-    format: str = field(default="onnx", metadata={"help": "onnx or openvino."})
+    format: str = field(default="onnx", metadata={"help": "onnx, openvino, or web: a page."})
     weights: str | None = field(
         default=None,
         metadata={"help": "int8 (default for onnx) or 2bit (default for openvino; for onnx smaller, but less exact)."},

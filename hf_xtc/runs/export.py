@@ -19,6 +19,7 @@ from hf_xtc.modeling.base import XTCConfig
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.runs.teacher import load_config
+from hf_xtc.runs.web_export import write_page
 from hf_xtc.tasks import TASKS, find_task, kind_of
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
     """
     require_empty(args.output_dir, overwrite=args.overwrite)
     model = load_packed(args.model)
-    check_export(model, args.format, args.weights)
+    if args.format != "web":
+        check_export(model, args.format, args.weights)
     tokenizer, batches = _tokenizer(args.model), None
     token_types = tokenizer is None or TYPES in tokenizer.model_input_names
     if tokenizer is not None:  # it may give token types to a model that has none
@@ -47,6 +49,9 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
             )
         check_tokenizer(tokenizer, model.config, args.model, data_args.max_length)
         batches = validation_batches(model, tokenizer, args, data_args)
+    if args.format == "web":
+        size, agreement, noise = write_page(model, args.model, args.output_dir, batches)
+        return Exported(Path(args.output_dir) / "index.html", size, agreement, noise)
     with whole_folder(args.output_dir) as folder:
         options: dict[str, Any] = {"weights": args.weights, "token_types": token_types, "batches": batches}
         exported = write_verified(model, folder, format=args.format, **options)
