@@ -389,6 +389,7 @@ function show() {
     open(next);
   };
   open(0);
+  document.documentElement.classList.remove("building");
 }
 
 show();

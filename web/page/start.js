@@ -1,2 +1,2 @@
-// Runs where modules do not: shows what to do if the page was opened from a file.
-if (location.protocol === "file:") document.documentElement.classList.add("from-file");
+// Runs before the page is shown, and where modules do not: says what to do if the page was opened from a file.
+document.documentElement.classList.add(location.protocol === "file:" ? "from-file" : "building");

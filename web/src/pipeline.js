@@ -19,7 +19,7 @@ import { Tokenizer } from "./tokenizer.js";
  * @property {(progress: Progress) => void} [onProgress] Told how many bytes came.
  * @property {boolean} [worker] Whether the model runs in a worker: by default in pages, not in Node and in workers.
  * @property {boolean} [cache] Whether the Cache API keeps the files, where there is one: by default.
- * @property {number} [maxLength] Tokens to which texts are truncated; by default the model's limit.
+ * @property {number | null} [maxLength] Tokens to which texts are truncated; by default the model's limit.
  */
 
 /**
@@ -75,7 +75,7 @@ export class Pipeline {
     const sentences = values[5] ?? { pooling: "mean", normalize: false, maxLength: null };
     const longest = Math.min(model.maxLength, sentences.maxLength ?? Infinity);
     const tokenizer = await Tokenizer.create(values[2], values[3] ?? {}, longest);
-    if (options.maxLength !== undefined) tokenizer.limit(options.maxLength);
+    if (options.maxLength != null) tokenizer.limit(options.maxLength);
     return new Pipeline(values[0], model, tokenizer, sentences, source.bytes);
   }
 

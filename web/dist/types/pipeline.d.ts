@@ -99,7 +99,7 @@ export type LoadOptions = {
     /**
      * Tokens to which texts are truncated; by default the model's limit.
      */
-    maxLength?: number | undefined;
+    maxLength?: number | null | undefined;
 };
 /**
  * What is known of a loaded model.
