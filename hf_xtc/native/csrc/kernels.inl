@@ -581,7 +581,11 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
 // filling them; more than KEPT is given back after the call.
 class Workspace {
+#if defined(__wasm__)
+  static constexpr size_t HUGE_PAGE = 1 << 16, KEPT = 16 << 20;  // no huge pages; memory is never given back to the page
+#else
   static constexpr size_t HUGE_PAGE = 1 << 21, KEPT = 128 << 20;
+#endif
   char* data = nullptr;
   size_t size = 0;
 
@@ -592,7 +596,9 @@ class Workspace {
   }
 
  public:
+#if !defined(__wasm__)  // an instance ends with all of its memory
   ~Workspace() { release(); }
+#endif
 
   // Null if there is no memory.
   char* get(size_t bytes) {
