@@ -27,8 +27,10 @@ const parts = [
   ["src/hf-xtc-worker.js", "hf-xtc-worker.js", { "./hf-xtc.js": "./hf-xtc.js" }],
   ["@huggingface/tokenizers", "tokenizers.js", {}],
 ];
+const banner = { js: "/*! @huggingface/tokenizers, Apache-2.0 */" };
 for (const [entry, name, files] of parts) {
-  await build({ ...common, entryPoints: [entry], outfile: join(out, name), plugins: [beside(files)] });
+  const more = entry.startsWith("@") ? { banner } : {};
+  await build({ ...common, ...more, entryPoints: [entry], outfile: join(out, name), plugins: [beside(files)] });
 }
 const tsc = join(here, "node_modules/typescript/bin/tsc");
 execFileSync(process.execPath, [tsc, "-p", join(here, "tsconfig.json"), "--outDir", join(out, "types")], { stdio: "inherit" });

@@ -174,7 +174,7 @@ function batch(model, loaded) {
             "tr",
             {},
             h("td", {}, text),
-            h("td", {}, label),
+            h("td", { className: "tag" }, label),
             h("td", { className: "number" }, model.task === "regression" ? score.toFixed(3) : percent(score)),
           ),
         ),
@@ -393,4 +393,8 @@ function show() {
 }
 
 show();
+const network = () => (byId("network").textContent = navigator.onLine ? "on" : "off");
+network();
+addEventListener("online", network);
+addEventListener("offline", network);
 if ("serviceWorker" in navigator) navigator.serviceWorker.register("service-worker.js");

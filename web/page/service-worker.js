@@ -21,16 +21,17 @@ addEventListener("activate", (event) => event.waitUntil(clients.claim()));
 
 // The newest from the network; without one, what was kept.
 addEventListener("fetch", (event) => {
-  if (!known.has(event.request.url)) return;
+  const url = event.request.url.split(/[?#]/)[0].replace(/\/index\.html$/, "/");
+  if (!known.has(url)) return;
   event.respondWith(
     (async () => {
       const cache = await caches.open(CACHE);
       try {
         const response = await fetch(event.request);
-        if (response.ok) await cache.put(event.request, response.clone());
+        if (response.ok) await cache.put(url, response.clone());
         return response;
       } catch (error) {
-        return (await cache.match(event.request)) ?? Promise.reject(error);
+        return (await cache.match(url)) ?? Promise.reject(error);
       }
     })(),
   );

@@ -359,6 +359,8 @@ export class PackedModel {
     this.#padding = family.padding === null ? null : family.padding ? config[family.padding] : 1;
     const tables = family.tables.map((name) => reader.table(`${base}.${name}`));
     this.#tables = tables.map((table) => table.rows);
+    /** Whether it tells token types apart. */
+    this.hasTypes = tables.length > 2;
     /** The tokens that a sequence can have. */
     this.maxLength = tables[1].rows - (this.#padding === null ? 0 : this.#padding + 1);
     if (this.maxLength < 1) throw new ModelError(`The model has ${tables[1].rows} positions, which leave none for a token. Download it again.`);

@@ -33,23 +33,7 @@ import { Tokenizer } from "./tokenizer.js";
  * @property {number} bytes Bytes of its files, the runtime's included; compressed, where the browser tells.
  */
 
-const TASKS = [
-  ["ForSequenceClassification", "sequence-classification"],
-  ["ForTokenClassification", "token-classification"],
-  ["ForQuestionAnswering", "question-answering"],
-  ["ForMaskedLM", "masked-lm"],
-];
 const ON_TOKENS = ["ForTokenClassification", "ForQuestionAnswering"];
-
-/** @param {any} config @returns {string} */
-function taskOf(config) {
-  if (typeof config.xtc?.task === "string") return config.xtc.task;
-  const name = String(config.architectures?.[0] ?? "");
-  const task = TASKS.find(([ending]) => name.endsWith(ending))?.[1] ?? "sentence-embedding";
-  if (task !== "sequence-classification") return task;
-  if (config.problem_type === "multi_label_classification") return "multi-label-classification";
-  return config.problem_type === "regression" ? "regression" : task;
-}
 
 /** A loaded model. */
 export class Pipeline {
@@ -81,7 +65,7 @@ export class Pipeline {
 
   /**
    * @param {any} config
-   * @param {any} model
+   * @param {PackedModel} model
    * @param {Tokenizer} tokenizer
    * @param {SentenceSettings} sentences
    * @param {number} bytes
@@ -91,7 +75,8 @@ export class Pipeline {
     this.model = model;
     this.tokenizer = tokenizer;
     this.sentences = sentences;
-    this.task = taskOf(config);
+    /** @type {string} */
+    this.task = model.task;
     this.maxLength = tokenizer.longest;
     this.bytes = bytes;
     const name = String(config.architectures?.[0] ?? "");
@@ -243,7 +228,7 @@ export class Pipeline {
     const found = new Array(encodings.length);
     for (let start = 0; start < order.length; start += batchSize) {
       const chosen = order.slice(start, start + batchSize);
-      const types = this.tokenizer.hasTypes ? chosen.map((i) => encodings[i].types) : null;
+      const types = this.tokenizer.hasTypes && this.model.hasTypes ? chosen.map((i) => encodings[i].types) : null;
       const outputs = this.model.run(
         chosen.map((i) => encodings[i].ids),
         types,

@@ -24,6 +24,8 @@ export class PackedModel {
     task: string;
     /** @type {number} */
     hiddenSize: number;
+    /** Whether it tells token types apart. */
+    hasTypes: boolean;
     /** The tokens that a sequence can have. */
     maxLength: number;
     /** Outputs of the head on texts or on tokens; 0 without one. */

@@ -4,16 +4,17 @@ export class Pipeline {
     static load(folder: string | URL, options: LoadOptions): Promise<Pipeline>;
     /**
      * @param {any} config
-     * @param {any} model
+     * @param {PackedModel} model
      * @param {Tokenizer} tokenizer
      * @param {SentenceSettings} sentences
      * @param {number} bytes
      */
-    constructor(config: any, model: any, tokenizer: Tokenizer, sentences: SentenceSettings, bytes: number);
+    constructor(config: any, model: PackedModel, tokenizer: Tokenizer, sentences: SentenceSettings, bytes: number);
     config: any;
-    model: any;
+    model: PackedModel;
     tokenizer: Tokenizer;
     sentences: import("./sentences.js").SentenceSettings;
+    /** @type {string} */
     task: string;
     maxLength: number;
     bytes: number;
@@ -124,4 +125,5 @@ export type About = {
      */
     bytes: number;
 };
+import { PackedModel } from "./model.js";
 import { Tokenizer } from "./tokenizer.js";
