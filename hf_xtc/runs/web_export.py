@@ -119,7 +119,9 @@ class _Runner:
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
         except (OSError, ValueError) as error:
-            raise XTCError(f"Node.js cannot run the module for browsers ({error}). Use Node.js 20 or later.") from error
+            raise XTCError(
+                f"Node.js cannot run the module for browsers ({error}). Use Node.js 20 or later."
+            ) from error
         if "error" in answer:
             raise XTCError(f"The model does not run in a browser: {answer['error']}")
         return {name: np.frombuffer(base64.b64decode(text or ""), np.float32) for name, text in answer.items()}

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from node import EXAMPLE, Process, needs_packages
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from web_texts import random_texts, utf16_places
 
 pytestmark = needs_packages
@@ -107,13 +117,23 @@ def test_byte_level_bpe(node, tmp_path):
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(WORDS), "a film from start to end is a joy for the naïve"] * 5, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     texts = [
         text
-        for text in ["A film", "naïve café 北京 👍", " two  spaces ", "the end", ["a film", " joy"], *random_texts(300)]
+        for text in [
+            "A film",
+            "naïve café 北京 👍",
+            " two  spaces ",
+            "the end",
+            ["a film", " joy"],
+            *random_texts(300),
+        ]
         if "[" not in str(text)[1:-1] or isinstance(text, str)
     ]
     assert_equal(node, save(tokenizer, tmp_path, tokenizer_class="RobertaTokenizer"), texts)
@@ -122,7 +142,15 @@ def test_byte_level_bpe(node, tmp_path):
 
 def test_unigram(node, tmp_path):
     """As XLM-R's, without places."""
-    vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), ("▁a", -2.5), ("▁film", -4.0)]
+    vocabulary = [
+        ("<s>", 0.0),
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -3.0),
+        ("▁a", -2.5),
+        ("▁film", -4.0),
+    ]
     vocabulary += [(piece, -5.0 - i / 7) for i, piece in enumerate("▁the f i l m t h e a j o y ▁joy s".split())]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
     tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")

@@ -143,8 +143,8 @@ export class Pipeline {
    */
   async tag(texts, { batchSize } = {}) {
     if (this.task !== "token-classification") throw new ModelError(`The model is no tagger: its task is ${this.task}.`);
-    this.#requirePlaces();
     const encodings = this.#encode(texts);
+    encodings.forEach(requirePlaces);
     const logits = await this.#tokenLogits(encodings, batchSize);
     const { engine } = this.tokenizer;
     return texts.map((text, i) => entities(text, encodings[i], logits[i], this.labels, engine));
@@ -162,7 +162,6 @@ export class Pipeline {
     if (this.task !== "question-answering") {
       throw new ModelError(`The model does not answer questions: its task is ${this.task}.`);
     }
-    this.#requirePlaces();
     if (questions.length !== contexts.length) {
       throw new ModelError(`${questions.length} questions have ${contexts.length} contexts. Give one to each.`);
     }
@@ -171,6 +170,7 @@ export class Pipeline {
       this.tokenizer.windows(question, contexts[i], Math.floor(this.tokenizer.longest / 3)),
     );
     const flat = windows.flat();
+    flat.forEach(requirePlaces);
     const logits = await this.#tokenLogits(flat, batchSize);
     const none = unanswerable ?? !!this.config.xtc?.provenance?.unanswerable_rows;
     let at = 0;
@@ -188,12 +188,6 @@ export class Pipeline {
   about() {
     const { task, labels, maxLength, bytes } = this;
     return { task, labels, maxLength, bytes };
-  }
-
-  #requirePlaces() {
-    if (!this.tokenizer.engine.places) {
-      throw new ModelError("The places of tokens are not known with this kind of tokenizer; WordPiece and BPE tell them.");
-    }
   }
 
   /** @param {Text[]} texts @returns {Encoding[]} */
@@ -240,6 +234,13 @@ export class Pipeline {
       });
     }
     return found;
+  }
+}
+
+/** @param {Encoding} encoding */
+function requirePlaces(encoding) {
+  if (encoding.tokens.some(({ start }) => start < 0)) {
+    throw new ModelError("The tokenizer does not tell where tokens stand in the text; WordPiece and byte-level BPE do.");
   }
 }
 

@@ -16,8 +16,8 @@ import { BertNormalizer, WordPiece } from "./wordpiece.js";
  */
 
 /**
- * What splits a text into tokens. Places are null where they are not known.
- * @typedef {{tokens(text: string): Token[], places: boolean, decode(tokens: string[]): string, prefix: string | null,
+ * What splits a text into tokens. Their places are -1 where they are not known.
+ * @typedef {{tokens(text: string): Token[], decode(tokens: string[]): string, prefix: string | null,
  *   unknown: string | null}} Engine
  */
 
@@ -286,7 +286,6 @@ function wordPiece(file) {
   }
 
   return {
-    places: true,
     prefix: model.prefix,
     unknown: model.unknown,
     tokens(text) {
@@ -332,35 +331,41 @@ const CLEANUP = [
 
 /** @param {any} file @param {any} options @returns {Promise<Engine>} Any other model, in @huggingface/tokenizers. */
 async function library(file, options) {
+  const kind = file.model.type;
+  if (!["WordPiece", "BPE", "Unigram"].includes(kind)) throw new Error(`its model is ${kind}, not WordPiece, BPE or Unigram`);
   const { Tokenizer: Other } = await import("@huggingface/tokenizers");
-  const plain = { model_max_length: undefined, ...options, clean_up_tokenization_spaces: false };
-  const tokenizer = new Other(file, plain);
-  const levels = file.pre_tokenizer?.type === "ByteLevel" || file.decoder?.type === "ByteLevel";
+  const tokenizer = new Other(file, { ...options, clean_up_tokenization_spaces: false });
+  const splitters = [file.pre_tokenizer, ...(file.pre_tokenizer?.pretokenizers ?? [])];
+  const levels = splitters.find((splitter) => splitter?.type === "ByteLevel");
   return {
-    places: levels,
     prefix: file.model.continuing_subword_prefix || null,
     unknown: file.model.unk_token ?? null,
     tokens(text) {
       const { ids, tokens } = tokenizer.encode(text, { add_special_tokens: false });
-      const places = levels ? bytePlaces(text, tokens) : null;
-      return ids.map((id, i) => ({ token: tokens[i], id, start: places?.[i][0] ?? 0, end: places?.[i][1] ?? 0 }));
+      const places = levels && bytePlaces(text, tokens, levels.add_prefix_space !== false);
+      return ids.map((id, i) => ({ token: tokens[i], id, start: places?.[i][0] ?? -1, end: places?.[i][1] ?? -1 }));
     },
     decode: (tokens) => /** @type {any} */ (tokenizer.decoder)?.decode(tokens) ?? tokens.join(" "),
   };
 }
 
 /**
- * Places of byte-level tokens, in which each character stands for a byte of the text; spaces before them are left out.
+ * Places of byte-level tokens, in which each character stands for a byte of the text; spaces around them are left out.
  * @param {string} text
  * @param {string[]} tokens
- * @returns {[number, number][]}
+ * @param {boolean} prefixed Whether a text that begins with no space was given one.
+ * @returns {[number, number][] | null} Null if the tokens are not the bytes of the text, as with a normalizer.
  */
-function bytePlaces(text, tokens) {
+function bytePlaces(text, tokens, prefixed) {
   /** @type {number[]} */
   const starts = []; // of each byte, the place of its character
   /** @type {number[]} */
   const ends = [];
   let at = 0;
+  if (prefixed && text && !/^\p{White_Space}/u.test(text)) {
+    starts.push(0);
+    ends.push(0);
+  }
   for (const char of text) {
     const code = /** @type {number} */ (char.codePointAt(0));
     const bytes = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
@@ -370,13 +375,15 @@ function bytePlaces(text, tokens) {
     }
     at += char.length;
   }
+  const lengths = tokens.map((token) => [...token].length);
+  if (lengths.reduce((sum, length) => sum + length, 0) !== starts.length) return null;
   let byte = 0;
-  return tokens.map((token) => {
-    const first = byte;
-    byte += [...token].length;
-    let start = starts[first] ?? text.length;
-    const end = ends[byte - 1] ?? text.length;
-    while (start < end && /\p{White_Space}/u.test(text[start])) start++;
+  return lengths.map((length) => {
+    let start = starts[byte];
+    let end = ends[byte + length - 1];
+    byte += length;
+    while (start < end && text[start] === " ") start++;
+    while (start < end && text[end - 1] === " ") end--;
     return [start, end];
   });
 }

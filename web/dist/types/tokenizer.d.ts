@@ -49,11 +49,10 @@ export type Encoding = {
     parts: number[];
 };
 /**
- * What splits a text into tokens. Places are null where they are not known.
+ * What splits a text into tokens. Their places are -1 where they are not known.
  */
 export type Engine = {
     tokens(text: string): Token[];
-    places: boolean;
     decode(tokens: string[]): string;
     prefix: string | null;
     unknown: string | null;
