@@ -13,8 +13,8 @@ from tokenizers.normalizers import NFD, BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 FILE = Path(__file__).parent.parent / "web" / "src" / "unicode.js"
-HEAD = """// Written by tools/web_unicode.py. The classes of characters that the tokenizers library goes by, as ranges: pairs of
-// a gap after the range before and a length less one, in base 36.
+HEAD = """// Written by tools/web_unicode.py. The classes of characters that the tokenizers library goes by, as ranges:
+// pairs of a gap after the range before and a length less one, in base 36.
 """
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_xtc.errors import PackedFileError, StateError
 from hf_xtc.files.safe_json import read_json
-from hf_xtc.files.sentence_files import WRITTEN
+from hf_xtc.files.sentence_files import MODULES, WRITTEN, SentenceSettings, read_settings, write_sentence_files
 from hf_xtc.files.writing import whole_folder
 
 PAGE = ("index.html", "page.css", "start.js", "page.js", "service-worker.js", "icon.svg")
@@ -200,6 +200,9 @@ def copy_model(files: Path, folder: Path) -> None:
         raise PackedFileError(f"{files / 'tokenizer.json'} cannot be read ({error}). Download it again.") from error
     text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = read_settings(files / "config.json")
+    if not (folder / MODULES).exists() and str((config.get("architectures") or ["Model"])[0]).endswith("Model"):
+        write_sentence_files(folder, SentenceSettings(), config["hidden_size"])  # or the page asks for files in vain
 
 
 def page_files() -> tuple[Path, Path]:

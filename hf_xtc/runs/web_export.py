@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from hf_xtc.errors import XTCError
 from hf_xtc.export.graph import IDS, MASK, SENTENCE_EMBEDDING, TYPES, interface_of, sentence_settings
 from hf_xtc.export.verify import EXACT, Agreement, Batch, Outputs, compare, random_batches
 from hf_xtc.export.web import copy_model, describe_model, page_files, write_site
-from hf_xtc.files.sentence_files import MODULES, SentenceSettings, write_sentence_files
 from hf_xtc.files.writing import whole_folder
 from hf_xtc.runtime import find_folder
 from hf_xtc.tasks.pooling import pool
@@ -46,8 +46,6 @@ def write_page(model: Any, name: str, output_dir: str, batches: Any) -> tuple[in
     with whole_folder(output_dir) as folder:
         copy_model(files, folder / "model")
         described = describe_model(folder / "model", "model/", title)
-        if described.task == "sentence-embedding" and not (folder / "model" / MODULES).exists():
-            write_sentence_files(folder / "model", SentenceSettings(), model.config.hidden_size)
         write_site(folder, title, [described])
         agreement = noise = None
         if (node := shutil.which("node")) is None:
@@ -66,8 +64,8 @@ def _checked(model: Any, folder: Path, node: str, batches: Any) -> tuple[Agreeme
         agreement, noise = compare(model, runner, rows)
     if not agreement.within(EXACT, noise):
         raise XTCError(
-            f"The model disagrees with itself in Node.js: {agreement}. Its own noise: {noise}. The files were removed. "
-            "Report this with your version of Node.js."
+            f"The model disagrees with itself in Node.js: {agreement}. Its own noise: {noise}. The files were "
+            "removed. Report this with your version of Node.js."
         )
     return agreement, noise
 
@@ -86,7 +84,10 @@ class _Runner:
 
     def __exit__(self, *_: Any) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                pipe.close() if pipe is not None else None
 
     def __call__(self, batch: Batch) -> Outputs:
         mask = batch[MASK].bool()
@@ -114,9 +115,11 @@ class _Runner:
 
         process = self._process
         try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps({"ids": lists(IDS), "types": lists(TYPES)}) + "\n")
-            process.stdin.flush()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):  # it has ended, and said why
+                process.stdin.write(json.dumps({"ids": lists(IDS), "types": lists(TYPES)}) + "\n")
+                process.stdin.flush()
             answer = json.loads(process.stdout.readline())
         except (OSError, ValueError) as error:
             raise XTCError(

@@ -21,7 +21,10 @@ from tokenizers import (
 from web_texts import random_texts, utf16_places
 
 pytestmark = needs_packages
-WORDS = "a film the a joy from start to end naive cafe running 北 京 ! ? ' ##ing ##s ##é 1 2 3 ß".split()
+WORDS = [
+    *("a", "film", "the", "joy", "from", "start", "to", "end", "naive", "cafe", "running", "北", "京", "!", "?", "'"),
+    *("##ing", "##s", "##é", "1", "2", "3", "ß"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +154,7 @@ def test_unigram(node, tmp_path):
         ("▁a", -2.5),
         ("▁film", -4.0),
     ]
-    vocabulary += [(piece, -5.0 - i / 7) for i, piece in enumerate("▁the f i l m t h e a j o y ▁joy s".split())]
+    vocabulary += [(piece, -5.0 - i / 7) for i, piece in enumerate(["▁the", *"filmtheajoys", "▁joy"])]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3))
     tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

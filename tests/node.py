@@ -1,4 +1,4 @@
-"""Node.js for the tests of web/: a process that answers lines of JSON, and what is needed for it."""
+"""Node.js for the tests of the JavaScript module: a process that answers lines of JSON, and what is needed for it."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 WEB = ROOT / "web"
 EXAMPLE = ROOT / "examples" / "minilm-3l-1bit-sst2"
 NODE = shutil.which("node")
@@ -20,10 +20,10 @@ needs_packages = pytest.mark.skipif(
 
 
 class Process:
-    """A script of this folder in Node.js, to which each call sends a line of JSON."""
+    """A script of tests/web in Node.js, to which each call sends a line of JSON."""
 
     def __init__(self, script):
-        command = [NODE, str(Path(__file__).parent / script)]
+        command = [NODE, str(ROOT / "tests" / "web" / script)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, **request):
