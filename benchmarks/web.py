@@ -1,8 +1,8 @@
 """Times a packed model in WebAssembly beside onnxruntime-web's int8 of the same depth, in Node on one thread.
 
-`ours_relaxed` is the file with relaxed SIMD, which current browsers run. Ratios are times of the peer by ours. Weights
-are random. The peer is what ONNX Runtime's own tools make of the float model (`latency.files`: its attention fused, then
-`quantize_dynamic`). Timed calls alternate, so ratios are of one run; times are medians.
+`ours_relaxed` is the file with relaxed SIMD, which current browsers run. Ratios are times of the peer by ours.
+Weights are random. The peer is what ONNX Runtime's own tools make of the float model (`latency.files`: its attention
+fused, then `quantize_dynamic`). Timed calls alternate, so ratios are of one run; times are medians.
 
     npm ci --prefix web --ignore-scripts && python benchmarks/web.py --work_dir /tmp/web --output_file web.json
 """
