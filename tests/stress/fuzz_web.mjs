@@ -2,7 +2,7 @@
 // --expose-gc, so that a peak is that of one model.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { ModelError, PackedModel } from "../../web/src/model.js";
+import { ModelError, PackedModel, parseConfig } from "../../web/src/model.js";
 
 const module = new WebAssembly.Module(readFileSync(process.argv[2]));
 const IDS = [[1, 5, 9, 2], [3, 4]];
@@ -11,14 +11,8 @@ const IDS = [[1, 5, 9, 2], [3, 4]];
 const status = (key) => Number(new RegExp(`${key}:\\s+(\\d+)`).exec(readFileSync("/proc/self/status", "utf-8"))[1]) * 1024;
 
 async function load(config, bytes) {
-  let parsed;
   try {
-    parsed = JSON.parse(config);
-  } catch {
-    return { outcome: "config.json is no JSON" };
-  }
-  try {
-    const model = await PackedModel.create(parsed, bytes, module);
+    const model = await PackedModel.create(parseConfig(config), bytes, module);
     const { hidden, logits } = model.run(IDS);
     const isFinite = [hidden, logits ?? []].every((values) => values.every(Number.isFinite));
     return { outcome: "loaded", broken: isFinite ? "" : "numbers that are not finite" };

@@ -195,7 +195,19 @@ def tensors(change):
     return lambda folder: edit_tensors(folder, change)
 
 
+def text_of_config(change):
+    def edit(folder):
+        file = folder / "config.json"
+        file.write_text(change(file.read_text()))
+
+    return edit
+
+
 REFUSED = [
+    (text_of_config(lambda text: text[:-3]), "The config.json is no JSON"),
+    (text_of_config(lambda text: "[1]"), "holds no object"),
+    (text_of_config(lambda text: text + " " * 2**20), "more than any config"),
+    (bytes_of(lambda data: (2**21).to_bytes(8, "little") + b"[" * 2**21), "its header has 2097152 bytes"),
     (config(state="latent"), "of a xtc_bert model in state latent; this runs packed models of: xtc_bert, xtc_roberta"),
     (config(model_type="constructor"), "of a constructor model in state packed"),
     (config(xtc={"format_version": 2}), "format version 2; this reads version 1"),
