@@ -1,13 +1,13 @@
 // Runs packed models: reads {wasm, cases: [{folder, ids, types}]} from standard input, prints what each gives, or its error.
 import { readFileSync } from "node:fs";
-import { ModelError, PackedModel, bucketOf, hasRelaxedSimd } from "../../web/src/model.js";
+import { ModelError, PackedModel, bucketOf, hasRelaxedSimd, parseConfig } from "../../web/src/model.js";
 
 const { wasm, cases } = JSON.parse(readFileSync(0, "utf-8"));
 const module = new WebAssembly.Module(readFileSync(wasm));
 
 async function run({ folder, ids, types }) {
   try {
-    const config = JSON.parse(readFileSync(`${folder}/config.json`, "utf-8"));
+    const config = parseConfig(readFileSync(`${folder}/config.json`, "utf-8"));
     const model = await PackedModel.create(config, new Uint8Array(readFileSync(`${folder}/model.safetensors`)), module);
     const { task, numLabels, hiddenSize, maxLength } = model;
     const outputs = Object.entries(model.run(ids, types)).map(([name, values]) => [name, Array.from(values)]);

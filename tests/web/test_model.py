@@ -45,10 +45,14 @@ pytestmark = [
 ]
 
 
-def in_node(cases, wasm="xtc.wasm", *options):
+def in_node(cases, wasm="xtc.wasm"):
     """What run_models.mjs prints of (folder, ids, types)."""
     asked = [{"folder": str(folder), "ids": ids, "types": types} for folder, ids, types in cases]
     text = json.dumps({"wasm": str(DIST / wasm), "cases": asked})
+    relaxed = "--experimental-wasm-relaxed-simd"  # by default from Node 21 on
+    options = (
+        [relaxed] if relaxed in subprocess.run([NODE, "--v8-options"], capture_output=True, text=True).stdout else []
+    )
     done = subprocess.run([NODE, *options, str(SCRIPT)], input=text, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -95,13 +99,14 @@ def folders(tmp_path_factory):
     return found
 
 
-def test_every_family_head_and_recipe(folders, monkeypatch):
+@pytest.mark.parametrize("wasm", ["xtc.wasm", "xtc-relaxed.wasm"])
+def test_every_family_head_and_recipe(wasm, folders, monkeypatch):
     """Hidden and pooled states and logits, with token types where there are several."""
     cases = []
     for name, folder in folders.items():
         typed = name in RECIPES or name.startswith(("Bert", "Electra", "electra"))
         cases.append((folder, IDS, [[i % 2 for i in range(len(row))] for row in IDS] if typed else None))
-    results = in_node(cases)["results"]
+    results = in_node(cases, wasm)["results"]
     for name, case, found in zip(folders, cases, results, strict=True):
         on_tokens = "TokenClassification" in name or "QuestionAnswering" in name
         expected = in_python(*case, monkeypatch)
@@ -130,13 +135,14 @@ def test_properties_are_those_of_the_runtime(folders, monkeypatch):
         assert found["maxLength"] == pipe._model.positions
 
 
-def test_the_published_checkpoint(monkeypatch):
+@pytest.mark.parametrize("wasm", ["xtc.wasm", "xtc-relaxed.wasm"])
+def test_the_published_checkpoint(wasm, monkeypatch):
     """On 300 texts: logits bit for bit."""
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLE)
     words = (EXAMPLE / "README.md").read_text().split()
     texts = [" ".join(words[i : i + 1 + i % 40]) for i in range(300)]
     ids = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
-    (found,) = in_node([(EXAMPLE, ids, None)])["results"]
+    (found,) = in_node([(EXAMPLE, ids, None)], wasm)["results"]
     assert_equal(found, in_python(EXAMPLE, ids, None, monkeypatch))
     assert np.ptp(found["logits"]) > 1
 
@@ -189,7 +195,19 @@ def tensors(change):
     return lambda folder: edit_tensors(folder, change)
 
 
+def text_of_config(change):
+    def edit(folder):
+        file = folder / "config.json"
+        file.write_text(change(file.read_text()))
+
+    return edit
+
+
 REFUSED = [
+    (text_of_config(lambda text: text[:-3]), "The config.json is no JSON"),
+    (text_of_config(lambda text: "[1]"), "holds no object"),
+    (text_of_config(lambda text: text + " " * 2**20), "more than any config"),
+    (bytes_of(lambda data: (2**21).to_bytes(8, "little") + b"[" * 2**21), "its header has 2097152 bytes"),
     (config(state="latent"), "of a xtc_bert model in state latent; this runs packed models of: xtc_bert, xtc_roberta"),
     (config(model_type="constructor"), "of a constructor model in state packed"),
     (config(xtc={"format_version": 2}), "format version 2; this reads version 1"),

@@ -1,6 +1,6 @@
 /** The families of models, as in hf_xtc/reader.py, and what a config.json must say. */
 import { ModelError } from "./errors.js";
-import { short } from "./safetensors.js";
+import { MOST_JSON_BYTES, short } from "./safetensors.js";
 
 /** @typedef {Record<string, any>} Config */
 
@@ -114,6 +114,22 @@ const PROBLEMS = new Map([
 
 /** @param {unknown} value */
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * Parses the text of a config.json.
+ *
+ * @param {string} text
+ * @returns {unknown}
+ * @throws {ModelError} If it is no JSON, or too long for a config.
+ */
+export function parseConfig(text) {
+  if (text.length > MOST_JSON_BYTES) throw new ModelError(`The config.json has ${text.length} characters, more than any config. Download it again.`);
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new ModelError("The config.json is no JSON. Download it again.");
+  }
+}
 
 /**
  * A copy of a parsed config.json, with the family's own fields under BERT's names.

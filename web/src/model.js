@@ -1,10 +1,10 @@
 /** Packed models in JavaScript: reads config.json and model.safetensors as they are, and runs them with the native operator. */
 import { ModelError } from "./errors.js";
-import { QUANTIZERS, architectureOf, notServed, readConfig, taskOf } from "./families.js";
+import { QUANTIZERS, architectureOf, notServed, parseConfig, readConfig, taskOf } from "./families.js";
 import { BYTES, NIBBLES, Operator, PAIRS, hasRelaxedSimd, pack } from "./operator.js";
 import { copyFloats, readTensors, short } from "./safetensors.js";
 
-export { ModelError, hasRelaxedSimd };
+export { ModelError, hasRelaxedSimd, parseConfig };
 
 /** @typedef {import("./families.js").Config} Config */
 /** @typedef {import("./families.js").Family} Family */
@@ -318,7 +318,7 @@ export class PackedModel {
   /**
    * Reads a model.
    *
-   * @param {unknown} config The parsed config.json.
+   * @param {unknown} config The parsed config.json, as of `parseConfig`.
    * @param {Uint8Array} bytes Of model.safetensors. They are not needed any more afterwards.
    * @param {WebAssembly.Module | BufferSource} wasm The operator.
    * @returns {Promise<PackedModel>}

@@ -1,11 +1,12 @@
 // BYTES codes times activations with what any set of vector instructions has: products of 16-bit numbers. A variant defines
-// DOT_ROWS, the rows of activations that are taken at once.
+// DOT_ROWS, the rows of activations that are taken at once, and may define its own `dot_panel` (and OWN_DOT_PANEL).
 
+#ifndef OWN_DOT_PANEL
 typedef int16_t SignedShorts __attribute__((vector_size(16)));
 typedef int32_t Quads __attribute__((vector_size(16)));
 
 // sums[M][16 of 64] += one panel's 16 rows of codes times M rows of activations. Products of even and of odd columns add up
-// in 16 bits for as long as codes below `levels` cannot overflow them: this is what any set of vector instructions has.
+// in 16 bits for as long as codes below `levels` cannot overflow them.
 template <int M>
 static void dot_panel(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t quads, int levels, int32_t* sums) {
   const int64_t safe = 32767 / (256 * (levels - 1));
@@ -36,6 +37,7 @@ static void dot_panel(const uint8_t* codes, const int8_t* x, int64_t stride, int
       }
   }
 }
+#endif
 
 // sums[rows][64] += 64 rows of codes times `rows` rows of activations; `quads` groups of 4 columns.
 static void dot(const uint8_t* codes, int64_t panel, const int8_t* x, int64_t stride, int64_t rows, int64_t quads, int levels, int32_t* sums) {

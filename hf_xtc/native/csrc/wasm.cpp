@@ -1,5 +1,5 @@
-// WebAssembly with vectors of 128 bits: binary codes by table lookup. No libraries and no threads; the functions that
-// native/arrays.py does in numpy for the head on tokens are here, too. web/build_wasm.sh builds it.
+// WebAssembly with vectors of 128 bits: binary codes by table lookup. No threads. web/build_wasm.sh builds it twice: for
+// every engine, and with the instructions of relaxed SIMD, whose results are exact for codes and for numbers of tables.
 #include "kernels.hpp"
 #if defined(__wasm__)
 #include <stdlib.h>
@@ -12,12 +12,16 @@
 namespace xtc {
 namespace VARIANT {
 
-constexpr int LOOKUP_ROWS = 1;
+constexpr int LOOKUP_ROWS = 2;
 constexpr int64_t MAX_ROWS = 36;
 constexpr bool FUSES = false;
 constexpr bool MULTIPLIES_PAIRS = false;
 constexpr int SEXTET_ROWS = 0;
+#if defined(__wasm_relaxed_simd__)
+constexpr int DOT_ROWS = 3;
+#else
 constexpr int DOT_ROWS = 2;
+#endif
 
 template <class V>
 static inline V fused(V a, V b, V c) {
@@ -30,13 +34,42 @@ static inline void narrow(V q, int8_t* to) {
   wasm_v128_store32_lane(to, wasm_i8x16_narrow_i16x8(words, words), 0);
 }
 
+#if defined(__wasm_relaxed_simd__)
+#define OWN_DOT_PANEL
+
+// sums[M][16 of 64] += one panel's 16 rows of codes times M rows of activations: four products in a lane. Codes have at
+// most 4 bits, so that all engines give the same sums.
+template <int M>
+static void dot_panel(const uint8_t* codes, const int8_t* x, int64_t stride, int64_t quads, int, int32_t* sums) {
+  v128_t sum[M][4];
+  for (int i = 0; i < M; ++i)
+    for (int p = 0; p < 4; ++p) sum[i][p] = wasm_v128_load(sums + i * TILE + p * 4);
+  for (int64_t q = 0; q < quads; ++q, codes += 64, x += 4) {
+    v128_t values[M];
+    for (int i = 0; i < M; ++i) values[i] = wasm_v128_load32_splat(x + i * stride);
+    for (int p = 0; p < 4; ++p) {
+      const v128_t c = wasm_v128_load(codes + p * 16);
+      for (int i = 0; i < M; ++i) sum[i][p] = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(values[i], c, sum[i][p]);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int p = 0; p < 4; ++p) wasm_v128_store(sums + i * TILE + p * 4, sum[i][p]);
+}
+#endif
+
 #include "bytes.inl"
 
 #include "lookup.inl"
 
 static inline Bytes repeat(const uint8_t* table) { return (Bytes)wasm_v128_load(table); }
 
-static inline Bytes look_up(Bytes table, Bytes numbers) { return (Bytes)wasm_i8x16_swizzle((v128_t)table, (v128_t)numbers); }
+static inline Bytes look_up(Bytes table, Bytes numbers) {
+#if defined(__wasm_relaxed_simd__)
+  return (Bytes)wasm_i8x16_relaxed_swizzle((v128_t)table, (v128_t)numbers);
+#else
+  return (Bytes)wasm_i8x16_swizzle((v128_t)table, (v128_t)numbers);
+#endif
+}
 
 static inline void widen(Bytes low, Bytes high, Wide& sums) {
   const v128_t l = (v128_t)low, h = (v128_t)high;
