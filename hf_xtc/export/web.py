@@ -18,7 +18,7 @@ from hf_xtc.files.sentence_files import MODULES, WRITTEN, SentenceSettings, read
 from hf_xtc.files.writing import whole_folder
 
 PAGE = ("index.html", "page.css", "start.js", "page.js", "service-worker.js", "icon.svg")
-MODULE = ("hf-xtc.js", "hf-xtc-worker.js", "tokenizers.js", "xtc.wasm")
+MODULE = ("hf-xtc.js", "hf-xtc-worker.js", "tokenizers.js", "xtc.wasm", "xtc-relaxed.wasm")
 # Endings of the names of the classes that run there.
 SERVED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 _SITE = '<script type="application/json" id="site">{"title": "hf_xtc", "models": []}</script>'

@@ -1,7 +1,7 @@
 /** A packed model with its tokenizer: classifies, embeds, tags and answers, in the thread that it was loaded in. */
 import { ModelError } from "./errors.js";
 import { Source } from "./files.js";
-import { PackedModel } from "./model.js";
+import { PackedModel, hasRelaxedSimd } from "./model.js";
 import { answer, best, entities, scores } from "./outputs.js";
 import { readSentenceSettings } from "./sentences.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -47,7 +47,7 @@ export class Pipeline {
       source.read("model.safetensors"),
       source.json("tokenizer.json"),
       source.json("tokenizer_config.json", true),
-      source.read(new URL("./xtc.wasm", import.meta.url)),
+      source.read(new URL(hasRelaxedSimd() ? "./xtc-relaxed.wasm" : "./xtc.wasm", import.meta.url)),
       embeds.then((embeds) => (embeds ? readSentenceSettings(source) : null)),
     ]);
     const values = parts.map((part) => {

@@ -1,4 +1,12 @@
 /**
+ * Parses the text of a config.json.
+ *
+ * @param {string} text
+ * @returns {unknown}
+ * @throws {ModelError} If it is no JSON, or too long for a config.
+ */
+export function parseConfig(text: string): unknown;
+/**
  * A copy of a parsed config.json, with the family's own fields under BERT's names.
  *
  * @param {unknown} given

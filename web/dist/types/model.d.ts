@@ -10,7 +10,7 @@ export class PackedModel {
     /**
      * Reads a model.
      *
-     * @param {unknown} config The parsed config.json.
+     * @param {unknown} config The parsed config.json, as of `parseConfig`.
      * @param {Uint8Array} bytes Of model.safetensors. They are not needed any more afterwards.
      * @param {WebAssembly.Module | BufferSource} wasm The operator.
      * @returns {Promise<PackedModel>}
@@ -69,6 +69,7 @@ export type Outputs = {
 };
 import { ModelError } from "./errors.js";
 import { hasRelaxedSimd } from "./operator.js";
+import { parseConfig } from "./families.js";
 /** The tensors of a file under a config, checked where they are used, and copied into the operator's memory. */
 declare class Reader {
     /**
@@ -183,4 +184,4 @@ declare class Reader {
     distanceBiases(): Float32Array | null;
 }
 import { Operator } from "./operator.js";
-export { ModelError, hasRelaxedSimd };
+export { ModelError, hasRelaxedSimd, parseConfig };

@@ -19,6 +19,7 @@ export function copyFloats({ dtype, size, bytes }: Tensor, out: Float32Array): v
  * @param {unknown} value
  */
 export function short(value: unknown): string;
+export const MOST_JSON_BYTES: number;
 export type Place = {
     name: string;
     dtype: Tensor["dtype"];
