@@ -1,5 +1,6 @@
-"""Builds what setup.cfg cannot describe: the native operator, without which the package installs if there is no compiler,
-and a copy of the files of exported pages, which npm builds in web/.
+"""Builds what setup.cfg cannot describe: the native operator, and a copy of the files of exported pages from web/.
+
+Without a compiler the package installs without the operator.
 """
 
 import shutil

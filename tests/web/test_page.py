@@ -1,4 +1,4 @@
-"""Exported pages in headless Chromium: what they show, also on a phone and offline, and what they ask of the network."""
+"""Exported pages in headless Chromium: what they show, on a phone and offline too, and what they request."""
 
 import http.server
 import json
