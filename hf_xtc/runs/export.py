@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from hf_xtc.data.task_data import read_splits
-from hf_xtc.errors import DataError, StateError
+from hf_xtc.errors import DataError, StateError, XTCError
 from hf_xtc.export.exporting import Exported, check_export, write_verified
 from hf_xtc.export.graph import IDS, MASK, TYPES, interface_of
 from hf_xtc.export.verify import Batch
@@ -33,6 +33,10 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
     """
     require_empty(args.output_dir, overwrite=args.overwrite)
     model = load_packed(args.model)
+    if args.format == "web" and args.weights is not None:
+        raise XTCError(
+            f"--weights {args.weights} has no meaning for a page, which holds the packed file. Leave it out."
+        )
     if args.format != "web":
         check_export(model, args.format, args.weights)
     tokenizer, batches = _tokenizer(args.model), None

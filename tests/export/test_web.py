@@ -46,6 +46,12 @@ def test_without_node_it_says_so(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "site" / "index.html").exists()
 
 
+def test_weights_have_no_meaning(tmp_path, capsys):
+    options = ["--format", "web", "--weights", "int8", "--output_dir", str(tmp_path / "site")]
+    assert main(["export", "--model", str(EXAMPLE), *options]) != 0
+    assert "--weights int8 has no meaning for a page" in capsys.readouterr().err
+
+
 @needs_node
 def test_a_file_that_node_refuses_leaves_nothing(tmp_path, capsys, monkeypatch):
     """Here by a module that is none."""
