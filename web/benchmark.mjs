@@ -4,6 +4,7 @@ import * as ort from "onnxruntime-web/wasm";
 import { PackedModel } from "./src/model.js";
 
 const { folder, wasm, onnx, shapes, repeats, vocabulary, check } = JSON.parse(readFileSync(0, "utf-8"));
+const WARM_UP = 20; // calls of each runtime, during which the engine compiles WebAssembly for speed in the background
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "error";
 
@@ -40,7 +41,7 @@ const found = {};
 for (const [rows, tokens] of shapes) {
   const ids = batch(rows, tokens);
   const calls = Object.entries(runtimes).map(([name, make]) => [name, make(ids), []]);
-  for (let repeat = -3; repeat < repeats; ++repeat) // the first ones also compile
+  for (let repeat = -WARM_UP; repeat < repeats; ++repeat)
     for (const [, call, times] of calls) {
       const start = performance.now();
       await call();

@@ -484,7 +484,7 @@ export class PackedModel {
     const sequences = lengths.length;
     const offsets = [0];
     for (const length of lengths) offsets.push(offsets[offsets.length - 1] + length);
-    this.#reachTo(operator, Math.max(...lengths));
+    this.#reachTo(operator, lengths.reduce((most, length) => Math.max(most, length), 0));
     const addresses = [offsets, ...indices].map((values) => hold(operator.putLongs(values)));
     const batch = hold(operator.put(pack([long(sequences), long(tokens), ...addresses.map(pointer), ...(indices.length < 3 ? [pointer(0)] : [])])));
     const [before, after] = this.#encoder;

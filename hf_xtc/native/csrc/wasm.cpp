@@ -12,14 +12,15 @@
 namespace xtc {
 namespace VARIANT {
 
-constexpr int LOOKUP_ROWS = 2;
 constexpr int64_t MAX_ROWS = 36;
 constexpr bool FUSES = false;
 constexpr bool MULTIPLIES_PAIRS = false;
 constexpr int SEXTET_ROWS = 0;
 #if defined(__wasm_relaxed_simd__)
+constexpr int LOOKUP_ROWS = 2;
 constexpr int DOT_ROWS = 3;
 #else
+constexpr int LOOKUP_ROWS = 1;  // an engine needs a register more for i8x16.swizzle
 constexpr int DOT_ROWS = 2;
 #endif
 
