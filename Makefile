@@ -112,6 +112,7 @@ audit: .venv-audit/installed
 # the permission to mount a tmpfs.
 stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz_web.py --output_file benchmarks/results/web_fuzz.json
 	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3 --output_file benchmarks/results/kills.json
 	$(BIN)/python tests/stress/full_disk.py --first_kb 16 --step_kb 64
 	$(BIN)/python tests/stress/soak.py --output_file benchmarks/results/soak.json

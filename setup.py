@@ -1,10 +1,16 @@
-"""Builds the native operator, which setup.cfg cannot describe. Without a compiler the package installs without it."""
+"""Builds what setup.cfg cannot describe: the native operator, and a copy of the files of exported pages from web/.
 
+Without a compiler the package installs without the operator.
+"""
+
+import shutil
 from glob import glob
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-ffp-contract=off", "-Wno-psabi", "-Wno-unused-function", "-Wno-undefined-internal"]
@@ -18,6 +24,19 @@ class BuildNative(build_ext):
             self.warn("the native operator needs GCC or Clang; hf_xtc is installed without it")
         else:
             super().build_extensions()
+
+
+class BuildPython(build_py):
+    """Adds web/page and web/dist as hf_xtc/export/site; a checkout that is installed as editable uses web/ itself."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for part in ("page", "dist"):
+                folder = Path(self.build_lib, "hf_xtc", "export", "site", part)
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in glob(f"web/{part}/*.*"):
+                    shutil.copy(file, folder)
 
 
 def sources(*endings):
@@ -39,7 +58,7 @@ NATIVE = Extension(
 with TemporaryDirectory() as folder:
     setup(
         ext_modules=[NATIVE],
-        cmdclass={"build_ext": BuildNative},
+        cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
         options={
             "build": {"build_base": folder},
             "egg_info": {"egg_base": folder},

@@ -65,9 +65,12 @@ def _export(options: tuple[Any, ...]) -> None:
 
     exported = run_export(*options)
     rows = "rows of the validation split" if options[1].given else "rows of random tokens (no data was given)"
-    print(f"agreement: {exported.agreement}")
-    print(f"own noise: {exported.noise}")
-    print(f"verified on: {exported.agreement.rows} {rows}")
+    if exported.agreement is None:
+        print("not verified: node (Node.js 20 or later) is not installed here")
+    else:
+        print(f"agreement: {exported.agreement}")
+        print(f"own noise: {exported.noise}")
+        print(f"verified on: {exported.agreement.rows} {rows}")
     print(f"bytes: {exported.bytes}")
     print(f"written to: {exported.path}")
 
@@ -145,8 +148,8 @@ COMMANDS = {
         ("EvaluateArguments", "EvaluationDataArguments"),
     ),
     "export": Command(
-        "write a packed model for ONNX Runtime, OpenVINO, transformers.js or as a stock model, and verify it",
-        "--model MODEL --output_dir FOLDER [--format onnx|openvino|transformers.js|transformers]",
+        "write a packed model for ONNX Runtime, OpenVINO, a web page, or transformers, and verify it",
+        "--model MODEL --output_dir FOLDER [--format onnx|openvino|web|transformers.js|transformers]",
         _export,
         ("ExportArguments", "EvaluationDataArguments"),
     ),

@@ -7,6 +7,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "bert-base-12": {},
     "bert-base-5": {"num_hidden_layers": 5},
     "minilm-6": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    "minilm-3": {"hidden_size": 384, "num_hidden_layers": 3, "intermediate_size": 1536},
     "tiny": {
         "vocab_size": 101,
         "hidden_size": 32,

@@ -61,13 +61,14 @@ FORMATS = {
 class Exported:
     """A written export: the file to load, the bytes of its weights, and how it agrees with the model.
 
-    `noise` is how the model agrees with a copy whose LayerNorm weights are changed by one part in 100,000.
+    `noise` is how the model agrees with a copy whose LayerNorm weights are changed by one part in 100,000. Both are
+    `None` of a page that was not checked, for want of Node.js.
     """
 
     path: Path
     bytes: int
-    agreement: Agreement
-    noise: Agreement
+    agreement: Agreement | None
+    noise: Agreement | None
 
 
 def export_model(

@@ -325,7 +325,10 @@ class ExportArguments:
     output_dir: str = field(metadata={"help": "Folder for the exported file, its configuration and tokenizer."})
     format: str = field(
         default="onnx",
-        metadata={"help": "onnx, openvino, transformers.js, or transformers: a stock model in float16."},
+        metadata={
+            "help": "onnx; openvino; web: a page that runs the model; transformers.js; or transformers: a stock model "
+            "in float16."
+        },
     )
     weights: str | None = field(
         default=None,

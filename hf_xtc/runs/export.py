@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from hf_xtc.checks import check_choice
 from hf_xtc.data.task_data import read_splits
-from hf_xtc.errors import DataError, StateError
-from hf_xtc.export.exporting import Exported, check_export, export_model, fitting_tokenizer, write_verified
+from hf_xtc.errors import DataError, StateError, XTCError
+from hf_xtc.export.exporting import FORMATS, Exported, check_export, export_model, fitting_tokenizer, write_verified
 from hf_xtc.export.graph import IDS, MASK, TYPES
 from hf_xtc.export.stock import plain_config
 from hf_xtc.export.verify import Batch
@@ -22,6 +23,7 @@ from hf_xtc.modeling.architecture import architecture_of
 from hf_xtc.runs.arguments import EvaluationDataArguments, ExportArguments
 from hf_xtc.runs.model_checks import check_tokenizer
 from hf_xtc.runs.teacher import load_config
+from hf_xtc.runs.web_export import write_page
 from hf_xtc.tasks import TASKS, find_task, kind_of
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,16 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
     """
     require_empty(args.output_dir, overwrite=args.overwrite)
     model = load_packed(args.model)
-    check_export(model, args.format, args.weights)
-    tokenizer, batches = fitting_tokenizer(model, _tokenizer(args.model), args.format), None
+    check_choice("format", args.format, (*FORMATS, "web"))
+    if args.format == "web" and args.weights is not None:
+        raise XTCError(
+            f"--weights {args.weights} has no meaning for a page, which holds the packed file. Leave it out."
+        )
+    if args.format != "web":
+        check_export(model, args.format, args.weights)
+    # A page reads what a graph reads.
+    fitted = "onnx" if args.format == "web" else args.format
+    tokenizer, batches = fitting_tokenizer(model, _tokenizer(args.model), fitted), None
     if data_args.given:
         if tokenizer is None:
             raise DataError(
@@ -45,6 +55,9 @@ def run_export(args: ExportArguments, data_args: EvaluationDataArguments) -> Exp
             )
         check_tokenizer(tokenizer, model.config, args.model, data_args.max_length)
         batches = validation_batches(model, tokenizer, args, data_args)
+    if args.format == "web":
+        size, agreement, noise = write_page(model, args.model, args.output_dir, batches)
+        return Exported(Path(args.output_dir) / "index.html", size, agreement, noise)
     with whole_folder(args.output_dir) as folder:
         options: dict[str, Any] = {"weights": args.weights, "tokenizer": tokenizer, "batches": batches}
         exported = write_verified(model, folder, format=args.format, **options)

@@ -139,7 +139,7 @@ struct Variant {
   void (*fake)(const Fake&, const Threads&);
 };
 
-extern const Variant portable, neon, neon_dotprod, neon_i8mm, avx2, avx512, avx512_vbmi;
+extern const Variant portable, neon, neon_dotprod, neon_i8mm, avx2, avx512, avx512_vbmi, wasm;
 
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 

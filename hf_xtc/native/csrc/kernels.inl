@@ -581,7 +581,11 @@ static void embed(const Encoder& e, const Batch& b, int64_t token, float* scratc
 // Memory that stays with the calling thread from one call to the next, since mapping fresh pages takes longer than
 // filling them; more than KEPT is given back after the call.
 class Workspace {
+#if defined(__wasm__)
+  static constexpr size_t HUGE_PAGE = 1 << 16, KEPT = 16 << 20;  // no huge pages; memory is never given back to the page
+#else
   static constexpr size_t HUGE_PAGE = 1 << 21, KEPT = 128 << 20;
+#endif
   char* data = nullptr;
   size_t size = 0;
 
@@ -592,11 +596,14 @@ class Workspace {
   }
 
  public:
+#if !defined(__wasm__)  // an instance ends with all of its memory
   ~Workspace() { release(); }
+#endif
 
   // Null if there is no memory.
-  char* get(size_t bytes) {
-    if (bytes > size) {
+  char* get(int64_t bytes) {
+    if ((uint64_t)bytes > SIZE_MAX / 2) return nullptr;  // addresses may have 32 bits
+    if ((size_t)bytes > size) {
       release();
       const size_t wanted = round_up(bytes + bytes / 4, HUGE_PAGE);
       data = (char*)aligned_alloc(HUGE_PAGE, wanted);
@@ -750,15 +757,15 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
     if (b.offsets[i + 1] - b.offsets[i] > longest) longest = b.offsets[i + 1] - b.offsets[i];
   char* share = nullptr;
   scratch_of(share, rows, e);
-  cut(share, attention_floats(longest, size) * 4);
-  const int64_t bytes = number * (int64_t)share + b.num_tokens * hidden * 16 + 128;
+  const int64_t own = (int64_t)share + round_up(attention_floats(longest, size) * 4, 64);  // bytes of one thread
+  const int64_t bytes = number * own + b.num_tokens * hidden * 16 + 128;
   char* memory = workspace.get(bytes);
   if (!memory) return bytes;
   float* qkv = (float*)cut(memory, b.num_tokens * hidden * 12);
   float* context = (float*)cut(memory, b.num_tokens * hidden * 4);
   // The layers' blocks of rows and heads of sequences in turn; a block goes through all that needs no other rows at once.
   const auto rows_of = [&](int64_t l, int64_t i, int64_t thread) {
-    char* from = memory + thread * (int64_t)share;
+    char* from = memory + thread * own;
     Scratch s = scratch_of(from, rows, e);
     const int64_t start = i * rows, part = b.num_tokens - start < rows ? b.num_tokens - start : rows;
     float* block = x + start * hidden;
@@ -773,7 +780,7 @@ static int64_t encode(const Encoder& e, const Batch& batch, int64_t first, int64
     });
   };
   const auto head_of = [&](int64_t i, int64_t thread) {
-    char* from = memory + thread * (int64_t)share;
+    char* from = memory + thread * own;
     scratch_of(from, rows, e);
     const int64_t *sequence = b.offsets + i / e.heads, start = *sequence - begin, number = i % e.heads, head = number * size;
     const float* distances = e.distances ? e.distances + number * (2 * e.reach - 1) + e.reach - 1 : nullptr;

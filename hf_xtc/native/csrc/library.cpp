@@ -30,6 +30,9 @@ static bool has(Feature feature) {
 #endif
 
 static bool runs(const Variant& v) {
+#if defined(__wasm__)
+  return true;
+#endif
   if (!v.name) return false;
 #if defined(__aarch64__)
   if (&v == &neon) return true;
@@ -49,7 +52,11 @@ static bool runs(const Variant& v) {
 // Version of this interface, as in native/library.py: raise it with every change of a function or a struct.
 API int xtc_interface() { return 8; }
 
+#if defined(__wasm__)
+static const Variant* const VARIANTS[] = {&wasm};
+#else
 static const Variant* const VARIANTS[] = {&avx512_vbmi, &avx512, &avx2, &neon_i8mm, &neon_dotprod, &neon, &portable};
+#endif
 
 // Name of variant `index`, fastest first, where this processor runs it; "" where it does not; null past the last.
 API const char* xtc_variant(int index) {

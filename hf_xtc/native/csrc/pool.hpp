@@ -1,10 +1,13 @@
 // Threads that share the pieces of one job after another.
 #pragma once
 
+#include <cstdint>
+
+#if !defined(__wasm__)
 #include <atomic>
 #include <condition_variable>
-#include <cstdint>
 #include <mutex>
+#endif
 
 namespace xtc {
 
@@ -14,6 +17,23 @@ struct Threads {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
   int64_t number;
 };
+
+#if defined(__wasm__)  // one thread, which needs no pool.cpp
+
+struct Crew {
+  template <class F>
+  void for_each(int64_t pieces, F f) {
+    for (int64_t piece = 0; piece < pieces; ++piece) f(piece, 0);
+  }
+};
+
+template <class F>
+static inline void with_crew(const Threads&, F body) {
+  Crew crew;
+  body(crew);
+}
+
+#else
 
 using Piece = void (*)(void* data, int64_t piece, int64_t thread);
 
@@ -61,5 +81,7 @@ template <class F>
 static inline void with_crew(const Threads& threads, F body) {
   run_with_crew(threads, [](void* data, Crew& crew) { (*(F*)data)(crew); }, &body);
 }
+
+#endif
 
 }  // namespace xtc

@@ -1,0 +1,11 @@
+/**
+ * @param {Source} source
+ * @returns {Promise<SentenceSettings>} Of a folder without a Pooling: the mean, not normalized.
+ */
+export function readSentenceSettings(source: Source): Promise<SentenceSettings>;
+export type Source = import("./files.js").Source;
+export type SentenceSettings = {
+    pooling: "mean" | "cls";
+    normalize: boolean;
+    maxLength: number | null;
+};
