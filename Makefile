@@ -36,10 +36,12 @@ DEEPSPEED_PINS := benchmarks/reference/constraints.txt
 demo: .venv/installed-demo
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/rotten_tomatoes.py --output_dir demo
 
-# DATA holds glue/<task>/*.parquet and banking77/*.parquet. Takes hours on 2 cores; started again, it resumes.
+# DATA holds glue/<task>/*.parquet, banking77/*.parquet and embedding/ (benchmarks/texts.py), ENCODERS the folders
+# all-MiniLM-L6-v2 and all-mpnet-base-v2. Takes hours on 2 cores; started again, it resumes. tools/publish.py pushes them.
 DATA ?= data
+ENCODERS ?= encoders
 checkpoints: .venv/installed-demo
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/checkpoints.py --data_dir $(DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/checkpoints.py --data_dir $(DATA) --encoders_dir $(ENCODERS)
 
 # Executes the notebooks and writes them back with their outputs.
 notebooks: .venv/installed-test .venv/installed-demo

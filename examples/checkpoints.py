@@ -1,7 +1,9 @@
 """Rebuilds the published checkpoints from scratch: `make checkpoints`. Started again, an interrupted run resumes.
 
-`checkpoints.json` lists them and their options. Each is trained with several seeds. The packed model of the seed with
-the best score on held-out train rows is copied to `checkpoints/<name>`, and its card to `model_cards/<name>.md`.
+`checkpoints.json` lists them and their options. Each of `checkpoints` is trained with several seeds; the packed model
+of the seed with the best score on held-out train rows is copied to `checkpoints/<name>`, and its card to
+`model_cards/<name>.md`. Those of `runs` are one compression each, with the options of `hf-xtc compress` in the list,
+of an encoder in `--encoders_dir`. `--publish_dir examples` replaces those that lie in the repository.
 """
 
 import dataclasses
@@ -17,9 +19,11 @@ import glue
 from transformers import HfArgumentParser
 
 import results
+from hf_xtc.cli import command_parser
 from hf_xtc.errors import XTCError
 from hf_xtc.hub.card import write_card
 from hf_xtc.hub.results import Run
+from hf_xtc.runs.compress_run import run_compress
 
 BITS = {"binary": "1bit", "ternary": "ternary"}
 
@@ -28,7 +32,8 @@ BITS = {"binary": "1bit", "ternary": "ternary"}
 class CheckpointArguments:
     """Which checkpoints to rebuild, and the folders."""
 
-    data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet and banking77/*.parquet."})
+    data_dir: str = field(metadata={"help": "Folder with glue/<task>/*.parquet, banking77/ and embedding/."})
+    encoders_dir: str = field(default="encoders", metadata={"help": "Folder of the encoders that runs start from."})
     output_dir: str = field(default="runs", metadata={"help": "Folder of teachers, trainings and results.jsonl."})
     publish_dir: str = field(default="checkpoints", metadata={"help": "Folder of the finished packed models."})
     cards_dir: str = field(default="model_cards", metadata={"help": "Folder of their cards."})
@@ -68,6 +73,15 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
     return options
 
 
+def options_of_run(args: CheckpointArguments, name: str, entry: dict[str, Any]) -> list[str]:
+    """The options of a listed run for `hf-xtc compress`."""
+    files = {key: Path(args.data_dir) / entry[key] for key in ("train_file", "validation_file")}
+    teacher = Path(args.encoders_dir) / entry["teacher"]
+    places = {"output_dir": Path(args.output_dir) / name, "use_cpu": args.use_cpu, "disable_tqdm": True}
+    options = {**entry, "teacher": teacher, **files, **places}
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
 def in_order(names: list[str], entries: dict[str, Any]) -> list[str]:
     """The names, each after the checkpoint that it starts from."""
     chain = (part for name in names for part in (entries[name].get("start_from"), name) if part)
@@ -79,13 +93,24 @@ def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
     seeds = {run.provenance["training"]["seed"]: run.rows[-1].metrics[run.metric] for run in runs}
     best = max(runs, key=lambda run: run.provenance["stages"][-1]["selection"][run.metric])
     command = f"python examples/checkpoints.py --data_dir data --names {name} --seeds {' '.join(map(str, seeds))}"
-    run = dataclasses.replace(best, name=name, seeds=seeds, command=command)
-    source, target = Path(args.output_dir) / best.name, Path(args.publish_dir) / name
+    write(args, dataclasses.replace(best, name=name, seeds=seeds, command=command), best.name)
+
+
+def publish_run(args: CheckpointArguments, name: str, entry: dict[str, Any]) -> None:
+    """Compresses as listed, and copies the packed model, with a card that says how."""
+    found = run_compress(*command_parser("compress").options(options_of_run(args, name, entry)))
+    command = f"python examples/checkpoints.py --data_dir data --encoders_dir encoders --names {name}"
+    write(args, dataclasses.replace(found, name=name, command=command), found.name)
+
+
+def write(args: CheckpointArguments, run: Run, folder: str) -> None:
+    """Copies the packed model in a folder of the trainings to where it is published, with the card of `run`."""
+    source, target = Path(args.output_dir) / folder, Path(args.publish_dir) / run.name
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("training", "metrics.json"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("training", "metrics.json", "report.html"))
     write_card(run, target / "README.md")
     Path(args.cards_dir).mkdir(exist_ok=True)
-    write_card(run, Path(args.cards_dir) / f"{name}.md")
+    write_card(run, Path(args.cards_dir) / f"{run.name}.md")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,13 +118,17 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     args = HfArgumentParser(CheckpointArguments).parse_args_into_dataclasses(arguments)[0]
     listed = json.loads(Path(args.list_file).read_text(encoding="utf-8"))
-    entries = {name_of(entry): entry for entry in listed["checkpoints"]}
-    if unknown := sorted(set(args.names) - set(entries)):
-        print(f"There is no checkpoint {', '.join(unknown)}; there are: {', '.join(entries)}.", file=sys.stderr)
+    entries, runs = {name_of(entry): entry for entry in listed["checkpoints"]}, listed.get("runs", {})
+    if unknown := sorted(set(args.names) - set(entries) - set(runs)):
+        known = ", ".join([*entries, *runs])
+        print(f"There is no checkpoint {', '.join(unknown)}; there are: {known}.", file=sys.stderr)
         return 1
+    chosen = args.names or [*entries, *runs]
     try:
-        for name in in_order(args.names or list(entries), entries):
+        for name in in_order([name for name in chosen if name in entries], entries):
             publish(args, name, glue.run_glue(*glue.parse(options_of(args, listed, entries[name]))))
+        for name in (name for name in chosen if name in runs):
+            publish_run(args, name, runs[name])
     except XTCError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """Compresses for any GLUE task (or own files) with any recipe, schedule and seeds, and writes one table of results.
 
-    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --schedule ternary-first --budget A
+    python examples/glue.py --task_name cola --data_dir glue --keep_layers 3 --schedule ternary-first\
+        --num_train_epochs 3
 
 It has every option of `hf-xtc compress`. The teacher is fine-tuned once per task and shared by all students. Started
 again with the same options, an interrupted run resumes.
@@ -94,7 +95,9 @@ def run_glue(
         job = dataclasses.replace(job, teacher=str(start))
     if job.fine_tune:
         job = dataclasses.replace(job, teacher=str(teach(job, data, training, out / f"{task}-teacher", task)))
-    name = glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights}-{job.schedule or 'default'}"
+    name = (
+        glue.name or f"{task}-{recipe.keep_layers or 'all'}l-{recipe.weights or 'binary'}-{job.schedule or 'default'}"
+    )
     runs = []
     for seed in [] if glue.teacher_only else glue.seeds:
         folder = out / f"{name}-seed{seed}"

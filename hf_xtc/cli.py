@@ -26,7 +26,7 @@ COMPRESS_GROUPS = {
         *("task", "task_name", "dataset_name", "train_file", "validation_file", "text_column"),
         *("text_pair_column", "label_column", "regression", "max_length", "selection_share"),
     ),
-    "recipe": ("weights", "keep_layers", "layers"),
+    "recipe": ("weights", "keep_layers", "layers", "target_bytes"),
     "stages": ("schedule", "reduction_epochs", "teacher_cache", "augment"),
     "training": ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "seed", "bf16"),
     "output": ("output_dir", "overwrite", "push_to_hub"),

@@ -187,6 +187,29 @@ def test_checkpoints_publish_the_seed_that_is_best_on_held_out_rows(glue_example
     assert not list((tiny_glue / "published").rglob("training"))
 
 
+def test_listed_runs_are_compressed_and_published(glue_example, tiny_glue):
+    """One compression each, from an encoder of a folder; started again, it only writes the same folder and card."""
+    checkpoints = importlib.import_module("checkpoints")
+    files = {f"{split}_file": f"glue/rte/{split}.parquet" for split in ("train", "validation")}
+    columns = {"text_column": "sentence1", "text_pair_column": "sentence2", "max_length": 32}
+    run = {"teacher": "base", **files, **columns, "fine_tune": True, "fine_tune_epochs": 1, "keep_layers": 2}
+    listed = {"options": {}, "tasks": {}, "checkpoints": [], "runs": {"tiny-2l-1bit": {**run, "schedule": "direct"}}}
+    (tiny_glue / "list.json").write_text(json.dumps(listed))
+    folders = {"output_dir": "runs", "publish_dir": "published", "cards_dir": "cards", "list_file": "list.json"}
+    options = [f"--{key}={tiny_glue / value}" for key, value in folders.items()]
+    options += [f"--data_dir={tiny_glue}", f"--encoders_dir={tiny_glue}", "--use_cpu"]
+    assert checkpoints.main(options) == 0
+    folder, card = tiny_glue / "published" / "tiny-2l-1bit", tiny_glue / "cards" / "tiny-2l-1bit.md"
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert files["README.md"] == card.read_bytes()
+    assert b"--names tiny-2l-1bit" in files["README.md"]
+    assert b"# tiny-2l-1bit" in files["README.md"]
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
+    assert not {"training", "metrics.json"} & set(files)
+    assert checkpoints.main([*options, "--names", "tiny-2l-1bit"]) == 0
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+
+
 def test_unknown_checkpoint_is_refused(glue_example, tmp_path, capsys):
     checkpoints = importlib.import_module("checkpoints")
     assert checkpoints.main([f"--data_dir={tmp_path}", "--names", "bert"]) == 1

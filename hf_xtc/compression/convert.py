@@ -73,7 +73,7 @@ def compress(
         )
     facts = {"teacher": _name(teacher), **origin(str(teacher.config.name_or_path)), **(provenance or {})}
     config = _student_config(teacher, architecture, layer_map, xtc_block(recipe, layer_map, facts))
-    model_class = _model_class(teacher, architecture)
+    model_class = student_class(teacher)
     state_dict = _kept_layers(_latent_state_dict(source), architecture, source.base_model_prefix, copied)
     return _build(model_class, config, state_dict)
 
@@ -95,7 +95,13 @@ def _student_config(
     return architecture.config_class(**values)
 
 
-def _model_class(teacher: PreTrainedModel, architecture: Architecture) -> type[PreTrainedModel]:
+def student_class(teacher: PreTrainedModel) -> type[PreTrainedModel]:
+    """The XTC class that a teacher's student has.
+
+    Raises:
+        XTCError: if the teacher's architecture or class is unknown.
+    """
+    architecture = architecture_of(teacher.config)
     for name, model_class in architecture.model_classes.items():
         if type(teacher).__name__ in (name, model_class.__name__):
             found: type[PreTrainedModel] = model_class

@@ -3,8 +3,9 @@
 Built from the packed model on the meta device, so that it names and counts exactly the tensors the file will hold.
 """
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -16,13 +17,30 @@ from hf_xtc.recipe.xtc_recipe import XTCRecipe
 PARTS = {"attention": "encoder", "feed_forward": "encoder"}
 
 
+class _Stored(NamedTuple):
+    """The name of a dtype in the header of safetensors, and its place in the file: wider ones come first."""
+
+    name: str
+    rank: int
+
+
+_STORED = {
+    "float32": _Stored("F32", 0),
+    "bfloat16": _Stored("BF16", 1),
+    "float16": _Stored("F16", 2),
+    "int8": _Stored("I8", 3),
+    "uint8": _Stored("U8", 4),
+}
+
+
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One tensor of the file: its name, the part of the model it belongs to, dtype, elements and bytes."""
+    """One tensor of the file: its name, the part of the model it belongs to, dtype, shape, elements and bytes."""
 
     name: str
     part: str
     dtype: str
+    shape: tuple[int, ...]
     numel: int
     bytes: int
 
@@ -31,7 +49,7 @@ class LedgerEntry:
 class Ledger:
     """All tensors of a packed file, and the bytes of the same model in float32.
 
-    `total_bytes` is the file's size less its header (a few kB of JSON: `8 + header length`).
+    `total_bytes` is the file's size less its header (a few kB of JSON: `8 + header length`), `file_bytes` all of it.
     """
 
     entries: tuple[LedgerEntry, ...]
@@ -41,6 +59,22 @@ class Ledger:
     def total_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.bytes for entry in self.entries)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file: the tensors and the header that safetensors writes for them."""
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for entry in sorted(self.entries, key=lambda entry: (_STORED[entry.dtype].rank, entry.name)):
+            offsets = [offset, offset + entry.bytes]
+            header[entry.name] = {
+                "dtype": _STORED[entry.dtype].name,
+                "shape": list(entry.shape),
+                "data_offsets": offsets,
+            }
+            offset = offsets[1]
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        return 8 + -(-len(text) // 8) * 8 + offset  # a length, the text padded to a multiple of 8, the tensors
 
     @property
     def parts(self) -> dict[str, int]:
@@ -113,7 +147,9 @@ def _entries(model: PreTrainedModel, architecture: Architecture, rest_dtype: tor
             dtype = rest_dtype if name in parameters else tensor.dtype
             size = tensor.numel() * dtype.itemsize
             part = _part(architecture, name.removeprefix(prefix), tensor.dim(), is_head=not name.startswith(prefix))
-            entries.append(LedgerEntry(name, part, str(dtype).removeprefix("torch."), tensor.numel(), size))
+            entries.append(
+                LedgerEntry(name, part, str(dtype).removeprefix("torch."), tuple(tensor.shape), tensor.numel(), size)
+            )
     return entries
 
 

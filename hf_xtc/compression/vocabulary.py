@@ -94,8 +94,26 @@ def trim_tokenizer(tokenizer: Any, counts: Mapping[int, int], *, min_count: int 
         counts (`dict[int, int]`): How often texts of the task have each token, by its number.
         min_count (`int`): Tokens that they have less often are left out.
     """
+    described, order = _kept(tokenizer, counts, min_count)
+    number = {old: new for new, old in enumerate(order)}
+    _renumber(described, number)
+    return order, _reload(tokenizer, described, number)
+
+
+def kept_tokens(tokenizer: Any, counts: Mapping[int, int], *, min_count: int = 1) -> list[int]:
+    """The numbers of the tokens that stay, ascending, as `trim_tokenizer` returns them."""
+    return _kept(tokenizer, counts, min_count)[1]
+
+
+def can_trim(tokenizer: Any) -> bool:
+    """Whether a tokenizer is of a kind whose vocabulary can be trimmed."""
+    return getattr(tokenizer, "is_fast", False) and _description(tokenizer)["model"]["type"] in _KEEPERS
+
+
+def _kept(tokenizer: Any, counts: Mapping[int, int], min_count: int) -> tuple[dict[str, Any], list[int]]:
+    """A description of a tokenizer without the merges of tokens that go, and the numbers of those that stay."""
     check_count("min_count", min_count)
-    described = json.loads(_backend(tokenizer).to_str())
+    described = _description(tokenizer)
     model = described["model"]
     if model["type"] not in _KEEPERS:
         raise XTCError(
@@ -106,10 +124,13 @@ def trim_tokenizer(tokenizer: Any, counts: Mapping[int, int], *, min_count: int 
     kept = {entry["id"] for entry in described["added_tokens"]} | _KEEPERS[model["type"]](model, used)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < 16:
         kept |= set(range(tokenizer.pad_token_id))  # RoBERTa counts positions from the number of the padding token
-    order = sorted(kept)
-    number = {old: new for new, old in enumerate(order)}
-    _renumber(described, number)
-    return order, _reload(tokenizer, described, number)
+    return described, sorted(kept)
+
+
+def _description(tokenizer: Any) -> dict[str, Any]:
+    """The contents of its tokenizer.json."""
+    described: dict[str, Any] = json.loads(_backend(tokenizer).to_str())
+    return described
 
 
 def count_tokens(tokenizer: Any, texts: Iterable[str]) -> dict[int, int]:

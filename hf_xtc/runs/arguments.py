@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_xtc.checks import check_choice, check_count, check_range
 from hf_xtc.compression.origin import check_license
+from hf_xtc.compression.target_size import parse_bytes
 from hf_xtc.data.augmentation import PUBLISHED_COPIES, Augmentation
 from hf_xtc.data.masked_lm import MaskedLM, candidate_source
 from hf_xtc.data.task_data import SPLITS, DataArguments
@@ -44,7 +45,9 @@ class JobArguments:
             "a float stage of --reduction_epochs, then the recipe for --num_train_epochs."
         },
     )
-    budget: str | None = field(default=None, metadata={"help": "A, B or C: the paper's epochs for GLUE tasks."})
+    budget: str | None = field(
+        default=None, metadata={"help": "C: the paper's epochs (18) for mnli and qqp; others are not known."}
+    )
     reduction_epochs: float = field(
         default=1.0, metadata={"help": "Epochs of the float student from which the 1-bit student starts."}
     )
@@ -56,11 +59,18 @@ class JobArguments:
     start_from: str | None = field(
         default=None, metadata={"help": "Model of the student's shape to start from, instead of the teacher's layers."}
     )
-    trim_vocabulary: int = field(
-        default=0,
+    trim_vocabulary: int | None = field(
+        default=None,
         metadata={
             "help": "Leave tokens out of the student's vocabulary that the train rows have less than so many times; "
-            "what they spell is then spelled in smaller pieces. 0: keep all."
+            "what they spell is then spelled in smaller pieces. 0, the default: keep all."
+        },
+    )
+    target_bytes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Size that the packed file may have (2MB, 1.5MiB, 800kB): chooses --keep_layers, --weights, "
+            "--embedding_weights and --trim_vocabulary, unless they are given."
         },
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
@@ -79,8 +89,10 @@ class JobArguments:
                 f"--teacher_revision={self.teacher_revision} is for a teacher on the Hub, but {self.teacher} is a "
                 "folder. Leave the revision out."
             )
-        if self.trim_vocabulary != 0:
+        if self.trim_vocabulary:
             check_count("trim_vocabulary", self.trim_vocabulary)
+        if self.target_bytes is not None:
+            parse_bytes(self.target_bytes)
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 
@@ -107,8 +119,10 @@ class JobArguments:
 class RecipeArguments:
     """The fields of the recipe; `none` keeps a part in float."""
 
-    weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
-    embedding_weights: str = field(default="binary", metadata={"help": "binary, ternary, int4, int8 or none."})
+    weights: str | None = field(default=None, metadata={"help": "binary (the default), ternary, int4, int8 or none."})
+    embedding_weights: str | None = field(
+        default=None, metadata={"help": "binary (the default), ternary, int4, int8 or none."}
+    )
     position_weights: str = field(default="int8", metadata={"help": "Position and token-type: int8 or none."})
     granularity: str = field(default="per_channel", metadata={"help": "per_tensor, per_channel or per_group scales."})
     group_size: int | None = field(default=None, metadata={"help": "Input columns per scale, for per_group."})
@@ -137,10 +151,10 @@ class RecipeArguments:
             return XTCRecipe.from_deepspeed(values) if _is_deepspeed(values) else XTCRecipe.from_dict(values)
         check_choice("activation_bits", self.activation_bits, ("8", "4", "none"))
         return XTCRecipe(
-            weights=_or_none(self.weights),
+            weights=_or_none(self.weights or XTCRecipe.weights),
             granularity=self.granularity,
             group_size=self.group_size,
-            embedding_weights=_or_none(self.embedding_weights),
+            embedding_weights=_or_none(self.embedding_weights or XTCRecipe.embedding_weights),
             position_weights=_or_none(self.position_weights),
             activation_bits=None if self.activation_bits == "none" else int(self.activation_bits),
             activation_symmetric=not self.activation_asymmetric,
@@ -151,14 +165,22 @@ class RecipeArguments:
             rest_dtype=self.rest_dtype,
         )
 
+    def free(self) -> set[str]:
+        """The fields that `--target_bytes` may choose, as the user gave none of them."""
+        if self.recipe_file is not None:
+            return set()
+        given = {"weights": self.weights, "embedding_weights": self.embedding_weights}
+        given["keep_layers"] = self.layers or self.keep_layers  # type: ignore[assignment]
+        return {name for name, value in given.items() if value is None}
+
     def quantization_starts(self) -> dict[str, Any]:
         """Returns the `XTCTrainingArguments` that a DeepSpeed `recipe_file` sets: when quantization starts."""
         values = {} if self.recipe_file is None else _read_json(self.recipe_file)
         return {**schedule_offsets(values), "weight_annealing": 0.0} if _is_deepspeed(values) else {}
 
 
-def _or_none(value: str) -> str | None:
-    return None if value.lower() == "none" else value
+def _or_none(value: str | None) -> str | None:
+    return None if value is None or value.lower() == "none" else value
 
 
 def _layer_list(text: str) -> tuple[int, ...]:

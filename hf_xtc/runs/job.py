@@ -3,15 +3,21 @@
 import copy
 import dataclasses
 import json
+import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
+from hf_xtc.compression.convert import student_class
 from hf_xtc.compression.size_ledger import ledger
+from hf_xtc.compression.target_size import choose, parse_bytes
+from hf_xtc.compression.vocabulary import can_trim, kept_tokens
 from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, reserved_rows, with_teacher_labels
@@ -47,6 +53,8 @@ from hf_xtc.training.trainer import XTCTrainer
 
 with needs_extra("cli"):
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 # Options of TrainingArguments that would be ignored here, or would do something else -> what to do instead.
 UNSUPPORTED = {
@@ -226,7 +234,7 @@ class Job:
 
 # Not in the description by name: it has the weights and stages that they lead to; others do not affect the result.
 _EXCLUDED = (
-    *("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from"),
+    *("teacher", "teacher_revision", "teacher_license", "overwrite", "schedule", "start_from", "target_bytes"),
     *("augmentation_masked_lm", "augmentation_glove"),
 )
 
@@ -321,6 +329,12 @@ def prepare(
                 teacher.get_parameter(name).zero_()
     data = task.teach(data, teacher, tokenizer, data_args)
     augmentation = augmentation or AugmentationArguments()
+    if students and args.target_bytes is not None:
+        train = None if augmentation.augment or unlabelled is not None else data.train
+        counts = None if train is None else _TokenCounts(task, train, tokenizer, data_args)
+        args, recipe = _fit(args, recipe_args, schedule, teacher, counts)
+        recipes = [recipe, *schedule.recipes(recipe, config.num_hidden_layers)]
+    args = dataclasses.replace(args, trim_vocabulary=args.trim_vocabulary or 0)
     sources: dict[str, Any] = {
         "teacher": {**model_digest(config, teacher, new), "tokenizer": tokenizer_digest(tokenizer)}
     }
@@ -364,6 +378,61 @@ def prepare(
         remove_run(job.out, training)
     open_run(job.out, training, job.description, overwrite=args.overwrite)
     return job
+
+
+class _TokenCounts:
+    """How many tokens are left of those that the train rows have at least so many times; the rows are read once."""
+
+    def __init__(self, task: Task, train: Dataset, tokenizer: Any, data_args: DataArguments):
+        self.task, self.train, self.tokenizer, self.data_args = task, train, tokenizer, data_args
+
+    @cached_property
+    def _counts(self) -> Counter[int]:
+        return Counter(
+            chain.from_iterable(self.task.tokenize(self.train, self.tokenizer, self.data_args)["input_ids"])
+        )
+
+    def __call__(self, least: int) -> int:
+        return len(kept_tokens(self.tokenizer, self._counts, min_count=least))
+
+
+def _fit(
+    args: JobArguments,
+    recipe_args: RecipeArguments,
+    schedule: Schedule,
+    teacher: PreTrainedModel,
+    counts: _TokenCounts | None,
+) -> tuple[JobArguments, XTCRecipe]:
+    """The options and the recipe with what `--target_bytes` chooses.
+
+    Args:
+        counts (`_TokenCounts`, *optional*): `None` if rows are added to the train rows, so that it is not known which
+            tokens they will have.
+    """
+    recipe, last = recipe_args.recipe(), schedule.stages[-1].recipe
+    free = recipe_args.free() - set(last)
+    if args.start_from and "keep_layers" in free:
+        free -= {"keep_layers"}
+        recipe = dataclasses.replace(recipe, keep_layers=load_config(args.start_from).num_hidden_layers)
+    if args.trim_vocabulary and counts is None:
+        raise RecipeError(
+            f"--target_bytes={args.target_bytes} cannot count the tokens that --trim_vocabulary leaves before rows "
+            "are added. Leave out --trim_vocabulary, or --augment and --unlabelled."
+        )
+    if args.trim_vocabulary is None and counts is not None and can_trim(counts.tokenizer) and not args.start_from:
+        free |= {"trim_vocabulary"}
+    found = choose(
+        teacher.config,
+        parse_bytes(str(args.target_bytes)),
+        XTCRecipe.from_dict({**recipe.to_dict(), **last}),
+        model_class=student_class(teacher),
+        free=free,
+        trim_vocabulary=args.trim_vocabulary or 0,
+        vocabulary=counts,
+    )
+    logger.info("--target_bytes=%s: the best student that fits has %s.", args.target_bytes, found)
+    chosen = {name: getattr(found.recipe, name) for name in free - {"trim_vocabulary"}}
+    return dataclasses.replace(args, trim_vocabulary=found.trim_vocabulary), dataclasses.replace(recipe, **chosen)
 
 
 def _require_outside(args: JobArguments, data_args: DataArguments, out: Path) -> None:

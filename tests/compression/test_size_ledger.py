@@ -56,6 +56,7 @@ def test_bert_base_on_disk(recipe, limit, bert_base, tmp_path):
     size, header = file.stat().st_size, header_bytes(file)
     assert size <= limit
     assert size == ledger(bert_base.config, recipe).total_bytes + 8 + header
+    assert size == ledger(bert_base.config, recipe).file_bytes
     assert header < 64_000
 
 

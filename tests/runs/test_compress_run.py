@@ -457,3 +457,28 @@ def test_the_students_vocabulary_is_that_of_the_train_rows(folder, tmp_path):
     assert runs["trimmed"]["rows"][-1]["bytes"] < runs["whole"]["rows"][-1]["bytes"]
     card = " ".join((tmp_path / "trimmed" / "README.md").read_text(encoding="utf-8").split())
     assert f"vocabulary: {len(vocabulary) - 2}" in card
+
+
+def test_a_target_of_bytes_chooses_the_student(folder, tmp_path, caplog, capsys):
+    """The file has the bytes that were promised; what is given stays; what cannot be is refused before training."""
+    options = [f"--teacher={folder / 'teacher'}", *data_options(folder), *QUICK, "--schedule=direct"]
+    out = tmp_path / "small"
+    with caplog.at_level("INFO", "hf_xtc.runs.job"):
+        assert (
+            main(["compress", *options, f"--output_dir={out}", "--target_bytes=24kB", "--embedding_weights=int8"]) == 0
+        )
+    (line,) = [record.getMessage() for record in caplog.records if "target_bytes" in record.getMessage()]
+    written = (out / "model.safetensors").stat().st_size
+    assert written <= 24_000
+    assert line.startswith(f"--target_bytes=24kB: the best student that fits has {written:,} bytes: ")
+    recipe = AutoModelForSequenceClassification.from_pretrained(out).config.recipe
+    assert (recipe.embedding_weights, recipe.weights, recipe.keep_layers) == ("int8", "ternary", 3)
+    assert json.loads((out / "metrics.json").read_text())["provenance"]["job"]["target_bytes"] == "24kB"
+    for more, message in (
+        (["--target_bytes=5kB"], "too few: the smallest student"),
+        (["--target_bytes=24kB", "--trim_vocabulary=1", "--augment"], "cannot count the tokens"),
+    ):
+        capsys.readouterr()
+        assert main(["compress", *options, f"--output_dir={tmp_path / 'none'}", *more]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
