@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: audit checkpoints coverage demo docs notebooks test test-newest test-oldest stress sanitize lint clean
+.PHONY: audit checkpoints coverage demo docs notebooks test test-newest test-oldest stress sanitize lint web clean
 
 .venv/installed: setup.cfg setup.py constraints.txt $(wildcard hf_xtc/native/csrc/*)
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,12 @@ lint: .venv/installed-test
 # Only for the tests of web/ and of exports to JavaScript, which are skipped without it. No package's own scripts are run.
 web/node_modules/.package-lock.json: web/package-lock.json
 	npm ci --prefix web --ignore-scripts --no-audit --no-fund --silent
+
+# web/dist, which is committed, and the demo that has a copy of it. Needs Node.js 20.16 and the packages that
+# web/build_wasm.sh names.
+web: web/node_modules/.package-lock.json .venv/installed
+	npm run --prefix web --silent build
+	$(BIN)/python examples/web/make_demo.py
 
 # Two workers with one thread each, and each file of tests in one of them.
 PYTEST := -m pytest -n 2 --dist loadfile
@@ -114,7 +120,10 @@ audit: .venv-audit/installed
 # the permission to mount a tmpfs.
 stress: .venv/installed-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz.py --output benchmarks/results/fuzz.json
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz_web.py --output_file benchmarks/results/web_fuzz.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz_web.py --count 2500 \
+		--output_file benchmarks/results/web_fuzz.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/stress/fuzz_web.py --first 2500 --count 2500 \
+		--wasm xtc-relaxed.wasm --output_file benchmarks/results/web_fuzz_relaxed.json
 	$(BIN)/python tests/stress/kills.py --kills 100 --real_kills 3 --output_file benchmarks/results/kills.json
 	$(BIN)/python tests/stress/full_disk.py --first_kb 16 --step_kb 64
 	$(BIN)/python tests/stress/soak.py --output_file benchmarks/results/soak.json

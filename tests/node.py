@@ -1,5 +1,6 @@
 """Node.js for the tests of the JavaScript module: a process that answers lines of JSON, and what is needed for it."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -17,6 +18,14 @@ needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
 needs_packages = pytest.mark.skipif(
     NODE is None or not (WEB / "node_modules").is_dir(), reason="the npm packages of web/ are not installed"
 )
+
+
+@functools.cache
+def relaxed_options():
+    """The option by which Node before 21 runs relaxed SIMD; later ones run it without, and do not know it."""
+    option = "--experimental-wasm-relaxed-simd"
+    known = subprocess.run([NODE, "--v8-options"], capture_output=True, text=True, check=True).stdout
+    return [option] if option in known else []
 
 
 class Process:

@@ -21,7 +21,8 @@ from hf_xtc.reader import QUANTIZERS
 from hf_xtc.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-FORMAT, EXTENDING, HOW_TO = (ROOT / "docs" / f"{name}.md" for name in ("format", "extending", "how-to"))
+PAGES = ("format", "extending", "how-to", "web")
+FORMAT, EXTENDING, HOW_TO, WEB = (ROOT / "docs" / f"{name}.md" for name in PAGES)
 
 
 def test_extensions_work_as_shown(tmp_path, monkeypatch, capsys):
@@ -81,6 +82,49 @@ def test_cold_starts_are_those_of_the_results():
         cells += [f"{row[key]:.2f} s" for key in ("import_seconds", "first_answer_seconds")]
         cells += [f"{row['megabytes_above_imports']:.1f} MB", f"{row['peak_megabytes']:.0f} MB"]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_page_on_browsers_states_the_results():
+    def results(name):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    page = WEB.read_text(encoding="utf-8")
+    load, speed, logits, kept = (results(name) for name in ("web_load", "web", "web_logits", "vocabulary"))
+    names = ("exported page, MiniLM of 3 layers, 1 bit", "transformers.js, MiniLM of 6 layers, int8")
+    for name, row in zip(names, load["rows"], strict=True):
+        assert f"| {name} | {row['bytes'] / 1e6:.2f} MB | {row['seconds']:.2f} s |" in page
+    assert f"medians of {load['repeats']} fresh browsers" in page
+    assert (speed["model"], load["peer_model"]) == ("minilm-3", "minilm-6")
+    for shape, cells in speed["milliseconds"].items():
+        times = [cells["medians"][name] for name in ("ours_relaxed", "ours", "onnxruntime_web")]
+        assert f"| {shape.replace('x', ' x ')} | {' | '.join(f'{time:.1f}' for time in times)} |" in page
+    rows = logits["rows"]
+    assert {(row["place"], row["wasm"]) for row in rows} == {
+        (place, wasm) for place in ("node", "chromium") for wasm in ("xtc.wasm", "xtc-relaxed.wasm")
+    }
+    assert not any(row["broken"] for row in rows)
+    texts, worst = {row["texts"] for row in rows}, max(row["largest_difference"] for row in rows)
+    assert f"On {texts.pop():,} texts" in page
+    assert f"differ by {worst:.0e}".replace("e-0", "e-") in page
+    tokens = next(row for row in rows if row.get("classes", 0) > row["texts"])
+    assert f"of {tokens['different_classes']} of {tokens['classes']:,} tokens" in page
+    fuzzed = [results("web_fuzz"), results("web_fuzz_relaxed")]
+    assert [found["broken"] for found in fuzzed] == [0, 0]
+    assert f"{sum(found['inputs'] for found in fuzzed):,} damaged models" in page
+    counts = [f"{count:,} with N = {n}" for n, count in kept["kept"].items()]
+    assert f"{kept['texts']:,} rows {', '.join(counts[:-1])} and {counts[-1]}" in page.replace("\n", " ")
+    assert f"{kept['tokens']:,} rows" in page
+
+
+def test_the_page_on_browsers_runs(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    example = str(ROOT / "examples" / "minilm-3l-1bit-sst2")
+    assert main(["export", "--model", example, "--format", "openvino", "--output_dir", "student-openvino"]) == 0
+    (block,) = blocks(WEB, "python")
+    names = {}
+    exec(compile(block, "web.md", "exec"), names)
+    assert names["logits"].shape == (1, 2)
 
 
 def test_speeds_are_those_of_the_results():

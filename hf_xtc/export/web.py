@@ -44,7 +44,7 @@ EXAMPLES = {
 }
 SENTENCES = """\
 How do I reset the password of my account?
-You can change your e-mail address in the settings.
+You can change your email address in the settings.
 We sent a link to your inbox that signs you in.
 Two-factor authentication protects your account.
 Your order left our warehouse this morning.

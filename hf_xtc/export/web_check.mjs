@@ -1,5 +1,6 @@
-// Runs a packed model in the module for browsers: node web_check.mjs MODULE FOLDER. Each line of standard input is
-// {"ids": [[...]], "types": [[...]] or null}; each line of output {"hidden", "logits"}, float32 in base64, or {"error"}.
+// Runs a packed model in the module for browsers: node web_check.mjs MODULE FOLDER. The first line of output is how the
+// module embeds, {"pooling", "normalize", "maxLength", "prompt"}. Each line of standard input is {"ids": [[...]],
+// "types": [[...]] or null}; each other line of output {"hidden", "logits"}, float32 in base64. Or a line is {"error"}.
 import { createInterface } from "node:readline";
 
 const [module, folder] = process.argv.slice(2);
@@ -9,6 +10,7 @@ const say = (value) => process.stdout.write(JSON.stringify(value) + "\n");
 try {
   const { Pipeline } = await import(module);
   const pipe = await Pipeline.load(folder, {});
+  say(pipe.sentences);
   for await (const line of createInterface({ input: process.stdin })) {
     const { ids, types } = JSON.parse(line);
     const { hidden, logits } = pipe.model.run(ids, types);

@@ -18,6 +18,7 @@ from hf_xtc.errors import XTCError
 from hf_xtc.export.graph import IDS, MASK, SENTENCE_EMBEDDING, TYPES, interface_of, sentence_settings
 from hf_xtc.export.verify import EXACT, Agreement, Batch, Outputs, compare, random_batches
 from hf_xtc.export.web import copy_model, describe_model, page_files, write_site
+from hf_xtc.files.sentence_files import SENTENCES, SentenceSettings, read_sentence_settings
 from hf_xtc.files.writing import whole_folder
 from hf_xtc.runtime import find_folder
 from hf_xtc.tasks.pooling import pool
@@ -61,6 +62,7 @@ def _checked(model: Any, folder: Path, node: str, batches: Any) -> tuple[Agreeme
         model.pooler = None  # pages do not compute it
     rows = random_batches(model.config, interface_of(model)) if batches is None else batches
     with _Runner(model, folder, node) as runner:
+        _check_sentences(runner.sentences, folder)
         agreement, noise = compare(model, runner, rows)
     if not agreement.within(EXACT, noise):
         raise XTCError(
@@ -68,6 +70,22 @@ def _checked(model: Any, folder: Path, node: str, batches: Any) -> tuple[Agreeme
             "removed. Report this with your version of Node.js."
         )
     return agreement, noise
+
+
+def _check_sentences(found: dict[str, Any], folder: Path) -> None:
+    """Raises XTCError unless the module embeds as the runtime without PyTorch does: what `compare` does not see."""
+    settings = read_sentence_settings(folder) or SentenceSettings()
+    expected = {
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+        "maxLength": settings.max_length,
+        "prompt": settings.default_prompt,
+    }
+    if found != expected:
+        raise XTCError(
+            f"The module for browsers would embed with {found}, Python with {expected}. The files were removed. "
+            f"Report this with {SENTENCES} of the model."
+        )
 
 
 class _Runner:
@@ -78,6 +96,11 @@ class _Runner:
         module = (page_files()[1] / "hf-xtc.js").absolute().as_uri()
         command = [node, str(CHECK), module, str(folder.absolute())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            self.sentences = self._read()
+        except XTCError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "_Runner":
         return self
@@ -113,18 +136,20 @@ class _Runner:
         def lists(name: str) -> list[list[int]] | None:
             return [row[real].tolist() for row, real in zip(batch[name], mask, strict=True)] if name in batch else None
 
-        process = self._process
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and said why
+            self._process.stdin.write(json.dumps({"ids": lists(IDS), "types": lists(TYPES)}) + "\n")
+            self._process.stdin.flush()
+        return {name: np.frombuffer(base64.b64decode(text or ""), np.float32) for name, text in self._read().items()}
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with suppress(BrokenPipeError):  # it has ended, and said why
-                process.stdin.write(json.dumps({"ids": lists(IDS), "types": lists(TYPES)}) + "\n")
-                process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             raise XTCError(
                 f"Node.js cannot run the module for browsers ({error}). Use Node.js 20 or later."
             ) from error
         if "error" in answer:
             raise XTCError(f"The model does not run in a browser: {answer['error']}")
-        return {name: np.frombuffer(base64.b64decode(text or ""), np.float32) for name, text in answer.items()}
+        return answer

@@ -65,6 +65,25 @@ def test_a_file_that_node_refuses_leaves_nothing(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "site").exists()
 
 
+@needs_node
+def test_an_embedder_with_a_prompt(tmp_path, capsys, monkeypatch):
+    """The module reads the prompt as Python does; a module that does not is found out."""
+    shutil.copytree(EXAMPLE.parent / "minilm-6l-1bit-embedder", tmp_path / "model")
+    file = tmp_path / "model" / "config_sentence_transformers.json"
+    file.write_text(json.dumps({"prompts": {"query": "find: "}, "default_prompt_name": "query"}))
+    export = ["export", "--model", str(tmp_path / "model"), "--format", "web", "--output_dir", str(tmp_path / "site")]
+    assert main(export) == 0
+    assert "verified on: 64 rows of random tokens" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "site")
+    shutil.copytree(web.page_files()[1], tmp_path / "dist")
+    module = tmp_path / "dist" / "hf-xtc.js"
+    module.write_text(module.read_text().replace("config_sentence_transformers.json", "absent.json"))
+    monkeypatch.setattr("hf_xtc.runs.web_export.page_files", lambda: (web.page_files()[0], tmp_path / "dist"))
+    assert main(export) != 0
+    assert "'prompt': ''}, Python with {'pooling': 'mean', 'normalize': True" in capsys.readouterr().err
+    assert not (tmp_path / "site").exists()
+
+
 def test_texts_cannot_end_the_script(tmp_path):
     model = SiteModel("</script><b>", "model/", "regression", ["a"], 1)
     write_site(tmp_path, "<i> & </script>", [model])

@@ -40,7 +40,7 @@ class WebFuzzArguments:
     count: int = field(default=5000, metadata={"help": "Inputs."})
     first: int = field(default=0, metadata={"help": "Number of the first input."})
     seed: int = field(default=0, metadata={"help": "Of all damage."})
-    wasm: str = field(default="xtc.wasm", metadata={"help": "File of web/dist."})
+    wasm: str = field(default="xtc.wasm", metadata={"help": "File of web/dist: xtc.wasm or xtc-relaxed.wasm."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
 
@@ -77,10 +77,12 @@ class Node:
     """The process that loads models."""
 
     def __init__(self, wasm: str):
-        node = shutil.which("node")
-        if node is None:
+        from node import NODE, relaxed_options
+
+        if NODE is None:
             raise SystemExit("This needs Node.")
-        command = [node, "--expose-gc", str(Path(__file__).with_suffix(".mjs")), str(ROOT / "web" / "dist" / wasm)]
+        script, file = Path(__file__).with_suffix(".mjs"), ROOT / "web" / "dist" / wasm
+        command = [NODE, *relaxed_options(), "--expose-gc", str(script), str(file)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def load(self, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from damage import drop, edit_config, edit_tensors, put, put_value
 from families import CELLS, make_tokenizer
 from families import make_teacher as make_family
+from node import relaxed_options
 from transformers import AutoTokenizer
 
 from hf_xtc import XTCRecipe, compress, pack_model
@@ -49,11 +50,9 @@ def in_node(cases, wasm="xtc.wasm"):
     """What run_models.mjs prints of (folder, ids, types)."""
     asked = [{"folder": str(folder), "ids": ids, "types": types} for folder, ids, types in cases]
     text = json.dumps({"wasm": str(DIST / wasm), "cases": asked})
-    relaxed = "--experimental-wasm-relaxed-simd"  # by default from Node 21 on
-    options = (
-        [relaxed] if relaxed in subprocess.run([NODE, "--v8-options"], capture_output=True, text=True).stdout else []
+    done = subprocess.run(
+        [NODE, *relaxed_options(), str(SCRIPT)], input=text, capture_output=True, text=True, timeout=300
     )
-    done = subprocess.run([NODE, *options, str(SCRIPT)], input=text, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

@@ -129,6 +129,36 @@ def test_embeddings(pooling, normalize, node, tmp_path):
     np.testing.assert_allclose(found, Pipeline(folder).embed(TEXTS), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default"), [({"query": "the end : "}, "query"), ({"query": "joy"}, None), ({"none": ""}, "none")]
+)
+def test_prompts(prompts, default, node, tmp_path):
+    """The one that config_sentence_transformers.json names by default, the one that is given, or none."""
+    folder = written(tmp_path, "BertModel")
+    write_sentence_files(folder, SentenceSettings(), 36)
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps({"prompts": prompts, "default_prompt_name": default}))
+    pipe = Pipeline(folder)
+    for options in ({}, {"prompt": "dull "}, {"prompt": ""}):
+        found = value(node(folder=str(folder), method="embed", args=[TEXTS + PAIRS, options]))
+        expected = pipe.embed(as_pairs(TEXTS + PAIRS), **options)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    plain = value(node(folder=str(folder), method="embed", args=[TEXTS, {"prompt": ""}]))
+    assert np.allclose(plain, value(node(folder=str(folder), method="embed", args=[TEXTS]))) is (default != "query")
+
+
+@pytest.mark.parametrize("prompts", [{}, None, {"query": 1}])
+def test_a_default_prompt_that_is_missing(prompts, node, tmp_path):
+    folder = written(tmp_path, "BertModel")
+    write_sentence_files(folder, SentenceSettings(), 36)
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps({"prompts": prompts, "default_prompt_name": "query"}))
+    assert node(folder=str(folder), method="embed", args=[TEXTS])["error"] == (
+        'config_sentence_transformers.json names "query" as its default prompt, which is none of its prompts. '
+        "Correct it."
+    )
+
+
 def test_entities(node, tmp_path):
     folder = written(tmp_path, "BertForTokenClassification")
     file = folder / "config.json"
@@ -177,6 +207,7 @@ def test_wrong_arguments(node):
     assert error("classify", [["a", "b", "c"]]).startswith('["a","b","c"] is not a text.')
     assert error("classify", ["a"], {"batchSize": 0}) == "batchSize=0 must be at least 1."
     assert error("embed", ["a"], {"pooling": "max"}) == 'pooling=max does not exist here. Use "mean" or "cls".'
+    assert error("embed", ["a"], {"prompt": 1}) == "prompt=1 is no text. Give a string."
     assert error("tag", ["a"]) == "The model is no tagger: its task is sequence-classification."
     assert error("answer", ["a"], ["b"]).startswith("The model does not answer questions: its task is ")
     assert error("about", maxLength=3) == "maxLength=3 must lie between 4 and 512, the model's limit."

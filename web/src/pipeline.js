@@ -56,7 +56,7 @@ export class Pipeline {
     });
     const model = await PackedModel.create(values[0], values[1], values[4]);
     /** @type {SentenceSettings} */
-    const sentences = values[5] ?? { pooling: "mean", normalize: false, maxLength: null };
+    const sentences = values[5] ?? { pooling: "mean", normalize: false, maxLength: null, prompt: "" };
     const longest = Math.min(model.maxLength, sentences.maxLength ?? Infinity);
     const tokenizer = await Tokenizer.create(values[2], values[3] ?? {}, longest);
     if (options.maxLength != null) tokenizer.limit(options.maxLength);
@@ -115,16 +115,24 @@ export class Pipeline {
 
   /**
    * @param {Text[]} texts
-   * @param {{pooling?: "mean" | "cls", normalize?: boolean, batchSize?: number}} [options] By default as modules.json
-   *   says; else the mean of the hidden states, not normalized.
+   * @param {{pooling?: "mean" | "cls", normalize?: boolean, prompt?: string, batchSize?: number}} [options] By default as
+   *   modules.json says; else the mean of the hidden states, not normalized. `prompt` stands before each text, of a
+   *   pair before its first; by default the one that config_sentence_transformers.json names, else nothing.
    * @returns {Promise<Float32Array[]>} The vector of each text.
    */
-  async embed(texts, { pooling = this.sentences.pooling, normalize = this.sentences.normalize, batchSize } = {}) {
+  async embed(texts, options = {}) {
+    const { sentences } = this;
+    const { pooling = sentences.pooling, normalize = sentences.normalize, prompt = sentences.prompt } = options;
     if (pooling !== "mean" && pooling !== "cls") {
       throw new ModelError(`pooling=${pooling} does not exist here. Use "mean" or "cls".`);
     }
+    if (typeof prompt !== "string") throw new ModelError(`prompt=${prompt} is no text. Give a string.`);
+    checkTexts(texts);
+    const encodings = texts.map((text) =>
+      this.tokenizer.encode(typeof text === "string" ? prompt + text : [prompt + text[0], text[1]]),
+    );
     const width = this.model.hiddenSize;
-    return this.#run(this.#encode(texts), batchSize, (outputs, i, first) => {
+    return this.#run(encodings, options.batchSize, (outputs, i, first) => {
       const count = pooling === "cls" ? 1 : outputs.lengths[i];
       const vector = new Float32Array(width);
       for (let row = first; row < first + count; row++) {

@@ -2,7 +2,10 @@
 import { ModelError } from "./errors.js";
 
 /** @typedef {import("./files.js").Source} Source */
-/** @typedef {{pooling: "mean" | "cls", normalize: boolean, maxLength: number | null}} SentenceSettings */
+/**
+ * `prompt` stands before each text, of a pair before its first.
+ * @typedef {{pooling: "mean" | "cls", normalize: boolean, maxLength: number | null, prompt: string}} SentenceSettings
+ */
 
 const POOLINGS = new Map(
   /** @type {const} */ ([
@@ -19,7 +22,7 @@ const POOLINGS = new Map(
  */
 export async function readSentenceSettings(source) {
   /** @type {SentenceSettings} */
-  const plain = { pooling: "mean", normalize: false, maxLength: null };
+  const plain = { pooling: "mean", normalize: false, maxLength: null, prompt: "" };
   const modules = await source.json("modules.json", true);
   if (modules === null) return plain;
   if (!Array.isArray(modules) || modules.some((one) => typeof one?.type !== "string" || typeof one.path !== "string")) {
@@ -46,5 +49,19 @@ export async function readSentenceSettings(source) {
     pooling,
     normalize: paths.has("Normalize"),
     maxLength: Number.isInteger(longest) && longest > 0 ? longest : null,
+    prompt: defaultPrompt((await source.json("config_sentence_transformers.json", true)) ?? {}),
   };
+}
+
+/** @param {any} options @returns {string} */
+function defaultPrompt({ prompts, default_prompt_name: name }) {
+  if (name == null) return "";
+  const prompt = new Map(Object.entries(prompts ?? {})).get(name);
+  if (typeof prompt !== "string") {
+    throw new ModelError(
+      `config_sentence_transformers.json names ${JSON.stringify(name)} as its default prompt, which is none of its ` +
+        "prompts. Correct it.",
+    );
+  }
+  return prompt;
 }

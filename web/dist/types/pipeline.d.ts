@@ -41,13 +41,15 @@ export class Pipeline {
     }): Promise<Float32Array[]>;
     /**
      * @param {Text[]} texts
-     * @param {{pooling?: "mean" | "cls", normalize?: boolean, batchSize?: number}} [options] By default as modules.json
-     *   says; else the mean of the hidden states, not normalized.
+     * @param {{pooling?: "mean" | "cls", normalize?: boolean, prompt?: string, batchSize?: number}} [options] By default as
+     *   modules.json says; else the mean of the hidden states, not normalized. `prompt` stands before each text, of a
+     *   pair before its first; by default the one that config_sentence_transformers.json names, else nothing.
      * @returns {Promise<Float32Array[]>} The vector of each text.
      */
-    embed(texts: Text[], { pooling, normalize, batchSize }?: {
+    embed(texts: Text[], options?: {
         pooling?: "mean" | "cls";
         normalize?: boolean;
+        prompt?: string;
         batchSize?: number;
     }): Promise<Float32Array[]>;
     /**

@@ -4,8 +4,12 @@
  */
 export function readSentenceSettings(source: Source): Promise<SentenceSettings>;
 export type Source = import("./files.js").Source;
+/**
+ * `prompt` stands before each text, of a pair before its first.
+ */
 export type SentenceSettings = {
     pooling: "mean" | "cls";
     normalize: boolean;
     maxLength: number | null;
+    prompt: string;
 };
