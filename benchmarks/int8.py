@@ -1,16 +1,16 @@
 """Why not simply int8: what 8-bit quantization keeps of each teacher, in what bytes and how fast, beside our student.
 
-The teachers are those of `benchmarks/tasks.py`. Their float models are quantized as one would without training:
+The teachers are those of `benchmarks/tasks.py`. Their float models are quantized as one would without training, by
+the functions that make the peers of `benchmarks/inference.py` (`latency.files`):
 
-- torch dynamic int8: `quantize_dynamic` of every `nn.Linear`.
-- ONNX Runtime dynamic int8: `quantize_dynamic` of the graph that its transformers optimizer fuses, with one scale for
-  each weight ("per tensor", its default) or for each output channel.
-- OpenVINO int8: ONNX Runtime's `quantize_static` (QDQ, per channel) of the plain graph, calibrated on train rows, then
-  converted.
+- torch dynamic int8: every `nn.Linear`.
+- ONNX Runtime dynamic int8 of the fused graph, with one scale for each weight ("per tensor", its default) or for each
+  output channel.
+- OpenVINO int8: QDQ, per channel, of the plain graph, calibrated on the first train rows.
 
-Metrics are those of `hf-xtc evaluate` on the validation rows, bytes those of the files that hold the weights, times
-the medians of calls in turn. Each result is a line of JSON and is not measured again; the files stay in `--work_dir`.
-Times are taken by a second run with `--times`, while nothing else runs.
+Metrics are those of `hf-xtc evaluate` on the validation rows, bytes those of the files that hold the weights. Each
+result is a line of JSON and is not measured again; quantized files stay in `--work_dir`. Times are medians of calls in
+turn, each after a pause and untimed calls; a second run with `--times` takes them, while nothing else runs.
 
     python benchmarks/int8.py --runs_dir runs --data_dir data --encoders_dir . --names wnut17 sst2
     python benchmarks/int8.py --runs_dir runs --data_dir data --encoders_dir . --names wnut17 sst2 --times
@@ -19,30 +19,44 @@ Times are taken by a second run with `--times`, while nothing else runs.
 import json
 import os
 import statistics
+import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
-from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
-from hf_xtc.runs.evaluation import run_evaluate
-from latency.files import quantize_torch
+from hf_xtc.data.task_data import TaskData, read_splits
+from hf_xtc.runs.arguments import EvaluationDataArguments
+from hf_xtc.runs.evaluation import measure
+from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
+from hf_xtc.tasks import TASKS, Task, find_task
+from latency.files import as_function, deprecations_ignored, export_onnx, fused, quantize_onnx, quantize_openvino
+from latency.files import quantize_torch as torch_int8
+from latency.runtimes import Run, load_onnxruntime, load_openvino
+from latency.shapes import FIXED, Batch, make_batches
+from latency.worker import PAUSE_SECONDS, WARM_SECONDS
 from machine import facts
 from tasks import RUNS
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-SHAPES = {"1x16": (1, 16), "8x32": (8, 32)}
-ROWS = 64  # train rows that calibrate
-LENGTH = 64  # tokens of these at most
-FLOAT, OURS = "teacher, float32", "hf_xtc, 1 bit, packed"
+SHAPES = ("1x16", "8x32")
+ROWS, LENGTH = 64, 64  # train rows that calibrate, and how many tokens of these at most
+VARIANTS = (
+    FLOAT := "teacher, float32",
+    TORCH := "torch dynamic int8",
+    PER_TENSOR := "ONNX Runtime dynamic int8, per tensor",
+    PER_CHANNEL := "ONNX Runtime dynamic int8, per channel",
+    OPENVINO := "OpenVINO int8",
+    OURS := "hf_xtc, 1 bit, packed",
+)
+PACKAGES = ("hf_xtc", "torch", "transformers", "onnx", "onnxruntime", "openvino")
 
 
 @dataclass
@@ -52,20 +66,54 @@ class Int8Arguments:
     runs_dir: str = field(metadata={"help": "Folder of the trainings of benchmarks/tasks.py."})
     data_dir: str = field(metadata={"help": "Its data folder."})
     encoders_dir: str = field(metadata={"help": "Folder of the teachers that were not fine-tuned."})
-    names: list[str] = field(default_factory=lambda: list(RUNS), metadata={"help": "Runs; those without files wait."})
+    names: list[str] = field(default_factory=lambda: list(RUNS), metadata={"help": "Runs; unfinished ones are left."})
     times: bool = field(default=False, metadata={"help": "Measure times, not metrics."})
-    repeats: int = field(default=15, metadata={"help": "Calls of each shape that are timed."})
+    repeats: int = field(default=11, metadata={"help": "Timed calls of each shape."})
     work_dir: str = field(default="int8", metadata={"help": "Keeps the quantized files."})
     results_file: str = field(default="benchmarks/results/int8.jsonl", metadata={"help": "JSON lines."})
     threads: int = field(default=2, metadata={"help": "Threads of each runtime."})
 
 
+# What is measured
+
+
+class Case:
+    """A model of a folder, float or packed, and the validation rows of its task."""
+
+    def __init__(self, folder: Path, options: EvaluationDataArguments):
+        name, sources = str(folder), read_splits(options)
+        config = load_config(name)
+        self.folder, self.options = folder, options
+        self.task: Task = find_task(options, sources, config, name)
+        self.task.open(config, name, None, options, fresh_head=False)
+        self.data: TaskData = self.task.align_labels(self.task.load(options, sources), config, name)
+        self.tokenizer = load_tokenizer(name)
+        self.model: Any = load_model(
+            name, self.task.auto_class, fresh_head=not self.task.needs_head, dtype="auto"
+        ).eval()
+
+    def scores(self, model: torch.nn.Module) -> dict[str, float]:
+        """Metrics of a model with the inputs and outputs of this one."""
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self.task.trainer_class(Trainer)(
+                model,
+                TrainingArguments(
+                    folder, per_device_eval_batch_size=32, disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True
+                ),
+                processing_class=self.tokenizer,
+                data_collator=self.task.collator(self.tokenizer),
+                preprocess_logits_for_metrics=self.task.reduce_outputs,
+            )
+            rows = self.task.tokenize(self.data.validation, self.tokenizer, self.options)
+            return measure(trainer, self.task, self.data, {"validation": rows})
+
+
 class Foreign(torch.nn.Module):
     """A model of another runtime, with the inputs and outputs of the one that it was made of."""
 
-    def __init__(self, run: Callable[[dict[str, np.ndarray]], np.ndarray], names: list[str], hidden: bool):
+    def __init__(self, run: Run, *, head: bool):
         super().__init__()
-        self.run, self.names, self.hidden = run, names, hidden
+        self.run, self.head = run, head
 
     def forward(
         self,
@@ -76,183 +124,120 @@ class Foreign(torch.nn.Module):
     ) -> Any:
         """Returns what the model returns, with a loss of zero, which is not reported."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        output = torch.from_numpy(self.run({name: given[name].numpy() for name in self.names}))
-        if self.hidden:
-            return BaseModelOutput(last_hidden_state=output)
-        return SequenceClassifierOutput(loss=torch.zeros(()), logits=output)
+        output = torch.from_numpy(self.run({name: part.numpy() for name, part in given.items() if part is not None}))
+        if self.head:
+            return SequenceClassifierOutput(loss=torch.zeros(()), logits=output)
+        return BaseModelOutput(last_hidden_state=output)
 
 
-class _First(torch.nn.Module):
-    """The first output of a model, as a function of positional inputs: what is exported."""
-
-    def __init__(self, model: Any, names: list[str]):
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))[0]
-        return output
+# How it is quantized
 
 
 class Quantizer:
-    """Quantizes one teacher; the files of each way are written once."""
+    """Writes the files of one teacher, each once."""
 
-    def __init__(self, teacher: str, calibration: list[dict[str, np.ndarray]], folder: Path, threads: int):
-        self.tokenizer = AutoTokenizer.from_pretrained(teacher)
-        self.names = [name for name in INPUTS if name in self.tokenizer.model_input_names]
-        self.calibration, self.folder, self.threads = calibration, folder, threads
+    def __init__(self, teacher: Case, batches: list[Batch], folder: Path, threads: int):
+        self.teacher, self.batches, self.folder, self.threads = teacher, batches, folder, threads
         folder.mkdir(parents=True, exist_ok=True)
 
-    def variants(self) -> dict[str, Callable[[Any], Any]]:
-        """Name -> function from the float model to the one to measure."""
+    def variants(self) -> dict[str, Callable[[], tuple[Any, int]]]:
+        """Name -> function that gives the model and the bytes of its weights."""
         return {
-            FLOAT: lambda model: model,
-            "torch dynamic int8": quantize_torch,
-            "ONNX Runtime dynamic int8, per tensor": lambda model: self.onnxruntime(model, per_channel=False),
-            "ONNX Runtime dynamic int8, per channel": lambda model: self.onnxruntime(model, per_channel=True),
-            "OpenVINO int8": self.openvino,
+            FLOAT: lambda: (self.teacher.model, weights_bytes(self.teacher.folder)),
+            TORCH: self._torch,
+            PER_TENSOR: partial(self._onnxruntime, per_channel=False),
+            PER_CHANNEL: partial(self._onnxruntime, per_channel=True),
+            OPENVINO: self._openvino,
         }
 
-    def bytes(self, variant: str, model: Any) -> int:
-        """Bytes of what holds the weights of a quantized variant."""
-        if isinstance(model, Foreign):
-            return sum(file.stat().st_size for file in self.place(variant).iterdir())
-        file = self.folder / "state.pt"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's notices that its int8 will give way to torchao's
-            torch.save(model.state_dict(), file)
-        size = file.stat().st_size
-        file.unlink()
-        return size
+    def _torch(self) -> tuple[Any, int]:
+        model = torch_int8(self.teacher.model)
 
-    def place(self, variant: str) -> Path:
-        """The folder of a variant's files."""
-        return self.folder / variant.replace(" ", "_").replace(",", "")
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            with deprecations_ignored():
+                torch.save(model.state_dict(), folder / "model.pt")
 
-    def _written(self, variant: str, write: Callable[[Path], None]) -> Path:
-        target = self.place(variant)
+        return model, folder_bytes(self._written("torch", write))
+
+    def _onnxruntime(self, *, per_channel: bool) -> tuple[Any, int]:
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            graph = fused(self._graph("eager"), self.teacher.model.config)
+            quantize_onnx(graph, folder / "model.onnx", per_channel=per_channel)
+
+        folder = self._written(f"onnxruntime_per_{'channel' if per_channel else 'tensor'}", write)
+        return self._foreign(load_onnxruntime(folder, self.threads)), folder_bytes(folder)
+
+    def _openvino(self) -> tuple[Any, int]:
+        folder = self._written("openvino", lambda folder: quantize_openvino(self._graph("sdpa"), folder, self.batches))
+        return self._foreign(load_openvino(folder, self.threads)), folder_bytes(folder)
+
+    def _foreign(self, run: Run) -> Foreign:
+        return Foreign(run, head=self.teacher.task.needs_head)
+
+    def _graph(self, attention: str) -> Path:
+        """The float model as ONNX, checked on rows of another shape than those it was traced on."""
+
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            export_onnx(self.teacher.model, self.batches[0], folder / "model.onnx", attention)
+            batch = self.batches[-1]
+            inputs = (torch.from_numpy(part) for part in batch.values())
+            with as_function(self.teacher.model, batch, attention) as first, torch.inference_mode():
+                expected = first(*inputs).numpy()
+            found = load_onnxruntime(folder, self.threads)(batch)
+            kept = batch["attention_mask"].astype(bool) if expected.ndim == 3 else slice(None)
+            np.testing.assert_allclose(found[kept], expected[kept], atol=1e-3, rtol=1e-3)
+
+        return self._written(f"onnx_{attention}", write) / "model.onnx"
+
+    def _written(self, name: str, write: Callable[[Path], None]) -> Path:
+        target = self.folder / name
         if not target.exists():
-            scratch = target.with_name(f"{target.name}.part")
-            scratch.mkdir(exist_ok=True)
-            write(scratch)
-            os.replace(scratch, target)
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                write(Path(scratch) / name)
+                os.replace(Path(scratch) / name, target)
         return target
 
-    def graph(self, model: Any, attention: str) -> Path:
-        """The float model as ONNX, checked against it on rows of another shape than the traced ones."""
-        target = self._written(
-            f"onnx {attention}", lambda folder: self._export(model, attention, folder / "model.onnx")
-        )
-        return target / "model.onnx"
 
-    def _export(self, model: Any, attention: str, file: Path) -> None:
-        before = model.config._attn_implementation
-        model.set_attn_implementation(attention)
-        traced = {name: torch.from_numpy(self.calibration[0][name].copy()) for name in self.names}
-        traced["attention_mask"][0, -1] = 0  # without any padding the traced graph would ignore the mask
-        axes = {name: {0: "rows", 1: "tokens"} for name in self.names}
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # of the older exporter, of tracing: the outputs are checked below
-            first = _First(model, self.names)
-            output = first(*traced.values())
-            dims = {0: "rows", 1: "tokens"} if output.dim() == 3 else {0: "rows"}
-            torch.onnx.export(
-                first,
-                tuple(traced.values()),
-                str(file),
-                input_names=self.names,
-                output_names=["output"],
-                dynamic_axes={**axes, "output": dims},
-                opset_version=17,
-                dynamo=False,
-            )
-            other = self.calibration[1]
-            expected = first(*(torch.from_numpy(other[name]) for name in self.names)).numpy()
-        model.set_attn_implementation(before)
-        found = _onnx_run(file, self.threads)({name: other[name] for name in self.names})
-        mask = other["attention_mask"].astype(bool) if expected.ndim == 3 else slice(None)
-        np.testing.assert_allclose(found[mask], expected[mask], atol=2e-3, rtol=2e-3)
-
-    def onnxruntime(self, model: Any, *, per_channel: bool) -> Foreign:
-        """ONNX Runtime's dynamic int8 of the fused graph."""
-        variant = f"ONNX Runtime dynamic int8, per {'channel' if per_channel else 'tensor'}"
-        folder = self._written(variant, lambda folder: self._quantize(model, folder / "model.onnx", per_channel))
-        return Foreign(_onnx_run(folder / "model.onnx", self.threads), self.names, _hidden(model))
-
-    def _quantize(self, model: Any, file: Path, per_channel: bool) -> None:
-        import onnx
-        from onnxruntime.quantization import quantize_dynamic
-        from onnxruntime.transformers.optimizer import optimize_model
-
-        graph = self.graph(model, "eager")
-        heads, width = model.config.num_attention_heads, model.config.hidden_size
-        fused = file.with_name("fused.onnx")
-        optimize_model(str(graph), "bert", num_heads=heads, hidden_size=width).save_model_to_file(str(fused))
-        # Shape inference stops at the fused nodes, so the type of what follows them has to be said.
-        types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-        quantize_dynamic(fused, file, per_channel=per_channel, extra_options=types)
-        fused.unlink()
-
-    def openvino(self, model: Any) -> Foreign:
-        """OpenVINO's int8 of the plain graph."""
-        import openvino
-
-        folder = self._written("OpenVINO int8", lambda folder: self._calibrate(model, folder))
-        options = {"INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
-        return Foreign(lambda batch: np.array(compiled(batch)["output"]), self.names, _hidden(model))
-
-    def _calibrate(self, model: Any, folder: Path) -> None:
-        import openvino
-        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-        batches = iter({name: batch[name] for name in self.names} for batch in self.calibration)
-
-        class Batches:
-            """What `quantize_static` asks for its calibration."""
-
-            def get_next(self) -> dict[str, np.ndarray] | None:
-                return next(batches, None)
-
-        quantized = folder / "quantized.onnx"
-        quantize_static(
-            self.graph(model, "sdpa"),
-            quantized,
-            Batches(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        openvino.save_model(openvino.convert_model(quantized), folder / "model.xml", compress_to_fp16=False)
-        quantized.unlink()
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a folder's files."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _hidden(model: Any) -> bool:
-    return model.base_model is model  # a sentence embedder has no head
+def weights_bytes(folder: Path) -> int:
+    """Bytes of a folder's safetensors."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _onnx_run(file: Path, threads: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(["output"], batch)[0]
+# The runs of benchmarks/tasks.py
 
 
-def data_of(args: Int8Arguments, name: str) -> dict[str, Any]:
-    """The options that say which data a run reads."""
+def data_of(args: Int8Arguments, name: str) -> Path:
+    """The folder of a run's data."""
+    return Path(args.data_dir) / RUNS[name].get("data", name)
+
+
+def read_student(args: Int8Arguments, name: str) -> Case:
+    """The packed model of a run, and its validation rows."""
     known = {entry.name for entry in fields(EvaluationDataArguments)}
-    folder = Path(args.data_dir) / RUNS[name].get("data", name)
-    chosen = {key: value for key, value in RUNS[name].items() if key in known}
-    return {**chosen, "validation_file": str(folder / "validation.parquet")}
+    options = {key: value for key, value in RUNS[name].items() if key in known}
+    options["validation_file"] = str(data_of(args, name) / "validation.parquet")
+    return Case(Path(args.runs_dir) / name, EvaluationDataArguments(**options))
 
 
-def calibration(args: Int8Arguments, name: str, tokenizer: Any) -> list[dict[str, np.ndarray]]:
-    """Batches of the first train rows, in the order of the file."""
-    folder, options = Path(args.data_dir) / RUNS[name].get("data", name), RUNS[name]
+def read_teacher(args: Int8Arguments, name: str, student: Case) -> Case:
+    """The float teacher: fine-tuned in the run, or the encoder that the student names."""
+    tuned = Path(args.runs_dir) / name / "training" / "teacher"
+    encoder = Path(args.encoders_dir) / student.model.config.xtc["provenance"]["teacher"]
+    task = next(task for task, kind in TASKS.items() if kind is type(student.task))  # texts alone do not tell it
+    return Case(tuned if tuned.is_dir() else encoder, replace(student.options, task=task))
+
+
+def read_batches(args: Int8Arguments, name: str, tokenizer: Any) -> list[Batch]:
+    """Batches of the first train rows."""
+    folder, options = data_of(args, name), RUNS[name]
     if (folder / "train.txt").exists():
         texts = [(folder / "train.txt").read_text(encoding="utf-8").splitlines()[:ROWS]]
     else:
@@ -263,103 +248,77 @@ def calibration(args: Int8Arguments, name: str, tokenizer: Any) -> list[dict[str
             columns = [options.get("text_column", "text"), options.get("text_pair_column")]
             texts = [list(rows[column]) for column in columns if column]
     options = {"padding": True, "truncation": True, "max_length": LENGTH, "return_tensors": "np"}
-    batches = [tokenizer(*(part[start : start + 8] for part in texts), **options) for start in range(0, ROWS, 8)]
-    return [dict(batch) for batch in batches if len(batch["input_ids"])]
+    parts = ([part[start : start + 8] for part in texts] for start in range(0, len(texts[0]), 8))
+    return [dict(tokenizer(*part, **options)) for part in parts]
 
 
-def teacher_of(args: Int8Arguments, name: str) -> Path:
-    """The folder of the float teacher: fine-tuned in the run, or the encoder that it names."""
-    folder = Path(args.runs_dir) / name
-    tuned = folder / "training" / "teacher"
-    if tuned.is_dir():
-        return tuned
-    config = json.loads((folder / "config.json").read_text())
-    return Path(args.encoders_dir) / config["xtc"]["provenance"]["teacher"]
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of a folder's weights."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def metrics(args: Int8Arguments, name: str, known: set[str]) -> Any:
-    """Yields a record with metric and bytes for each variant that is not known."""
-    teacher, student = teacher_of(args, name), Path(args.runs_dir) / name
-    metric = json.loads((student / "metrics.json").read_text())["metric"]
-    made = Quantizer(str(teacher), [], Path(args.work_dir) / name, args.threads)
-    made.calibration = calibration(args, name, made.tokenizer)
-    data = EvaluationDataArguments(**data_of(args, name))
-    for variant, quantize in {**made.variants(), OURS: lambda model: model}.items():
-        if variant in known:
-            continue
-        folder = student if variant == OURS else teacher
-        sizes = [weights_bytes(folder)]
-
-        def replaced(
-            model: Any, quantize: Any = quantize, variant: str = variant, sizes: list[int] = sizes
-        ) -> torch.nn.Module:
-            measured = quantize(model)
-            if variant not in (FLOAT, OURS):
-                sizes[0] = made.bytes(variant, measured)
-            return measured  # type: ignore[no-any-return]
-
-        found = run_evaluate(EvaluateArguments(model=str(folder)), data, instead=replaced)
-        yield {"name": name, "variant": variant, "metric": metric, "score": found[metric], "bytes": sizes[0]}
-
-
-def times(args: Int8Arguments, name: str, known: set[str]) -> Any:
-    """Yields a record of milliseconds for each variant, unless all are known; all are timed in turn."""
-    teacher, student = teacher_of(args, name), Path(args.runs_dir) / name
-    made = Quantizer(str(teacher), [], Path(args.work_dir) / name, args.threads)
-    made.calibration = calibration(args, name, made.tokenizer)
-    variants = made.variants()
-    if set(variants) | {OURS} <= known:
+def measured(args: Int8Arguments, name: str, known: set[str]) -> Iterator[dict[str, Any]]:
+    """Yields what is not known: metric and bytes of each variant, or its times."""
+    if known >= set(VARIANTS):
         return
-    data = EvaluationDataArguments(**data_of(args, name))
-    models: dict[str, Any] = {variant: quantize(_load(teacher, data)) for variant, quantize in variants.items()}
-    models[OURS] = _load(student, data)
+    student = read_student(args, name)
+    teacher = read_teacher(args, name, student)
+    batches = read_batches(args, name, teacher.tokenizer)
+    variants = Quantizer(teacher, batches, Path(args.work_dir) / name, args.threads).variants()
+    variants[OURS] = lambda: (student.model, weights_bytes(student.folder))
+    if args.times:
+        found = times({variant: make()[0] for variant, make in variants.items()}, list(batches[0]), args.repeats)
+        for variant, milliseconds in found.items():
+            yield {"name": name, "variant": variant, "milliseconds": milliseconds}
+        return
+    metric = teacher.task.main_metric(teacher.data)
+    rows = len(teacher.data.validation)
+    for variant, make in variants.items():
+        if variant not in known:
+            model, size = make()
+            score = (student if variant == OURS else teacher).scores(model)[metric]
+            yield {"name": name, "variant": variant, "metric": metric, "score": score, "rows": rows, "bytes": size}
+
+
+def times(models: dict[str, Any], inputs: list[str], repeats: int) -> dict[str, dict[str, float]]:
+    """Variant -> shape -> median milliseconds of calls, the variants in turn."""
+    vocabulary = models[FLOAT].config.vocab_size
     seconds: dict[tuple[str, str], list[float]] = {}
-    draw = np.random.default_rng(0)
+
+    def call(model: Any, batch: dict[str, torch.Tensor]) -> float:
+        began = time.perf_counter()
+        model(**batch)
+        return time.perf_counter() - began
+
     with torch.inference_mode():
-        for shape, (rows, tokens) in SHAPES.items():
-            ids = torch.from_numpy(draw.integers(5, models[OURS].config.vocab_size, (rows, tokens)))
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-            batch = {key: batch[key] for key in made.names}
-            for turn in range(args.repeats + 2):  # two to warm up
+        for shape in SHAPES:
+            rows, tokens = FIXED[shape]
+            made = make_batches([[tokens] * rows], vocabulary, 0)[0]
+            batch = {name: torch.from_numpy(made[name]) for name in inputs}
+            for _ in range(repeats):
                 for variant, model in models.items():
-                    start = time.perf_counter()
-                    model(**batch)
-                    if turn >= 2:
-                        seconds.setdefault((variant, shape), []).append(time.perf_counter() - start)
-    for variant in models:
-        medians = {shape: round(1000 * statistics.median(seconds[variant, shape]), 3) for shape in SHAPES}
-        yield {"name": name, "variant": variant, "milliseconds": medians}
-
-
-def _load(folder: Path, data: EvaluationDataArguments) -> Any:
-    """The model of a folder, with the head of the run's task."""
-    from hf_xtc.data.task_data import read_splits
-    from hf_xtc.runs.teacher import load_config, load_model
-    from hf_xtc.tasks import find_task
-
-    task = find_task(data, read_splits(data), load_config(str(folder)), str(folder))
-    return load_model(str(folder), task.auto_class, fresh_head=not task.needs_head, dtype="auto").eval()
+                    time.sleep(PAUSE_SECONDS)
+                    warm = [call(model, batch)]
+                    while sum(warm) < WARM_SECONDS:
+                        warm.append(call(model, batch))
+                    seconds.setdefault((variant, shape), []).append(call(model, batch))
+    return {
+        variant: {shape: round(1000 * statistics.median(seconds[variant, shape]), 3) for shape in SHAPES}
+        for variant in models
+    }
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """The variants of each teacher: metric, its ratio to the float model's, bytes and milliseconds."""
-    lines = [f"| data | model | metric | score | kept | bytes | {' | '.join(f'ms, {s}' for s in SHAPES)} |"]
-    lines.append("|---|---|---|---|---|---|" + "---|" * len(SHAPES))
-    scored = [record for record in records if "score" in record]
+    """The variants of each teacher: metric, its ratio to the float model's, bytes; milliseconds and ratio to ours."""
+    lines = [
+        f"| validation rows | model | metric | score | kept | bytes | {' | '.join(f'ms, {s}' for s in SHAPES)} |",
+        "|---|---|---|---|---|---|" + "---|" * len(SHAPES),
+    ]
+    scored = {(record["name"], record["variant"]): record for record in records if "score" in record}
     timed = {
-        (record["name"], record["variant"]): record["milliseconds"] for record in records if "milliseconds" in record
+        (record["name"], record["variant"]): record["milliseconds"] for record in records if "score" not in record
     }
-    for record in sorted(scored, key=lambda record: list(RUNS).index(record["name"])):
-        full = next(r["score"] for r in scored if (r["name"], r["variant"]) == (record["name"], FLOAT))
-        found = timed.get((record["name"], record["variant"]), {})
-        cells = [record["name"], record["variant"], record["metric"], f"{record['score']:.4f}"]
-        cells += [f"{record['score'] / full:.1%}", f"{record['bytes']:,}"]
-        cells += [f"{found[shape]:.1f}" if shape in found else "-" for shape in SHAPES]
+    for (name, variant), record in sorted(scored.items(), key=lambda item: list(RUNS).index(item[0][0])):
+        cells = [f"{name}, {record['rows']:,}", variant, record["metric"], f"{record['score']:.4f}"]
+        cells += [f"{record['score'] / scored[name, FLOAT]['score']:.1%}", f"{record['bytes']:,}"]
+        for shape in SHAPES:
+            found, ours = (timed.get((name, model), {}).get(shape) for model in (variant, OURS))
+            cells.append(f"{found:.1f} ({found / ours:.1f}x)" if found and ours else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -370,15 +329,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     file = Path(args.results_file)
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kind, field_of = (times, "milliseconds") if args.times else (metrics, "score")
     for name in args.names:
         if not (Path(args.runs_dir) / name / "metrics.json").exists():
             print(f"{name}: not trained yet, left out.")
             continue
-        known = {record["variant"] for record in records if record["name"] == name and field_of in record}
-        for record in kind(args, name, known):
-            packages = ("hf_xtc", "torch", "transformers", "onnx", "onnxruntime", "openvino")
-            records.append({**record, **facts(args.threads, *packages)})
+        known = {
+            record["variant"]
+            for record in records
+            if record["name"] == name and ("milliseconds" in record) == args.times
+        }
+        for record in measured(args, name, known):
+            records.append({**record, **facts(args.threads, *PACKAGES)})
             with file.open("a") as lines:
                 lines.write(json.dumps(records[-1]) + "\n")
             print(*record.values(), flush=True)

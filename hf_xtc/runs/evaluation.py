@@ -2,11 +2,9 @@
 
 import logging
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
@@ -51,17 +49,8 @@ def _teacher(args: EvaluateArguments, task: Task) -> Any:
     return load_model(args.teacher, task.auto_class, args.teacher_revision, fresh_head=not task.needs_head)
 
 
-def run_evaluate(
-    args: EvaluateArguments,
-    data_args: EvaluationDataArguments,
-    *,
-    instead: Callable[[PreTrainedModel], nn.Module] | None = None,
-) -> dict[str, float]:
+def run_evaluate(args: EvaluateArguments, data_args: EvaluationDataArguments) -> dict[str, float]:
     """Metrics of a model, loaded with `from_pretrained`, on the validation split.
-
-    Args:
-        instead (`Callable`, *optional*): Gives what to measure in the place of the loaded model, such as a quantized
-            copy; it has the same inputs and outputs.
 
     Raises:
         XTCError: if the data do not match the model's head, the model has no head or no tokenizer, or its file is
@@ -87,10 +76,9 @@ def run_evaluate(
         logger.info("f1 is that of class %r.", positive)
     data = task.teach(data, _teacher(args, task), tokenizer, data_args)
     model = load_model(args.model, task.auto_class, fresh_head=not task.needs_head, dtype="auto")
-    measured = model if instead is None else instead(model)
     with tempfile.TemporaryDirectory() as folder:
         trainer = task.trainer_class(Trainer)(
-            measured,
+            model,
             TrainingArguments(
                 folder, per_device_eval_batch_size=args.batch_size, disable_tqdm=True, dataloader_pin_memory=False
             ),
