@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import int8
 from hf_xtc.cli import main
 from latency.files import export_onnx
 from latency.runtimes import load_onnxruntime
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -62,3 +65,9 @@ def test_an_export_leaves_the_model_as_it_was(tiny_teacher, tiny_batch, tmp_path
     assert tiny_teacher.config._attn_implementation == "sdpa"
     found = load_onnxruntime(tmp_path, 1)({name: values[1:, :6] for name, values in batch.items()})
     np.testing.assert_allclose(found, before.detach().numpy()[1:], atol=1e-5)
+
+
+def test_the_docs_state_the_results():
+    lines = (ROOT / "benchmarks" / "results" / "int8.jsonl").read_text(encoding="utf-8").splitlines()
+    table = int8.table([json.loads(line) for line in lines])
+    assert table in (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
