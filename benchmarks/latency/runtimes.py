@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latency.files import INPUTS, deprecations_ignored, quantize_torch, torch_logits, use_backend
+from latency.files import deprecations_ignored, quantize_torch, torch_logits, use_backend
 from latency.shapes import Batch
 
 Run = Callable[[Batch], np.ndarray]
@@ -134,7 +134,8 @@ def load_onnxruntime(folder: Path, threads: int) -> Run:
     session = onnxruntime.InferenceSession(
         str(next(folder.glob("*.onnx"))), options, providers=["CPUExecutionProvider"]
     )
-    return lambda batch: session.run(["logits"], {name: batch[name] for name in INPUTS})[0]
+    names = [given.name for given in session.get_inputs()]
+    return lambda batch: session.run(["logits"], {name: batch[name] for name in names})[0]
 
 
 def load_openvino(folder: Path, threads: int) -> Run:
@@ -143,7 +144,8 @@ def load_openvino(folder: Path, threads: int) -> Run:
 
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(next(folder.glob("*.xml")), "CPU", options)
-    return lambda batch: compiled({name: batch[name] for name in INPUTS})["logits"]
+    names = [given.any_name for given in compiled.inputs]
+    return lambda batch: compiled({name: batch[name] for name in names})["logits"]
 
 
 def _torch(files: str, label: str, load: Callable[[Path, int], Run] = load_torch) -> Runtime:
