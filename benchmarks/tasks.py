@@ -83,7 +83,9 @@ class TaskArguments:
     teacher: str = field(metadata={"help": "Encoder to start from: a folder, or a name on the Hub."})
     names: list[str] = field(default_factory=lambda: list(RUNS), metadata={"help": "Runs, in order."})
     options: str = field(default="{}", metadata={"help": "JSON of options to change, for trials."})
-    label: str = field(default="", metadata={"help": "Name of a trial with other options."})
+    label: str = field(
+        default="", metadata={"help": "Name of a run with other options; trial... is left out of the table."}
+    )
     output_dir: str = field(default="runs", metadata={"help": "Folder of the trainings; an interrupted one resumes."})
     results_file: str = field(default="benchmarks/results/tasks.jsonl", metadata={"help": "JSON lines, one a run."})
     threads: int = field(default=2, metadata={"help": "Threads of PyTorch."})
@@ -125,17 +127,18 @@ def _word(value: Any) -> str:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """The runs of `RUNS` as a table: metric of the teacher and of the packed file, and the file's bytes."""
+    """The runs but those labelled "trial..." as a table: metric of teacher and packed file, and the file's bytes."""
     lines = [
         "| data, encoder | metric | teacher | packed, 1 bit | kept | bytes |",
         "|---|---|---|---|---|---|",
     ]
     for record in records:
-        if record["label"]:
+        if record["label"].startswith("trial"):
             continue
         teacher, packed = record["rows"][0], record["rows"][-1]
         scores = [row["metrics"][record["metric"]] for row in (teacher, packed)]
-        title = f"{record['name']}, {record['options']['teacher']}, {packed['layers']} of {teacher['layers']} layers"
+        name = f"{record['name']} ({record['label']})" if record["label"] else record["name"]
+        title = f"{name}, {record['options']['teacher']}, {packed['layers']} of {teacher['layers']} layers"
         cells = [title, record["metric"], *(f"{score:.4f}" for score in scores)]
         cells += [f"{scores[1] / scores[0]:.1%}", f"{packed['bytes']:,}"]
         lines.append("| " + " | ".join(cells) + " |")
