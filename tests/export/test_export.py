@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -443,6 +444,12 @@ def test_tolerance():
     noise = Agreement(rows=1000, predictions=1000, equal=995, largest=0.01)
     assert agreement.within(EXACT, noise)
     assert not replace(agreement, largest=float("nan")).within(CLOSE, noise)
+
+
+def test_a_trained_model_exports_in_2_bits_without_data(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "minilm-3l-1bit-sst2"
+    assert main(["export", f"--model={example}", "--weights=2bit", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "out" / "model.onnx").exists()
 
 
 INPUTS = (IDS, MASK, TYPES)
