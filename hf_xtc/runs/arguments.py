@@ -69,8 +69,8 @@ class JobArguments:
     target_bytes: str | None = field(
         default=None,
         metadata={
-            "help": "Size that the packed file may have (2MB, 1.5MiB, 800kB): chooses --keep_layers, --weights, "
-            "--embedding_weights and --trim_vocabulary, unless they are given."
+            "help": "Size that the packed file may have, such as 2MB: chooses those of layers, weights and vocabulary "
+            "that no option names."
         },
     )
     student_dropout: float = field(default=0.0, metadata={"help": "Dropout of the students."})
