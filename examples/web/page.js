@@ -336,6 +336,16 @@ function reader(model, loaded) {
 
 const VIEWS = { "token-classification": tagger, "question-answering": reader, "sentence-embedding": searcher };
 
+/** Bytes and seconds of the models that are loaded, by model. */
+const figures = new Map();
+
+function tell(model) {
+  const { bytes, seconds } = figures.get(model);
+  byId("megabytes").textContent = `${(bytes / 1e6).toFixed(1)} MB`;
+  byId("ready").textContent = `${seconds.toFixed(2)} s`;
+  say("Ready. It also works without a network from now on.");
+}
+
 /** Loads a model, and shows how far it is. */
 async function start(model) {
   const began = performance.now();
@@ -349,9 +359,8 @@ async function start(model) {
   };
   const runtime = await load(model.folder, { onProgress, maxLength: model.max_length });
   filled.style.transform = "scaleX(1)";
-  byId("megabytes").textContent = `${(runtime.bytes / 1e6).toFixed(1)} MB`;
-  byId("ready").textContent = `${((performance.now() - began) / 1000).toFixed(2)} s`;
-  say("Ready. It also works without a network from now on.");
+  figures.set(model, { bytes: runtime.bytes, seconds: (performance.now() - began) / 1000 });
+  tell(model);
   document.documentElement.dataset.ready = "true";
   return runtime;
 }
@@ -372,6 +381,8 @@ function show() {
       opened.get(chosen).setAttribute("role", site.models.length > 1 ? "tabpanel" : "group");
       opened.get(chosen).setAttribute("aria-label", model.name);
       byId("main").append(opened.get(chosen));
+    } else if (figures.has(site.models[chosen])) {
+      tell(site.models[chosen]);
     }
     for (const [i, element] of opened) element.hidden = i !== chosen;
     tabs.forEach((tab, i) => {
