@@ -116,6 +116,18 @@ def test_the_page_on_browsers_states_the_results():
     assert f"{kept['tokens']:,} rows" in page
 
 
+@pytest.mark.parametrize(
+    "format, page", [("transformers.js", "docs/web.md"), ("transformers", "docs/command-line.md")]
+)
+def test_sizes_of_the_exported_example_are_as_stated(format, page, tmp_path):
+    example = ROOT / "examples" / "minilm-3l-1bit-sst2"
+    assert main(["export", f"--model={example}", f"--format={format}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    (file,) = [*(tmp_path / "out").rglob("*.onnx"), *(tmp_path / "out").glob("*.safetensors")]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert f"{file.stat().st_size:,} bytes" in text
+    assert f"{(example / 'model.safetensors').stat().st_size:,}" in text
+
+
 def test_the_page_on_browsers_runs(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.chdir(tmp_path)

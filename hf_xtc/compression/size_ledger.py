@@ -4,6 +4,7 @@ Built from the packed model on the meta device, so that it names and counts exac
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,14 +36,18 @@ _STORED = {
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One tensor of the file: its name, the part of the model it belongs to, dtype, shape, elements and bytes."""
+    """One tensor of the file: its name, the part of the model it belongs to, dtype, shape and bytes."""
 
     name: str
     part: str
     dtype: str
     shape: tuple[int, ...]
-    numel: int
     bytes: int
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,7 @@ def _entries(model: PreTrainedModel, architecture: Architecture, rest_dtype: tor
             dtype = rest_dtype if name in parameters else tensor.dtype
             size = tensor.numel() * dtype.itemsize
             part = _part(architecture, name.removeprefix(prefix), tensor.dim(), is_head=not name.startswith(prefix))
-            entries.append(
-                LedgerEntry(name, part, str(dtype).removeprefix("torch."), tuple(tensor.shape), tensor.numel(), size)
-            )
+            entries.append(LedgerEntry(name, part, str(dtype).removeprefix("torch."), tuple(tensor.shape), size))
     return entries
 
 

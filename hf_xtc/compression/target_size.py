@@ -2,7 +2,7 @@
 
 What is tried, best first, and why (docs/training.md): students by the bits of their encoder, layers times bits of a
 weight, since in all measurements the one with more of them was ahead or within noise; each with the whole vocabulary,
-then with the tokens that the texts have, which costs nothing on texts like these. Rarer tokens go before the encoder
+then with the tokens that the texts have, so that these are encoded as before. Rarer tokens go before the encoder
 has less than half of what all layers have at 1 bit.
 """
 

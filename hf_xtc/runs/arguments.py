@@ -169,8 +169,11 @@ class RecipeArguments:
         """The fields that `--target_bytes` may choose, as the user gave none of them."""
         if self.recipe_file is not None:
             return set()
-        given = {"weights": self.weights, "embedding_weights": self.embedding_weights}
-        given["keep_layers"] = self.layers or self.keep_layers  # type: ignore[assignment]
+        given: dict[str, Any] = {
+            "weights": self.weights,
+            "embedding_weights": self.embedding_weights,
+            "keep_layers": self.layers or self.keep_layers,
+        }
         return {name for name, value in given.items() if value is None}
 
     def quantization_starts(self) -> dict[str, Any]:

@@ -5,8 +5,6 @@ Does not depend on the command line. A run that is started again continues where
 
 import dataclasses
 import logging
-from collections import Counter
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from hf_xtc.recipe.xtc_recipe import XTCRecipe
 from hf_xtc.runs.arguments import AugmentationArguments, JobArguments, RecipeArguments
 from hf_xtc.runs.finalize import ship, teacher_name
 from hf_xtc.runs.fingerprint import digest
-from hf_xtc.runs.job import Job, prepare
+from hf_xtc.runs.job import Job, count_ids, prepare
 from hf_xtc.runs.schedule import Stage
 from hf_xtc.runs.stage import Receipt, StageRun, run_stage
 from hf_xtc.runs.teacher import load_model, teacher_title
@@ -146,7 +144,7 @@ def trimmed(job: Job, teacher: PreTrainedModel) -> tuple[Job, PreTrainedModel]:
     """
     if not job.args.trim_vocabulary:
         return job, teacher
-    counts = Counter(chain.from_iterable(job.tokenized["train"]["input_ids"]))
+    counts = count_ids(job.tokenized["train"])
     kept, tokenizer = trim_tokenizer(job.tokenizer, counts, min_count=job.args.trim_vocabulary)
     logger.info("Vocabulary: %d of %d tokens are left.", len(kept), len(job.tokenizer))
     return job.with_tokenizer(tokenizer), trim_model(teacher, kept)

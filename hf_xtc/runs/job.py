@@ -380,6 +380,11 @@ def prepare(
     return job
 
 
+def count_ids(rows: Dataset) -> Counter[int]:
+    """How often tokenized rows have each token, by its number."""
+    return Counter(chain.from_iterable(rows["input_ids"]))
+
+
 class _TokenCounts:
     """How many tokens are left of those that the train rows have at least so many times; the rows are read once."""
 
@@ -388,9 +393,7 @@ class _TokenCounts:
 
     @cached_property
     def _counts(self) -> Counter[int]:
-        return Counter(
-            chain.from_iterable(self.task.tokenize(self.train, self.tokenizer, self.data_args)["input_ids"])
-        )
+        return count_ids(self.task.tokenize(self.train, self.tokenizer, self.data_args))
 
     def __call__(self, least: int) -> int:
         return len(kept_tokens(self.tokenizer, self._counts, min_count=least))

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from hf_xtc.errors import XTCError
-from hf_xtc.export.graph import IDS, MASK, SENTENCE_EMBEDDING, TYPES, interface_of, sentence_settings
-from hf_xtc.export.verify import EXACT, Agreement, Batch, Outputs, compare, random_batches
+from hf_xtc.export.graph import IDS, MASK, TYPES, interface_of, sentence_settings
+from hf_xtc.export.verify import EXACT, Agreement, Batch, Outputs, compare, random_batches, with_vectors
 from hf_xtc.export.web import copy_model, describe_model, page_files, write_site
 from hf_xtc.files.sentence_files import SENTENCES, SentenceSettings, read_sentence_settings
 from hf_xtc.files.writing import whole_folder
 from hf_xtc.runtime import find_folder
-from hf_xtc.tasks.pooling import pool
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +123,7 @@ class _Runner:
             return {"logits": padded}
         if self._class.endswith("ForQuestionAnswering"):
             return {"start_logits": padded[..., 0], "end_logits": padded[..., 1]}
-        outputs = {"last_hidden_state": padded}
-        if self._settings is not None:
-            vectors = pool(torch.from_numpy(padded), batch[MASK], self._settings.pooling)
-            vectors = nn.functional.normalize(vectors) if self._settings.normalize else vectors
-            outputs[SENTENCE_EMBEDDING] = vectors.numpy()
-        return outputs
+        return with_vectors({"last_hidden_state": torch.from_numpy(padded)}, batch, self._settings)
 
     def _ask(self, batch: Batch, mask: torch.Tensor) -> dict[str, NDArray[Any]]:
         def lists(name: str) -> list[list[int]] | None:
