@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hf_xtc.compression.target_size import choose, parse_bytes
 from hf_xtc.compression.vocabulary import can_trim, kept_tokens
 from hf_xtc.data.augmentation import augment
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
-from hf_xtc.data.unlabelled import TEXTS, load_unlabelled, reserved_rows, with_teacher_labels
+from hf_xtc.data.unlabelled import SIDES, load_unlabelled, reserved_rows, with_teacher_labels
 from hf_xtc.distillation.cache.format import check_cache_folder
 from hf_xtc.errors import DataError, RecipeError, StateError, XTCError, needs_extra
 from hf_xtc.files.lock import FolderLock
@@ -193,9 +193,10 @@ class Job:
             )
             self.augmented = len(rows) - len(self.data.train)
         if self.unlabelled is not None:
-            rows = with_teacher_labels(self.unlabelled, rows, teacher, self.tokenizer, length)
+            label = partial(self.task.teacher_labels, teacher, self.tokenizer, args=self.data_args)
+            rows = with_teacher_labels(self.unlabelled, rows, label)
         if rows is not self.data.train:
-            texts = [column for column in (*TEXTS, "label") if column in rows.column_names]
+            texts = [column for column in (*SIDES, "label") if column in rows.column_names]
             self._rows["train"] = rows.select_columns(texts)
             self.tokenized["train"] = self._tokenize(self._rows["train"])
 
@@ -300,8 +301,10 @@ def prepare(
     task = find_task(data_args, rows, config, args.teacher, fresh_head=args.fine_tune)
     check_options(task, data_args)
     task.open(config, args.teacher, args.teacher_revision, data_args, fresh_head=args.fine_tune)
-    if task.fixed_rows and (data_args.unlabelled or (augmentation is not None and augmentation.augment)):
-        raise RecipeError(f"--augment and --unlabelled cannot add rows: {task.fixed_rows}. Leave them out.")
+    if task.fixed_words and augmentation is not None and augmentation.augment:
+        raise RecipeError(f"--augment cannot add rows: {task.fixed_words}. Leave it out.")
+    if task.fixed_rows and data_args.unlabelled:
+        raise RecipeError(f"--unlabelled cannot add rows: {task.fixed_rows}. Leave it out.")
     if task.terms is not None and training_args.terms == DEFAULT_TERMS:
         training_args = dataclasses.replace(training_args, terms=dict(task.terms))
     data = task.load(data_args, rows)
@@ -312,7 +315,7 @@ def prepare(
         raise XTCError(f"--metric_for_best_model={best} is not measured. Use one of: {', '.join(known)}.")
     if not args.fine_tune:
         data = task.align_labels(data, config, args.teacher)
-    unlabelled = load_unlabelled(data_args, data) if students else None
+    unlabelled = load_unlabelled(data_args, data, task.unlabelled_rows) if students else None
     tokenizer = load_tokenizer(args.teacher, args.teacher_revision)
     check_tokenizer(tokenizer, config, args.teacher, data_args.max_length)
     labels = task.head_config(data)

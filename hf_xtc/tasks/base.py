@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_xtc.data.task_data import DataArguments, Splits, TaskData
+    from hf_xtc.data.unlabelled import Source
 
 TASKS = Registry("task")
 
@@ -46,8 +47,10 @@ class Task(ABC):
         needs_head (`bool`): Whether a model needs weights beyond its encoder's.
         has_loss (`bool`): Whether an evaluation gives a loss.
         scored_by_teacher (`bool`): Whether a teacher gives the scores of validation rows that have none; see `teach`.
-        fixed_rows (`str`, *optional*): Why `--augment` and `--unlabelled` cannot add rows; `None` if they can: rows of
+        fixed_words (`str`, *optional*): Why `--augment` cannot replace words of train rows; `None` if it can: rows of
             `text`, `text_pair` (pairs only) and, where train rows have one, the `label` that the teacher predicts.
+        fixed_rows (`str`, *optional*): Why `--unlabelled` cannot add rows; `None` if it can, by `unlabelled_rows`
+            and, where train rows have a `label`, `teacher_labels`.
         advice (`str`): What to do where a model of another task is to teach.
     """
 
@@ -62,6 +65,7 @@ class Task(ABC):
     needs_head: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
     scored_by_teacher: ClassVar[bool] = False
+    fixed_words: ClassVar[str | None] = "labels of this task may not hold for other words"
     fixed_rows: ClassVar[str | None] = "a teacher does not predict the labels of this task from a text alone"
     advice: ClassVar[str] = "Name a model of that task, or train a new head: hf-xtc compress --fine_tune."
 
@@ -115,6 +119,27 @@ class Task(ABC):
             DataError: if there are such rows, and no teacher.
         """
         return data
+
+    def unlabelled_rows(self, source: "Source", data: "TaskData", blanks_allowed: bool) -> "Dataset":
+        """The rows of a table without their labels, in the columns of the train rows; see `load_unlabelled`.
+
+        Args:
+            source (`Source`): The table's name for messages, its rows as read, and the columns to take.
+            data (`TaskData`): The data that they are added to.
+            blanks_allowed (`bool`): Whether a text may be empty.
+
+        Raises:
+            DataError: if it has no such rows.
+        """
+        from hf_xtc.data.unlabelled import read_texts
+
+        return read_texts(source, data, blanks_allowed)
+
+    def teacher_labels(self, teacher: Any, tokenizer: Any, rows: "Dataset", args: "DataArguments") -> list[Any]:
+        """What the teacher predicts for rows without labels: a value of the column `label` for each."""
+        from hf_xtc.data.unlabelled import teacher_labels
+
+        return list(teacher_labels(teacher, tokenizer, rows, rows.column_names, args.max_length))
 
     def collator(self, tokenizer: Any) -> Any:
         """The data collator, which makes a batch of tokenized rows."""

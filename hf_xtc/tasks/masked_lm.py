@@ -31,6 +31,7 @@ class MaskedLanguageModel(Task):
     head = "ForMaskedLM"
     pipeline_tag = "fill-mask"
     labelled = False
+    fixed_words = None
     fixed_rows = None
     advice = "Name a model with the head of its pre-training, such as BertForMaskedLM, which other heads replace."
 

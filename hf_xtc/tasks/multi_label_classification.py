@@ -30,6 +30,7 @@ class MultiLabelClassification(Task):
     head = "ForSequenceClassification"
     problem_types = (None, "multi_label_classification")
     pipeline_tag = "text-classification"
+    fixed_words = None
     fixed_rows = None
     snippet = """import {package}  # registers the architecture
 from transformers import pipeline

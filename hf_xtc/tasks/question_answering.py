@@ -32,7 +32,7 @@ class QuestionAnswering(Task):
 
     auto_class = AutoModelForQuestionAnswering
     head = "ForQuestionAnswering"
-    fixed_rows = "where words of a context are replaced, its answers are gone or elsewhere"
+    fixed_words = "where words of a context are replaced, its answers are gone or elsewhere"
     pipeline_tag = "question-answering"  # of the Hub; transformers 5 has no such pipeline
     snippet = """import {package}  # registers the architecture
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer

@@ -48,6 +48,7 @@ class SentenceEmbedding(Task):
     library_name = "sentence-transformers"
     snippet = SNIPPET
     labelled = False
+    fixed_words = None
     fixed_rows = None
     advice = (
         "Name a model that embeds texts: a folder of sentence-transformers, or an encoder without a head, which "

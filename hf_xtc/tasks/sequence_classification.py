@@ -24,6 +24,7 @@ class SequenceClassification(Task):
     head = "ForSequenceClassification"
     problem_types = (None, "single_label_classification", "regression")  # the labels tell which of the two
     pipeline_tag = "text-classification"
+    fixed_words = None
     fixed_rows = None
 
     def reads(self, args: "DataArguments", rows: "Dataset") -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hf_xtc.data.tables import Table
     from hf_xtc.data.task_data import DataArguments, Splits, TaskData
+    from hf_xtc.data.unlabelled import Source
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ TOKENS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels")
 IGNORED = -100  # the label of pieces that are not the first of a word, and of special tokens
 ENTITY = re.compile(r"([BIES])-(.+)")
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @TASKS.register("token-classification")
@@ -38,7 +40,8 @@ class TokenClassification(Task):
     auto_class = AutoModelForTokenClassification
     head = "ForTokenClassification"
     pipeline_tag = "token-classification"
-    fixed_rows = "their words have no tags, and where a word of an entity is replaced, its tags no longer hold"
+    fixed_words = "where a word of an entity is replaced, its tags no longer hold"
+    fixed_rows = None
     snippet = """import {package}  # registers the architecture
 from transformers import pipeline
 
@@ -73,6 +76,42 @@ pipe = pipeline("{tag}", aggregation_strategy="simple", model={folder}"""
         if lost := words - sum(label != IGNORED for labels in found["labels"] for label in labels):
             logger.warning("%d of %d words are not used: beyond max_length, or without a piece.", lost, words)
         return found
+
+    def unlabelled_rows(self, source: "Source", data: "TaskData", blanks_allowed: bool) -> "Dataset":
+        """Lists of words, or else texts, which are split into words and single marks."""
+        from datasets import Dataset, Features, List, Value
+
+        from hf_xtc.data.tables import is_list
+        from hf_xtc.data.texts import all_texts
+
+        name, rows, columns = source
+        lists = (column for column in (columns.text, *TOKENS) if column in rows.column_names and is_list(rows, column))
+        column = next(lists, None)
+        if column is not None:
+            words = _words(name, rows, column)
+        else:
+            texts = all_texts(name, rows, columns, blanks_allowed=blanks_allowed)
+            words = [WORD.findall(text) for text in texts]
+        return Dataset.from_dict({"tokens": words}, features=Features({"tokens": List(Value("string"))}))
+
+    def teacher_labels(self, teacher: Any, tokenizer: Any, rows: "Dataset", args: "DataArguments") -> list[list[int]]:
+        """The likeliest tag of each word; 0 where a word has no piece within `--max_length`, which is not used."""
+        from hf_xtc.data.unlabelled import teacher_logits
+
+        words, space = rows["tokens"][:], _needs_space(tokenizer)
+        labels, firsts = [[0] * len(row) for row in words], {}
+
+        def encode(numbers: np.ndarray) -> Any:
+            batch = _split([words[i] for i in numbers], tokenizer, args.max_length, space=space)
+            firsts.update({i: _first_pieces(batch, row) for row, i in enumerate(numbers)})
+            return tokenizer.pad(batch, return_tensors="pt")
+
+        for numbers, logits in teacher_logits(teacher, [sum(map(len, row)) for row in words], encode):
+            for i, tags in zip(numbers, logits.argmax(-1).tolist(), strict=True):
+                for word, tag in zip(firsts[i], tags, strict=False):
+                    if word is not None:
+                        labels[i][word] = tag
+        return labels
 
     def collator(self, tokenizer: Any) -> Any:
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
@@ -134,18 +173,27 @@ def _table(args: "DataArguments", source: str, rows: "Dataset") -> "Table":
             f"{source} has no column {', '.join(missing)}; its columns are {', '.join(rows.column_names)}. Name the "
             "lists of words with --text_column, and those of their tags with --label_column."
         )
-    words, tags = ([json_value(cell) for cell in rows[name][:]] for name in names)
+    words, tags = _words(source, rows, names[0]), [json_value(cell) for cell in rows[names[1]][:]]
     known = getattr(getattr(rows.features[names[1]], "feature", None), "names", None)
     table = Table(source, {"tokens": words, "label": tags}, tuple(known) if known else None)
-    wrong = [not isinstance(row, list) or not all(isinstance(word, str) for word in row) for row in words]
-    table.refuse(wrong, f"{names[0]} that is not a list of words", "Write them as lists, in csv as JSON.")
-    table.refuse([not row for row in words], f"empty {names[0]}", "Remove them.")
     wrong = [not isinstance(row, list) or not all(isinstance(tag, str | int) for tag in row) for row in tags]
     table.refuse(wrong, f"{names[1]} that is not a list of tags", "Write them as lists, in csv as JSON.")
     uneven = [len(row) != len(tag) for row, tag in zip(words, tags, strict=True)]
     table.refuse(uneven, f"not as many {names[1]} as {names[0]}", "Give each word one tag.")
     named = [[known[tag] if known and isinstance(tag, int) else str(tag) for tag in row] for row in tags]
     return table._replace(columns={"tokens": words, "label": named})
+
+
+def _words(source: str, rows: "Dataset", column: str) -> list[list[str]]:
+    """The lists of words of a column, none of them empty."""
+    from hf_xtc.data.tables import Table, json_value
+
+    words = [json_value(cell) for cell in rows[column][:]]
+    table = Table(source, {"tokens": words}, None)
+    wrong = [not isinstance(row, list) or not all(isinstance(word, str) for word in row) for row in words]
+    table.refuse(wrong, f"{column} that is not a list of words", "Write them as lists, in csv as JSON.")
+    table.refuse([not row for row in words], f"empty {column}", "Remove them.")
+    return words
 
 
 def _names(train: "Table", least: int) -> tuple[str, ...]:
@@ -187,14 +235,24 @@ def _needs_space(tokenizer: Any) -> bool:
 
 def _encode(batch: dict[str, list[Any]], tokenizer: Any, max_length: int, space: bool) -> dict[str, Any]:
     """Pieces of words, with the word's label at its first piece and `IGNORED` elsewhere."""
-    tokens = [[*row[:1], *(f" {word}" for word in row[1:])] if space else row for row in batch["tokens"]]
-    encoded = tokenizer(tokens, is_split_into_words=True, truncation=True, max_length=max_length)
-    labels = []
-    for row, tags in enumerate(batch["label"]):
-        words = encoded.word_ids(row)
-        first = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
-        labels.append([tags[word] if new else IGNORED for word, new in zip(words, first, strict=True)])
+    encoded = _split(batch["tokens"], tokenizer, max_length, space=space)
+    labels = [
+        [IGNORED if word is None else tags[word] for word in _first_pieces(encoded, row)]
+        for row, tags in enumerate(batch["label"])
+    ]
     return {**encoded, "labels": labels}
+
+
+def _split(rows: Sequence[list[str]], tokenizer: Any, max_length: int, *, space: bool) -> Any:
+    """Lists of words in pieces; see `_needs_space`."""
+    tokens = [[*row[:1], *(f" {word}" for word in row[1:])] if space else row for row in rows]
+    return tokenizer(tokens, is_split_into_words=True, truncation=True, max_length=max_length)
+
+
+def _first_pieces(encoded: Any, row: int) -> list[int | None]:
+    """For each piece of a row the number of the word that it is the first piece of; `None` for others."""
+    words = encoded.word_ids(row)
+    return [word if word != before else None for word, before in zip(words, [None, *words], strict=False)]
 
 
 def has_entities(names: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_xtc.cli import main
 from hf_xtc.data.task_data import DataArguments, load_task
-from hf_xtc.data.unlabelled import load_unlabelled, with_teacher_labels
+from hf_xtc.data.unlabelled import load_unlabelled, read_texts, teacher_labels, with_teacher_labels
 from hf_xtc.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def arguments(*more, train=TRAIN, dev=DEV, **options):
 
 
 def taken(args):
-    return load_unlabelled(args, load_task(args))
+    return load_unlabelled(args, load_task(args), read_texts)
 
 
 def pairs(first, second):
@@ -128,7 +128,11 @@ def test_labels_are_the_teachers(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
     texts = sentences(200, seed=5)["text"].tolist()
     train = Dataset.from_dict({"text": ["good film"], "label": [1]})
-    rows = with_teacher_labels(Dataset.from_dict({"text": texts}), train, teacher, tokenizer, 32)
+    rows = with_teacher_labels(
+        Dataset.from_dict({"text": texts}),
+        train,
+        lambda rows: list(teacher_labels(teacher, tokenizer, rows, ["text"], 32)),
+    )
     assert (rows["text"][:], rows["label"][0]) == (["good film", *texts], 1)
     with torch.no_grad():
         expected = [teacher(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text in texts]

@@ -335,11 +335,17 @@ def test_an_interrupted_run_ends_in_the_same_file(folder, runs, tmp_path, monkey
     assert again.read_bytes() == undisturbed.read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.fixed_rows])
-def test_rows_that_a_teacher_cannot_label_are_not_added(folder, tmp_path, name, capsys):
-    assert compress(folder, name, tmp_path / "out", "--augment") == 1
-    error = capsys.readouterr().err
-    assert error.endswith(f"--augment and --unlabelled cannot add rows: {TASKS[name].fixed_rows}. Leave them out.\n")
+@pytest.mark.parametrize(
+    ("name", "option", "why"),
+    [
+        *((name, "--augment", task.fixed_words) for name, task in TASKS.items() if task.fixed_words),
+        *((name, "--unlabelled=more.txt", task.fixed_rows) for name, task in TASKS.items() if task.fixed_rows),
+    ],
+)
+def test_rows_that_a_teacher_cannot_label_are_not_added(folder, tmp_path, name, option, why, capsys):
+    assert compress(folder, name, tmp_path / "out", option) == 1
+    said = f"{option.split('=')[0]} cannot add rows: {why}. Leave it out.\n"
+    assert capsys.readouterr().err.endswith(said)
     assert not (tmp_path / "out").exists()
 
 
@@ -356,3 +362,15 @@ def test_added_rows_teach_a_student(folder, tmp_path, name):
     facts = json.loads((tmp_path / "out" / "config.json").read_text())["xtc"]["provenance"]
     assert facts["augmented_rows"] > 24
     assert facts["unlabelled_rows"] == 24
+
+
+def test_texts_that_the_teacher_tags_teach_a_tagger(folder, tmp_path):
+    name, out = "token-classification", tmp_path / "out"
+    more, known = table(name, 24, seed=9), pd.read_json(folder / f"{name}-validation.jsonl", lines=True)
+    texts = [" ".join(words) for words in pd.concat([more, known[:3]])["tokens"]]
+    (tmp_path / "more.txt").write_text("\n".join(texts))
+    quick = ["--fine_tune_epochs=1", "--reduction_epochs=0", "--num_train_epochs=1"]
+    labels = '--terms={"logits": 1, "labels": 1}'
+    assert compress(folder, name, out, f"--unlabelled={tmp_path / 'more.txt'}", labels, *quick) == 0
+    facts = json.loads((out / "config.json").read_text())["xtc"]["provenance"]
+    assert (facts["unlabelled_rows"], facts["stages"][-1]["steps"]) == (24, -(-(96 + 24) // 32))

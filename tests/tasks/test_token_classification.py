@@ -3,14 +3,23 @@
 import importlib.util
 import random
 
+import pandas as pd
 import pytest
-from compress_options import VOCAB
+import torch
+from compress_options import SHAPE, VOCAB
 from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertTokenizerFast, RobertaTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertTokenizerFast,
+    RobertaTokenizerFast,
+    set_seed,
+)
 
 from hf_xtc.data.task_data import DataArguments
+from hf_xtc.data.unlabelled import load_unlabelled
 from hf_xtc.errors import DataError
 from hf_xtc.tasks.token_classification import IGNORED, TokenClassification, entities, tag_scores
 
@@ -145,6 +154,69 @@ def test_labels_take_the_ids_of_a_head_that_has_more():
         TokenClassification().align_labels(
             data, BertConfig(id2label={0: "O", 1: "B-y"}, label2id={"O": 0, "B-y": 1}), "t"
         )
+
+
+def unlabelled(tmp_path, rows, name="more.jsonl"):
+    """The words of a file of unlabelled rows that may train a tagger whose validation row is "A film-maker"."""
+    file = tmp_path / name
+    if file.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(file, index=False)
+    else:
+        pd.DataFrame(rows).to_json(file, orient="records", lines=True)
+    args = DataArguments(train_file="rows.jsonl", validation_file="rows.jsonl", unlabelled=[str(file)])
+    splits = sources({"tokens": [["a", "b"]], "tags": [["B-x", "O"]]})
+    splits["validation"] = ("dev", Dataset.from_dict({"tokens": [["A", "film-maker"]], "tags": [["O", "O"]]}), None)
+    data = TokenClassification().load(args, splits)
+    return load_unlabelled(args, data, TokenClassification().unlabelled_rows)["tokens"][:]
+
+
+def test_unlabelled_rows_are_lists_of_words_or_texts(tmp_path):
+    words = [["one", "two."], ["three"]]
+    assert unlabelled(tmp_path, {"tokens": words, "tags": [["no", "tags"], ["here"]]}) == words
+    assert unlabelled(tmp_path, {"text": words}) == words
+    assert unlabelled(tmp_path, {"words": ['["one", "two."]', '["three"]']}, "more.csv") == words
+    assert unlabelled(tmp_path, {"text": ["One, two\u2019s.", "@me"]}) == [
+        ["One", ",", "two", "\u2019", "s", "."],
+        ["@", "me"],
+    ]
+
+
+def test_unlabelled_rows_of_other_splits_are_left_out_however_they_are_split(tmp_path):
+    assert unlabelled(tmp_path, {"text": ["a  FILM-maker", "B a", "a b", "ab", "new", "NEW"]}) == [["B", "a"], ["new"]]
+    assert unlabelled(tmp_path, {"tokens": [["a", "film", "-", "maker"], ["new"]]}) == [["new"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"tokens": [["a"], []]}, "empty tokens in 1 of 2 rows (first: row 2). Remove them."),
+        ({"text": ["c", " "]}, "empty text in 1 of 2 rows (first: row 2). Fill or remove them."),
+        ({"sentence": ["c"]}, "has no column text; its columns are sentence."),
+    ],
+)
+def test_unlabelled_rows_without_words_are_refused(tmp_path, rows, message):
+    with pytest.raises(DataError) as error:
+        unlabelled(tmp_path, rows)
+    assert message in str(error.value)
+
+
+def test_a_teacher_labels_each_word_by_its_first_piece(one_thread):
+    vocab = {**VOCAB, "##s": len(VOCAB), "##ed": len(VOCAB) + 1}
+    set_seed(0)
+    teacher = BertForTokenClassification(BertConfig(vocab_size=len(vocab), num_labels=5, **SHAPE)).eval()
+    torch.nn.init.normal_(teacher.classifier.weight)
+    tokenizer = BertTokenizerFast(vocab=vocab)
+    chance = random.Random(0)
+    rows = [[chance.choice(["film", "films", "is", "fine", "filmed"]) for _ in range(n)] for n in range(1, 10)]
+    found = TokenClassification().teacher_labels(teacher, tokenizer, Dataset.from_dict({"tokens": rows}), ARGS)
+    assert len({tag for row in found for tag in row}) > 2
+    for words, tags in zip(rows, found, strict=True):
+        pieces = [tokenizer.tokenize(word) for word in words]
+        ids = tokenizer(" ".join(words), truncation=True, max_length=8, return_tensors="pt")
+        predicted = teacher(**ids).logits[0].argmax(-1).tolist()
+        first = [1 + sum(map(len, pieces[:i])) for i in range(len(words))]
+        assert tags == [predicted[place] if place < 7 else 0 for place in first]
+    assert not teacher.training
 
 
 REFUSED = {
