@@ -13,7 +13,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.results import Run
+from hf_xtc.hub.results import STANDARD_ERROR, Run
 
 
 def record(run: Run, seed: int) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def record(run: Run, seed: int) -> dict[str, Any]:
         "teacher": teacher.metrics[run.metric],
         "teacher_bytes": teacher.bytes,
         "packed": packed.metrics[run.metric],
+        "standard_errors": [row.metrics.get(run.metric + STANDARD_ERROR) for row in (teacher, packed)],
         "packed_bytes": packed.bytes,
         "stages": {row.model: row.metrics[run.metric] for row in run.rows[1:-1]},
         "held_out": None if stages[-1]["selection"] is None else stages[-1]["selection"][run.metric],
@@ -55,24 +56,46 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds of each kind of student, as Markdown."""
+    """Mean and standard deviation over seeds of each kind of student, as Markdown.
+
+    Where they are known, there is a column with the standard errors of the teacher's and the packed file's score over
+    the validation rows, each of one training (the mean over seeds).
+    """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for entry in records:
         groups[entry["task"], entry["weights"], entry["layers"], entry["schedule"]].append(entry)
-    lines = [
-        "| task | metric | weights | layers | schedule | teacher | packed file | kept | seeds | bytes | steps |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for (task, weights, layers, schedule), entries in sorted(groups.items()):
         scores = [entry["packed"] for entry in entries]
         mean, teacher = statistics.mean(scores), statistics.mean(entry["teacher"] for entry in entries)
-        spread = f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
-        kept = f"{mean / teacher:.1%}" if teacher > 0 else "-"
-        last = entries[-1]
-        what = f"{task} | {last['metric']} | {weights} | {layers} | {schedule}"
-        scored = f"{teacher:.4f} | {mean:.4f}{spread} | {kept} | {len(entries)}"
-        lines.append(f"| {what} | {scored} | {last['packed_bytes']:,} | {last['steps']:,} |")
+        errors = [statistics.mean(side) for side in zip(*filter(None, map(_errors, entries)), strict=True)]
+        row = {
+            "task": task,
+            "metric": entries[-1]["metric"],
+            "weights": weights,
+            "layers": layers,
+            "schedule": schedule,
+            "teacher": f"{teacher:.4f}",
+            "packed file": f"{mean:.4f}" + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""),
+            "kept": f"{mean / teacher:.1%}" if teacher > 0 else "-",
+            "standard errors": ", ".join(f"{error:.4f}" for error in errors) or "-",
+            "seeds": len(entries),
+            "bytes": f"{entries[-1]['packed_bytes']:,}",
+            "steps": f"{entries[-1]['steps']:,}",
+        }
+        if not any(map(_errors, records)):
+            del row["standard errors"]
+        rows.append(row)
+    columns = list(rows[0]) if rows else []
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _errors(entry: dict[str, Any]) -> list[float] | None:
+    """The standard errors of teacher and packed file, if both are known."""
+    found = entry.get("standard_errors", [None])
+    return None if None in found else found
 
 
 def means(records: list[dict[str, Any]]) -> str:

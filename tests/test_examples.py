@@ -255,6 +255,20 @@ def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_exa
     ]
 
 
+def test_the_table_has_standard_errors_where_they_were_measured(glue_example):
+    about = {"task": "cola", "metric": "matthews_correlation", "weights": "binary", "schedule": "direct"}
+    made = {"teacher": 0.5, "packed": 0.4, "packed_bytes": 2000, "steps": 10}
+    old = {**about, **made, "layers": 6}
+    records = [{**about, **made, "layers": 3, "packed": p, "standard_errors": [0.02, p / 10]} for p in (0.3, 0.5)]
+    table = glue_example.results.table
+    assert "standard errors" not in table([old])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table([old, *records]).splitlines()]
+    (place,) = (i for i, title in enumerate(lines[0]) if title == "standard errors")
+    assert [line[place] for line in lines[2:]] == ["0.0200, 0.0400", "-"]
+    assert [line[place + 1 :] for line in lines[2:]] == [["2", "2,000", "10"], ["1", "2,000", "10"]]
+    assert lines[2][6:8] == ["0.4000 ± 0.1414", "80.0%"]
+
+
 def test_accuracy_page_states_the_results_of_the_checkpoints(glue_example):
     results, root = glue_example.results, FILE.parent.parent
     records = results.read(root / "benchmarks" / "results" / "checkpoints.jsonl")

@@ -21,7 +21,7 @@ from hf_xtc.compression.origin import is_license_id
 from hf_xtc.compression.size_ledger import ledger
 from hf_xtc.distillation.terms import XTC
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.results import Run, metric_text, metric_title, results_table
+from hf_xtc.hub.results import STANDARD_ERROR, Run, metric_text, metric_title, results_table
 from hf_xtc.hub.upload import FOLDER_ARGUMENT
 from hf_xtc.quantization.specs import QUANTIZERS
 from hf_xtc.recipe.xtc_recipe import SCOPES, XTCRecipe
@@ -72,6 +72,7 @@ def run_card(run: Run) -> str:
             "teacher_depth": teacher.layers,
             "score": _score(run),
             "table": results_table(run),
+            "with_errors": run.metric + STANDARD_ERROR in packed.metrics,
             "measured": run.metric in packed.metrics,
             "selection": html.escape(run.selection, quote=False),
             "stages": [_stage_cells(stage, run.metric) for stage in stages],
@@ -217,7 +218,7 @@ def _eval_results(run: Run) -> list[EvalResult]:
             metric_value=round(value, 6),
         )
         for metric, value in run.rows[-1].metrics.items()
-        if metric != "loss" and math.isfinite(value)
+        if metric != "loss" and not metric.endswith(STANDARD_ERROR) and math.isfinite(value)
     ]
 
 

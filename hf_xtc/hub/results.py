@@ -2,11 +2,15 @@
 
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_xtc.compression.size_ledger import Ledger
 from hf_xtc.recipe.xtc_recipe import XTCRecipe
+
+# Ending of the key of a metric's standard error.
+STANDARD_ERROR = "_standard_error"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def results_table(run: Run) -> str:
     body = [
         [
             html.escape(row.model),
-            *(metric_text(row.metrics.get(metric)) for metric in metrics),
+            *(score_text(row.metrics, metric) for metric in metrics),
             f"{row.bytes:,}",
             f"{teacher.bytes / row.bytes:.1f}x",
             str(row.layers),
@@ -105,6 +109,12 @@ def metric_title(metric: str, positive_class: str | None) -> str:
         "F1 of class 'spam'"
     """
     return f"F1 of class {positive_class!r}" if metric == "f1" and positive_class is not None else metric
+
+
+def score_text(metrics: Mapping[str, float], metric: str) -> str:
+    """A metric to four decimal places, with its standard error where that is known."""
+    error = metrics.get(metric + STANDARD_ERROR)
+    return metric_text(metrics.get(metric)) + ("" if error is None else f" ± {error:.4f}")
 
 
 def metric_text(metric: float | None) -> str:

@@ -1,15 +1,20 @@
 """Evaluates a model, loaded from disk with `from_pretrained`, on the validation split."""
 
 import logging
+import math
 import tempfile
+from functools import partial
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainingArguments
+import numpy as np
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 import hf_xtc.modeling  # noqa: F401  (registers the models with the Auto classes)
+from hf_xtc.data.standard_error import standard_error
 from hf_xtc.data.task_data import DataArguments, TaskData, read_splits
 from hf_xtc.errors import DataError
 from hf_xtc.files.writing import write_json
+from hf_xtc.hub.results import STANDARD_ERROR
 from hf_xtc.runs.arguments import EvaluateArguments, EvaluationDataArguments
 from hf_xtc.runs.model_checks import check_config, check_tokenizer
 from hf_xtc.runs.teacher import load_config, load_model, load_tokenizer
@@ -19,13 +24,32 @@ logger = logging.getLogger(__name__)
 
 
 def measure(trainer: Trainer, task: Task, data: TaskData, splits: dict[str, Any]) -> dict[str, float]:
-    """Metrics of a trainer's model on tokenized splits; those of all but the first are prefixed with their names."""
+    """Metrics of a trainer's model on tokenized splits; those of all but the first are prefixed with their names.
+
+    The main metric has its `standard_error` beside it, under its name and `STANDARD_ERROR`, where that is defined.
+    """
     scores: dict[str, float] = {}
     for number, (name, rows) in enumerate(splits.items()):
-        trainer.compute_metrics = task.compute_metrics(data, rows)
+        trainer.compute_metrics = partial(_scores, task, data, rows)
         found, prefix = trainer.evaluate(rows), f"{name}_" if number else ""
         scores |= {prefix + key.removeprefix("eval_"): value for key, value in found.items() if not _is_timing(key)}
     return scores
+
+
+def _scores(task: Task, data: TaskData, rows: Any, prediction: EvalPrediction) -> dict[str, float]:
+    scores, metric = task.compute_metrics(data, rows)(prediction), task.main_metric(data)
+
+    def score(kept: np.ndarray) -> float:
+        part = EvalPrediction(_rows(prediction.predictions, kept), _rows(prediction.label_ids, kept))
+        return task.compute_metrics(data, rows.select(kept))(part)[metric]
+
+    error = standard_error(score, task.units(rows)) if math.isfinite(scores[metric]) else math.nan
+    return scores | ({metric + STANDARD_ERROR: error} if math.isfinite(error) else {})
+
+
+def _rows(arrays: Any, kept: np.ndarray) -> Any:
+    """Rows of an array, or of each of a tuple of arrays."""
+    return tuple(_rows(array, kept) for array in arrays) if isinstance(arrays, tuple) else arrays[kept]
 
 
 def _is_timing(key: str) -> bool:

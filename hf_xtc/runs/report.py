@@ -14,7 +14,7 @@ from typing import Any
 from hf_xtc.errors import XTCError, needs_extra
 from hf_xtc.files.safe_json import read_json
 from hf_xtc.files.writing import write_text
-from hf_xtc.hub.results import metric_title
+from hf_xtc.hub.results import metric_title, score_text
 
 Entries = Sequence[Mapping[str, Any]]
 # Logged keys of a training step that are not terms of the loss.
@@ -98,7 +98,7 @@ def _results(run: Mapping[str, Any]) -> str:
     title = html.escape(metric_title(metric, run.get("positive_class")), quote=False)
     lines = [f"<tr><th>model</th><th>{title}</th><th>bytes</th><th>ratio</th><th>stored as</th></tr>"]
     for row in run["rows"]:
-        numbers = [f"{row['metrics'][metric]:.4f}", f"{row['bytes']:,}", f"{teacher['bytes'] / row['bytes']:.1f}"]
+        numbers = [score_text(row["metrics"], metric), f"{row['bytes']:,}", f"{teacher['bytes'] / row['bytes']:.1f}"]
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
         lines.append(f"<tr><td>{html.escape(row['model'])}</td>{cells}<td>{html.escape(row['storage'])}</td></tr>")
     return f"<table>{''.join(lines)}</table>"

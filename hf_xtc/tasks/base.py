@@ -198,6 +198,14 @@ class Task(ABC):
                 order.
         """
 
+    def units(self, rows: "Dataset") -> Any:
+        """What each of a split's tokenized rows belongs to, as numbers: a row of the data by default.
+
+        Rows of one unit, such as both texts of a pair, are left out together where the standard error of a score is
+        estimated. Without units there is none.
+        """
+        return range(len(rows))
+
     def reduce_outputs(self, outputs: Any, labels: Any) -> Any:
         """What is kept of a batch's outputs for `compute_metrics`: a tensor, or a tuple of tensors.
 

@@ -92,6 +92,9 @@ print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
 
         return compute
 
+    def units(self, rows: "Dataset") -> Any:
+        return []  # finding the answers again and again would take longer than predicting them
+
 
 def _mean_f1(pairs: Sequence[tuple[str, Sequence[str]]]) -> float:
     return float(np.mean([answer_f1(*pair) for pair in pairs]))

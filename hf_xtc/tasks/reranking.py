@@ -78,6 +78,9 @@ class Reranking(Regression):
 
         return compute
 
+    def units(self, rows: "Dataset") -> Any:
+        return rows["query"][:]
+
     def recorded(self) -> dict[str, Any]:
         activation = {} if self.activation is None else {"sentence_transformers": self.activation}
         return {"xtc": {"task": "reranking"}, **activation}

@@ -133,6 +133,9 @@ class SentenceEmbedding(Task):
 
         return compute
 
+    def units(self, rows: "Dataset") -> Any:
+        return [row // 2 for row in range(len(rows))]  # both texts of a pair
+
     def trainer_class(self, base: Any) -> Any:
         pooling = self.sentences.pooling
 

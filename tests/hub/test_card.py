@@ -42,6 +42,16 @@ def test_table_has_the_rows_and_the_ratio_of_files(run):
     assert cells == ["packed file, reloaded", "0.8750", "20,000", "50.0x", "2", "binary, packed"]
 
 
+def test_a_standard_error_is_in_table_and_text_and_not_in_metadata(run):
+    assert "±" not in run_card(run)
+    packed = dataclasses.replace(run.rows[-1], metrics={**run.rows[-1].metrics, "accuracy_standard_error": 0.01234})
+    card = run_card(dataclasses.replace(run, rows=[*run.rows[:-1], packed]))
+    assert "| 0.8750 ± 0.0123 " in card
+    assert "± is the standard error of a score over the validation rows, by jackknife, for this one training." in card
+    (result,) = ModelCard(card).data.to_dict()["model-index"][0]["results"]
+    assert "accuracy_standard_error" not in [metric["type"] for metric in result["metrics"]]
+
+
 def test_an_f1_names_its_class_in_table_card_metadata_and_record(run):
     run = dataclasses.replace(run, positive_class="<spam>")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in results_table(run).splitlines()]

@@ -84,7 +84,7 @@ def test_scores_are_by_query_and_need_no_train_file(compressed, folder, capsys):
     assert {name: float(value) for name, value in printed.items()} == pytest.approx(
         run["rows"][-1]["metrics"], abs=1e-6
     )
-    assert set(printed) == {"loss", "mrr@10", "ndcg@10"}
+    assert set(printed) == {"loss", "mrr@10", "mrr@10_standard_error", "ndcg@10"}
     with open(folder / "validation.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     scores = Pipeline(compressed, max_length=24).logits([(row["query"], row["passage"]) for row in rows])[:, 0]
