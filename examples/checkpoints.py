@@ -2,8 +2,9 @@
 
 `checkpoints.json` lists them and their options. Each of `checkpoints` is trained with several seeds; the packed model
 of the seed with the best score on held-out train rows is copied to `checkpoints/<name>`, and its card to
-`model_cards/<name>.md`. Those of `runs` are one compression each, with the options of `hf-xtc compress` in the list,
-of an encoder in `--encoders_dir`. `--publish_dir examples` replaces those that lie in the repository.
+`model_cards/<name>.md`. They start from MiniLM, or from the entry of `encoders` that they name. Those of `runs` are
+one compression each, with the options of `hf-xtc compress` in the list. Encoders other than MiniLM are folders in
+`--encoders_dir`. `--publish_dir examples` replaces those that lie in the repository.
 """
 
 import dataclasses
@@ -45,7 +46,12 @@ class CheckpointArguments:
 
 def name_of(entry: dict[str, Any]) -> str:
     """The name of a listed checkpoint."""
-    return f"minilm-{entry['keep_layers']}l-{BITS[entry['weights']]}-{entry['task']}"
+    return f"{entry.get('encoder', 'minilm')}-{entry['keep_layers']}l-{BITS[entry['weights']]}-{entry['task']}"
+
+
+def folder_of(args: CheckpointArguments, entry: dict[str, Any]) -> Path:
+    """The folder of a checkpoint's teacher, trainings and results: one for each encoder."""
+    return Path(args.output_dir) / entry.get("encoder", "")
 
 
 def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[str, Any]) -> list[str]:
@@ -56,10 +62,15 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
         data = {"train_file": folder / "train.parquet", "validation_file": folder / "validation.parquet"}
     else:
         data = {"task_name": task, "data_dir": Path(args.data_dir) / "glue"}
-    chosen = {**listed["options"], **listed["tasks"][task], **{k: v for k, v in entry.items() if k != "task"}}
-    cache = Path(args.output_dir) / f"{task}-{entry['keep_layers']}l-teacher-cache"
+    encoder = listed["encoders"][entry["encoder"]] if "encoder" in entry else {"tasks": listed["tasks"]}
+    own = {key: value for key, value in entry.items() if key not in ("task", "encoder")}
+    chosen = {**listed["options"], **encoder.get("options", {}), **encoder["tasks"][task], **own}
+    if "teacher" in chosen:
+        chosen |= {"teacher": Path(args.encoders_dir) / chosen["teacher"], "fine_tune": True}
+    out = folder_of(args, entry)
+    cache = out / f"{task}-{entry['keep_layers']}l-teacher-cache"
     places = {
-        "output_dir": args.output_dir,
+        "output_dir": out,
         "name": name_of(entry),
         "use_cpu": args.use_cpu,
         "disable_tqdm": True,
@@ -88,24 +99,26 @@ def in_order(names: list[str], entries: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(chain))
 
 
-def publish(args: CheckpointArguments, name: str, runs: list[Run]) -> None:
+def publish(args: CheckpointArguments, name: str, entry: dict[str, Any], runs: list[Run]) -> None:
     """Copies the packed model of the seed that is best on held-out rows, with a card that lists all seeds."""
     seeds = {run.provenance["training"]["seed"]: run.rows[-1].metrics[run.metric] for run in runs}
     best = max(runs, key=lambda run: run.provenance["stages"][-1]["selection"][run.metric])
-    command = f"python examples/checkpoints.py --data_dir data --names {name} --seeds {' '.join(map(str, seeds))}"
-    write(args, dataclasses.replace(best, name=name, seeds=seeds, command=command), best.name)
+    encoders = " --encoders_dir encoders" if "encoder" in entry else ""
+    shown = f"--data_dir data{encoders} --names {name} --seeds {' '.join(map(str, seeds))}"
+    run = dataclasses.replace(best, name=name, seeds=seeds, command=f"python examples/checkpoints.py {shown}")
+    write(args, run, folder_of(args, entry) / best.name)
 
 
 def publish_run(args: CheckpointArguments, name: str, entry: dict[str, Any]) -> None:
     """Compresses as listed, and copies the packed model, with a card that says how."""
     found = run_compress(*command_parser("compress").options(options_of_run(args, name, entry)))
     command = f"python examples/checkpoints.py --data_dir data --encoders_dir encoders --names {name}"
-    write(args, dataclasses.replace(found, name=name, command=command), found.name)
+    write(args, dataclasses.replace(found, name=name, command=command), Path(args.output_dir) / found.name)
 
 
-def write(args: CheckpointArguments, run: Run, folder: str) -> None:
+def write(args: CheckpointArguments, run: Run, source: Path) -> None:
     """Copies the packed model in a folder of the trainings to where it is published, with the card of `run`."""
-    source, target = Path(args.output_dir) / folder, Path(args.publish_dir) / run.name
+    target = Path(args.publish_dir) / run.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("training", "metrics.json", "report.html"))
     write_card(run, target / "README.md")
@@ -126,13 +139,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = args.names or [*entries, *runs]
     try:
         for name in in_order([name for name in chosen if name in entries], entries):
-            publish(args, name, glue.run_glue(*glue.parse(options_of(args, listed, entries[name]))))
+            trained = glue.run_glue(*glue.parse(options_of(args, listed, entries[name])))
+            publish(args, name, entries[name], trained)
         for name in (name for name in chosen if name in runs):
             publish_run(args, name, runs[name])
     except XTCError as error:
         print(error, file=sys.stderr)
         return 1
-    print(results.table(results.read(Path(args.output_dir) / "results.jsonl")))
+    for folder in dict.fromkeys(folder_of(args, entry) for entry in entries.values()):
+        if records := results.read(folder / "results.jsonl"):
+            print(results.table(records))
     return 0
 
 

@@ -52,9 +52,7 @@ def results_file(glue: GlueArguments, training: XTCTrainingArguments) -> Path:
 def teach(job: JobArguments, data: DataArguments, training: XTCTrainingArguments, folder: Path, name: str) -> Path:
     """Fine-tunes the task's teacher, unless that was done before; returns its folder."""
     epochs = job.fine_tune_epochs or TEACHER_EPOCHS.get(name, 8)
-    job = dataclasses.replace(
-        job, fine_tune=True, fine_tune_epochs=epochs, learning_rates=[], schedule=None, budget=None
-    )
+    job = dataclasses.replace(job, fine_tune=True, fine_tune_epochs=epochs)
     ours = {
         "output_dir": str(folder),
         "per_device_train_batch_size": training.per_device_train_batch_size,

@@ -226,6 +226,11 @@ def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monk
         assert recipe.recipe().keep_layers == entry["keep_layers"]
         assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
         assert training.num_train_epochs >= 2
+        if "encoder" in entry:
+            teacher = Path("encoders") / listed["encoders"][entry["encoder"]]["options"]["teacher"]
+            assert (job.teacher, training.output_dir) == (str(teacher), str(Path("runs") / entry["encoder"]))
+        else:
+            assert (job.teacher, training.output_dir) == (str(tmp_path / "base"), "runs")
         start = entry.get("start_from")
         assert job.start_from == (start and str(Path("checkpoints") / start))
 

@@ -96,6 +96,11 @@ class JobArguments:
         if not 0 <= self.student_dropout < 1:
             raise RecipeError(f"student_dropout={self.student_dropout} must be at least 0 and below 1.")
 
+    def of_teacher(self) -> "JobArguments":
+        """The options of the teacher and of its fine-tuning; those of the students are as if they were not given."""
+        own = ("overwrite", *(entry.name for entry in fields(self) if entry.name.startswith(("teacher", "fine_tune"))))
+        return JobArguments(**{name: getattr(self, name) for name in own})
+
     def stages(self) -> Schedule:
         """The `Schedule` of these options.
 

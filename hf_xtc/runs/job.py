@@ -280,6 +280,7 @@ def prepare(
             raise XTCError(f"hf-xtc compress does not support --{entry.name}: {UNSUPPORTED[entry.name]}")
     if training_args.teacher_cache is not None:
         check_cache_folder(training_args.teacher_cache)
+    args = args if students else args.of_teacher()
     recipe, schedule = recipe_args.recipe(), args.stages()
     if args.budget is not None:
         changes: dict[str, Any] = {"num_train_epochs": budget_epochs(args.budget, data_args.task_name)}

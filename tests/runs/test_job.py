@@ -311,6 +311,8 @@ def test_files_that_the_run_does_not_read_keep_it(inputs, change):
 def test_a_fine_tuning_is_described_without_students(inputs):
     claim(teacher="base", fine_tune=True, students=False)
     claim(teacher="base", fine_tune=True, students=False, keep_layers=3, weights="ternary", temperature=3.0)
+    of_students = {"trim_vocabulary": 2, "reduction_epochs": 0, "learning_rates": [1e-3, 2e-3], "student_dropout": 0.1}
+    claim(teacher="base", fine_tune=True, students=False, schedule="direct", target_bytes="1MB", **of_students)
     refused(["training learning_rate"], teacher="base", fine_tune=True, students=False, learning_rate=0.5)
 
 
