@@ -79,14 +79,17 @@ def return_scores(model: Any) -> Callable[[], None]:
     """
     check_scores(model.config)
     before: str = model.config._attn_implementation
-    model.set_attn_implementation(SCORES)
+    by_name = model._can_set_attn_implementation()  # else transformers would only warn
+    if by_name:
+        model.set_attn_implementation(SCORES)
     classes = architecture_of(model.config).scores or {}
     changed = [(module, type(module)) for module in model.modules() if type(module) in classes]
     for module, cls in changed:
         module.__class__ = classes[cls]
 
     def restore() -> None:
-        model.set_attn_implementation(before)
+        if by_name:
+            model.set_attn_implementation(before)
         for module, cls in changed:
             module.__class__ = cls
 
