@@ -87,6 +87,8 @@ def _source(source: str, args: DataArguments) -> Source:
 def read_texts(source: Source, data: TaskData, blanks_allowed: bool) -> Dataset:
     """The texts of a table in the columns of the train rows; of rows without labels all its texts, one by one.
 
+    A table without the column of single texts, but with a column `text`, as text files have, gives that one.
+
     Raises:
         DataError: if a text is missing, or if only one of table and train rows has pairs.
     """
@@ -95,6 +97,8 @@ def read_texts(source: Source, data: TaskData, blanks_allowed: bool) -> Dataset:
     if "label" not in data.train.column_names:
         texts = all_texts(name, rows, columns, blanks_allowed=blanks_allowed)
         return Dataset.from_dict({"text": texts}, features=Features({"text": Value("string")}))
+    if "text" in rows.column_names and columns.text not in rows.column_names and sides == ["text"]:
+        columns = Columns("text")
     found = select(name, rows, columns._replace(label=None))
     if list(found.columns) != sides:
         theirs, ours = ("two texts" if len(names) == 2 else "one text" for names in (found.columns, sides))

@@ -92,6 +92,13 @@ def test_glue_tasks_by_name_with_their_own_columns():
     assert taken(args).to_dict() == {"text": ["why", "what"], "text_pair": ["so", "that"]}
 
 
+def test_a_text_file_serves_a_task_whose_column_has_another_name():
+    glue("cola", {"sentence": ["so", "that"]})
+    Path("more.txt").write_text("one\nso\ndev so\ntwo\n")
+    args = DataArguments(task_name="cola", data_dir="glue", unlabelled=["more.txt"])
+    assert taken(args).to_dict() == {"text": ["one", "two"]}
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
