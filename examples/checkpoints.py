@@ -46,7 +46,8 @@ class CheckpointArguments:
 
 def name_of(entry: dict[str, Any]) -> str:
     """The name of a listed checkpoint."""
-    return f"{entry.get('encoder', 'minilm')}-{entry['keep_layers']}l-{BITS[entry['weights']]}-{entry['task']}"
+    parts = (entry.get("encoder", "minilm"), f"{entry['keep_layers']}l", BITS[entry["weights"]], entry["task"])
+    return "-".join([*parts, *(["trimmed"] if "trim_vocabulary" in entry else [])])
 
 
 def folder_of(args: CheckpointArguments, entry: dict[str, Any]) -> Path:

@@ -19,12 +19,12 @@ from hf_xtc.hub.results import STANDARD_ERROR, Run
 def record(run: Run, seed: int) -> dict[str, Any]:
     """A run's line in the results file."""
     teacher, packed = run.rows[0], run.rows[-1]
-    stages = run.provenance["stages"]
+    stages, trimmed = run.provenance["stages"], run.provenance.get("vocabulary")
     return {
         "run": run.name,
         "task": run.task,
         "metric": run.metric,
-        "weights": run.recipe.weights or "float",
+        "weights": (run.recipe.weights or "float") + (f", {trimmed:,} tokens" if trimmed else ""),
         "layers": packed.layers,
         "schedule": run.provenance["job"].get("schedule", "default"),
         "seed": seed,

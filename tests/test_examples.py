@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from hf_xtc import XTCTrainer
+from hf_xtc import XTCRecipe, XTCTrainer, ledger
+from hf_xtc.hub.results import Row, Run
 
 FILE = Path(__file__).parent.parent / "examples" / "rotten_tomatoes.py"
 
@@ -225,7 +226,7 @@ def test_listed_checkpoints_have_options_that_parse(glue_example, tmp_path, monk
         own, job, data, recipe, training, _ = glue_example.parse(checkpoints.options_of(args, listed, entry))
         assert recipe.recipe().keep_layers == entry["keep_layers"]
         assert (own.seeds, data.selection_share, job.fine_tune) == ([1, 2, 3], 0.1, True)
-        assert training.num_train_epochs >= 2
+        assert training.num_train_epochs >= (1 if "encoder" in entry else 2)
         if "encoder" in entry:
             teacher = Path("encoders") / listed["encoders"][entry["encoder"]]["options"]["teacher"]
             assert (job.teacher, training.output_dir) == (str(teacher), str(Path("runs") / entry["encoder"]))
@@ -258,6 +259,18 @@ def test_means_compare_students_with_their_teachers_over_the_same_tasks(glue_exa
         "| binary | 3 | direct | sst2 | 0.8000 | 0.6000 | 75.0% |",
         "| binary | 6 | direct | cola, sst2 | 0.6500 | 0.6000 | 92.3% |",
     ]
+
+
+def test_a_smaller_vocabulary_is_another_kind_of_student(glue_example, tiny_config):
+    rows = [Row(name, {"accuracy": score}, 1000, 3, "") for name, score in (("teacher", 0.9), ("packed", 0.8))]
+    made = {"stages": [{"selection": None, "learning_rate": 1e-3, "steps": 5, "seconds": 1.0}], "job": {}}
+    records = []
+    for more in ({}, {"vocabulary": 11507}):
+        facts = {**made, **more, "versions": {}}
+        run = Run("r", "sst2", "accuracy", rows, ledger(tiny_config, XTCRecipe()), facts, XTCRecipe(), "")
+        records.append(glue_example.results.record(run, 1))
+    assert [record["weights"] for record in records] == ["binary", "binary, 11,507 tokens"]
+    assert len(glue_example.results.table(records).splitlines()) == 4
 
 
 def test_the_table_has_standard_errors_where_they_were_measured(glue_example):
