@@ -69,14 +69,14 @@ def options_of(args: CheckpointArguments, listed: dict[str, Any], entry: dict[st
     if "teacher" in chosen:
         chosen |= {"teacher": Path(args.encoders_dir) / chosen["teacher"], "fine_tune": True}
     out = folder_of(args, entry)
-    cache = out / f"{task}-{entry['keep_layers']}l-teacher-cache"
     places = {
         "output_dir": out,
         "name": name_of(entry),
         "use_cpu": args.use_cpu,
         "disable_tqdm": True,
-        "teacher_cache": cache,
     }
+    if chosen["num_train_epochs"] > 1:
+        places["teacher_cache"] = out / f"{task}-{entry['keep_layers']}l-teacher-cache"
     if "start_from" in chosen:
         places["start_from"] = Path(args.publish_dir) / chosen["start_from"]
     options: list[str] = []

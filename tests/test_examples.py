@@ -294,5 +294,7 @@ def test_accuracy_page_states_the_results_of_the_checkpoints(glue_example):
     assert results.table(records) in page
     glue = [record for record in records if record["task"] in ("sst2", "mrpc", "rte", "cola", "stsb")]
     assert results.means(glue) in page
+    twelve = results.read(root / "benchmarks" / "results" / "mpnet.jsonl")
+    assert results.table(twelve) in page
     for name in {record["run"].rpartition("-seed")[0] for record in records}:
         assert (root / "model_cards" / f"{name}.md").is_file()
