@@ -29,7 +29,7 @@ POLARITY = {0: "negative", 1: "positive", 2: "positive", 3: "negative", 4: "nega
 class TrimmingArguments:
     """Which models, and where the data are."""
 
-    models: list[str] = field(metadata={"help": "Folders of packed models of SST-2; shares are of the first."})
+    models: list[str] = field(metadata={"help": "Folders of packed models of SST-2."})
     data_dir: str = field(metadata={"help": "Folder with glue/sst2 and emotion, each with validation.parquet."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     threads: int = field(default=2, metadata={"help": "Threads of PyTorch."})
