@@ -27,3 +27,8 @@ def test_a_model_is_measured_on_both_domains(tmp_path, capsys, one_thread):
     assert (found["emotion"]["rows"], found["emotion"]["accuracy"]) == (3, 1.0)
     assert found["emotion"]["tokens_of_a_text"] == pytest.approx((4 + 3 + 1) / 3)
     assert "| 0.7500 ± 0.2500 | 2.0 | 1.0000 ± 0.0000 | 2.7 |" in capsys.readouterr().out
+
+
+def test_the_docs_state_the_results():
+    models = json.loads((ROOT / "benchmarks" / "results" / "trimming.json").read_text(encoding="utf-8"))["models"]
+    assert trimming.table(models) in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
