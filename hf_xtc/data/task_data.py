@@ -221,8 +221,11 @@ class TaskData:
         return "text_pair" in self.train.column_names
 
 
-Splits = dict[str, tuple[str, Dataset, Columns]]
-"""Split -> its name for messages, its rows as read, and the columns to take."""
+Source = tuple[str, Dataset, Columns]
+"""A table's name for messages, its rows as read, and the columns to take."""
+
+Splits = dict[str, Source]
+"""The source of each split."""
 
 
 def load_task(args: DataArguments, sources: Splits | None = None) -> TaskData:

@@ -13,7 +13,7 @@ import torch
 
 from hf_xtc.data.glue import GLUE, glue_tables
 from hf_xtc.data.tables import Columns, check_rows, read_file, select
-from hf_xtc.data.task_data import DataArguments, TaskData
+from hf_xtc.data.task_data import DataArguments, Source, TaskData
 from hf_xtc.data.texts import all_texts
 from hf_xtc.errors import DataError, needs_extra
 
@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 TEXTS = ("text", "text_pair")
 SIDES = (*TEXTS, "tokens")  # columns of what a row says; `tokens` are lists of words
 LABEL_ROWS = 128  # per forward pass of the teacher
-
-Source = tuple[str, Dataset, Columns]
-"""A table's name for messages, its rows as read, and the columns to take."""
 
 
 def load_unlabelled(
@@ -133,8 +130,9 @@ def new_rows(old: Sequence[Dataset], varied: Dataset, sides: Sequence[str]) -> n
 def _folded(dataset: Dataset, side: str) -> pd.Series:
     """A column of texts in lower case, each run of white space one space; of lists of words, however split, none."""
     column = dataset.select_columns([side]).with_format("arrow")[:][side]
-    texts = pc.utf8_lower(pc.binary_join(column, "") if side == "tokens" else column)
-    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
+    lists = side == "tokens"
+    texts = pc.utf8_lower(pc.binary_join(column, "") if lists else column)
+    folded = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", "" if lists else " "))
     return pd.Series(folded.to_numpy(zero_copy_only=False), dtype="str")
 
 

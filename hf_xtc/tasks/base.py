@@ -17,8 +17,7 @@ from hf_xtc.registry import Registry
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_xtc.data.task_data import DataArguments, Splits, TaskData
-    from hf_xtc.data.unlabelled import Source
+    from hf_xtc.data.task_data import DataArguments, Source, Splits, TaskData
 
 TASKS = Registry("task")
 

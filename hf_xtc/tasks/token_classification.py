@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_xtc.data.tables import Table
-    from hf_xtc.data.task_data import DataArguments, Splits, TaskData
-    from hf_xtc.data.unlabelled import Source
+    from hf_xtc.data.task_data import DataArguments, Source, Splits, TaskData
 
 logger = logging.getLogger(__name__)
 

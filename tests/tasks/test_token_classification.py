@@ -184,6 +184,7 @@ def test_unlabelled_rows_are_lists_of_words_or_texts(tmp_path):
 def test_unlabelled_rows_of_other_splits_are_left_out_however_they_are_split(tmp_path):
     assert unlabelled(tmp_path, {"text": ["a  FILM-maker", "B a", "a b", "ab", "new", "NEW"]}) == [["B", "a"], ["new"]]
     assert unlabelled(tmp_path, {"tokens": [["a", "film", "-", "maker"], ["new"]]}) == [["new"]]
+    assert unlabelled(tmp_path, {"tokens": [["a film-", "maker"], ["a b"], ["new"]]}) == [["new"]]
 
 
 @pytest.mark.parametrize(
